@@ -1,0 +1,1 @@
+"""Offline: a corpus folder (or a synthesiser) in, TFRecord shards with side indexes out."""

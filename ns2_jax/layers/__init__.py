@@ -1,0 +1,1 @@
+"""Nouns: pure Linen modules that take numbers, never configs. Every parameter is born here."""

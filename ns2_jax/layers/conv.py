@@ -1,0 +1,127 @@
+"""Convolutions over time and over time-frequency, channels last (`NWC`/`WIO`, `NHWC`/`HWIO`).
+
+XLA multiplies some sharded 1-D convolutions by the size of a mesh axis: depthwise convolutions are written as
+shifted products here, grouped ones are not offered, and `runtime.mesh` refuses sequence and tensor axes together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ns2_jax.layers.linear import Init, default_init, named
+
+
+def normed(v: jax.Array, g: jax.Array) -> jax.Array:
+    """Weight norm: direction `v [..., o]` at length `g [o]` (Salimans & Kingma 2016, equation 2)."""
+    return v * (g * lax.rsqrt(jnp.square(v).sum(tuple(range(v.ndim - 1))) + 1e-12))
+
+
+def _kernel(module: nn.Module, init: Init, names: tuple, shape: tuple[int, ...], weight_norm: bool) -> jax.Array:
+    kernel = module.param("kernel", named(init, names), shape)
+    if weight_norm:
+        length = lambda rng, s: jnp.ones(s, jnp.float32)  # unit gain: the init has unit fan-in variance
+        kernel = normed(kernel, module.param("gain", length, shape[-1:]))
+    return kernel
+
+
+class Conv1D(nn.Module):
+    """`[b, t, i] -> [b, t', features]`. Padding SAME (or causal: all on the left); `stride` divides the length.
+
+    With `stride` s and kernel 2s the length is exactly `t / s` for t a multiple of s.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    causal: bool = False
+    use_bias: bool = True
+    weight_norm: bool = False
+    kernel_init: Init = default_init
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel, x.shape[-1], self.features)
+        kernel = _kernel(self, self.kernel_init, ("tap", *self.axes), shape, self.weight_norm)
+        total = (self.kernel - 1) * self.dilation + 1 - self.stride
+        left = total if self.causal else (total + 1) // 2
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,), [(left, total - left)],
+            rhs_dilation=(self.dilation,), dimension_numbers=("NWC", "WIO", "NWC"))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class ConvTranspose1D(nn.Module):
+    """`[b, t, i] -> [b, t * stride, features]` with a kernel of `2 * stride` taps (exact length for odd strides too)."""
+
+    features: int
+    stride: int
+    causal: bool = False
+    weight_norm: bool = False
+    kernel_init: Init = default_init
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        taps = 2 * self.stride
+        kernel = _kernel(self, self.kernel_init, ("tap", *self.axes), (taps, x.shape[-1], self.features), self.weight_norm)
+        # The full result has (t + 1) * stride samples: cut `stride` of them, half on each side (or all on the right).
+        right = self.stride if self.causal else self.stride // 2
+        left = self.stride - right
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), (1,), [(taps - 1 - left, taps - 1 - right)],
+            lhs_dilation=(self.stride,), dimension_numbers=("NWC", "WIO", "NWC"))
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+
+
+class DepthwiseConv1D(nn.Module):
+    """`[b, t, c] -> [b, t, c]`, one filter a channel, as a sum of shifted products (right on every mesh, fast on CPU)."""
+
+    kernel: int
+    causal: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(self.kernel**-0.5)
+        kernel = self.param("kernel", named(init, ("tap", None)), (self.kernel, x.shape[-1])).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(self.dtype)
+        left = self.kernel - 1 if self.causal else (self.kernel - 1) // 2
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (left, self.kernel - 1 - left), (0, 0)))
+        return sum(padded[:, i : i + x.shape[1]] * kernel[i] for i in range(self.kernel)) + bias
+
+
+class Conv2D(nn.Module):
+    """`[b, h, w, i] -> [b, h', w', features]`, SAME padding."""
+
+    features: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    weight_norm: bool = False
+    kernel_init: Init = default_init
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*self.kernel, x.shape[-1], self.features)
+        kernel = _kernel(self, self.kernel_init, ("tap", "tap", *self.axes), shape, self.weight_norm)
+        pads = []
+        for size, stride, dilation in zip(self.kernel, self.stride, self.dilation):
+            total = max((size - 1) * dilation + 1 - stride, 0)
+            pads.append(((total + 1) // 2, total // 2))
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.stride, pads,
+            rhs_dilation=self.dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)

@@ -1,0 +1,90 @@
+"""Dense, embedding, norms and embeddings of time: the pointwise building blocks.
+
+Logical axis names are attached where a parameter is born; the closed vocabulary is
+`embed mlp heads kv vocab codebook tap layers`, and `runtime.mesh.RULES` says what they mean on a mesh.
+Parameters are float32; `dtype` is the compute type. Norm statistics are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Init = Any
+default_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def named(init: Init, names: Sequence[str | None]) -> Init:
+    """An initialiser whose parameter carries logical axis names."""
+    return nn.with_logical_partitioning(init, tuple(names))
+
+
+def constrain(x: jax.Array) -> jax.Array:
+    """Pins a `[b, t, c]` activation to batch sharding (a no-op outside a mesh with rules)."""
+    return nn.with_logical_constraint(x, ("act_batch",) + (None,) * (x.ndim - 1))
+
+
+class Dense(nn.Module):
+    """`[..., i] -> [..., features]`, kernel `[i, features]` born with names `axes`."""
+
+    features: int
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    use_bias: bool = True
+    kernel_init: Init = default_init
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", named(self.kernel_init, self.axes), (x.shape[-1], self.features))
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """Integer ids `[...]` -> `[..., features]` from a table `[num, features]`."""
+
+    num: int
+    features: int
+    init: Init = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        table = self.param("table", named(self.init, ("vocab", "embed")), (self.num, self.features))
+        return jnp.take(table, ids, axis=0).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over channels with scale and bias; statistics in float32."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+        return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+def rms_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """RMS norm over channels without gain (half the cost of layer norm on a CPU); statistics in float32."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+def sinusoid(position: jax.Array, channels: int, scale: float = 1.0, longest: float = 10000.0) -> jax.Array:
+    """Sines and cosines `[..., channels]` of `position * scale` (float32), frequencies from 1 to 1/longest."""
+    half = channels // 2
+    rates = jnp.exp(-jnp.log(longest) * jnp.arange(half, dtype=jnp.float32) / max(half - 1, 1))
+    angle = (position.astype(jnp.float32) * scale)[..., None] * rates
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)

@@ -1,0 +1,121 @@
+"""Residual vector quantisation with Euclidean codebooks (SoundStream section III-C).
+
+Codebooks are state, not parameters: `rest["codebooks"] [q, k, c]`, learned as decayed means of what they were
+nearest to. Distances are float32, as `2 z.c - |c|^2`: one matrix product a level.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def nearest(x_nc: jax.Array, codebook_kc: jax.Array) -> jax.Array:
+    """Index of the nearest code in Euclidean distance, int32 `[n]`."""
+    score = 2 * x_nc @ codebook_kc.T - jnp.square(codebook_kc).sum(-1)
+    return jnp.argmax(score, -1).astype(jnp.int32)
+
+
+def rvq_encode(z_btc: jax.Array, codebooks_qkc: jax.Array, levels: int | None = None) -> jax.Array:
+    """Codes int32 `[b, t, q]` of the first `levels` levels (all by default), greedy from coarse to fine."""
+    b, t, c = z_btc.shape
+
+    def level(residual, codebook):
+        index = nearest(residual, codebook)
+        return residual - jnp.take(codebook, index, axis=0), index
+
+    _, codes = jax.lax.scan(level, z_btc.astype(jnp.float32).reshape(b * t, c), codebooks_qkc[:levels])
+    return codes.T.reshape(b, t, -1)
+
+
+def rvq_lookup(codebooks_qkc: jax.Array, codes_btq: jax.Array, levels: int | None = None) -> jax.Array:
+    """The sum of the codes' vectors, float32 `[b, t, c]`; codes are any integer type `[b, t, >= levels]`."""
+    levels = levels or min(codebooks_qkc.shape[0], codes_btq.shape[-1])
+
+    def level(total, pair):
+        codebook, index = pair
+        return total + jnp.take(codebook, index.astype(jnp.int32), axis=0), None
+
+    start = jnp.zeros((*codes_btq.shape[:2], codebooks_qkc.shape[-1]), jnp.float32)
+    pairs = (codebooks_qkc[:levels], jnp.moveaxis(codes_btq[..., :levels], -1, 0))
+    return jax.lax.scan(level, start, pairs)[0]
+
+
+def rvq_train(z_btc: jax.Array, codebooks_qkc: jax.Array, depth_b: jax.Array, weight_b: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+    """Quantises with gradients: `(z_quantised [b, t, c], commitment [b], stats)`.
+
+    `depth_b` is how many levels each row uses (quantiser dropout, SoundStream III-D). The residual subtracts
+    `stop_gradient(code)`, so the commitment loss reaches every level (without it it reaches only the first:
+    encodec issue 25); the straight-through estimator is applied once, to the sum. `commitment` is the squared
+    distance to the code per channel, averaged over frames and the levels in use. The stats are sums over rows:
+    `counts [q, k]` and `sums [q, k, c]` of the residuals each code was nearest to.
+    """
+    b, t, c = z_btc.shape
+    z = z_btc.astype(jnp.float32)
+
+    def level(carry, inputs):
+        residual, total, commitment = carry
+        codebook, index_of_level = inputs
+        flat = jax.lax.stop_gradient(residual).reshape(b * t, c)
+        active_b = (index_of_level < depth_b).astype(jnp.float32)
+        hits = jax.nn.one_hot(nearest(flat, codebook), codebook.shape[0], dtype=jnp.float32)
+        code = (hits @ codebook).reshape(b, t, c)
+        hits = hits * jnp.repeat(active_b * weight_b, t)[:, None]
+        commitment += active_b * jnp.square(residual - code).mean((1, 2))
+        stats = {"counts": hits.sum(0), "sums": hits.T @ flat}
+        return (residual - code, total + active_b[:, None, None] * code, commitment), stats
+
+    start = (z, jnp.zeros_like(z), jnp.zeros((b,), jnp.float32))
+    codebooks = jax.lax.stop_gradient(codebooks_qkc)
+    (_, total, commitment), stats = jax.lax.scan(level, start, (codebooks, jnp.arange(codebooks.shape[0])))
+    return z + jax.lax.stop_gradient(total - z), commitment / depth_b, stats
+
+
+def rvq_start(rng: jax.Array, z_btc: jax.Array, levels: int, codes: int, rounds: int = 6) -> dict:
+    """Codebooks from k-means on real latents, level by level: `{codebooks [q,k,c], counts [q,k], sums [q,k,c]}`.
+
+    With fewer frames than codes the starting points are frames drawn with replacement and spread by a third of
+    the deviation, so that no two codes coincide.
+    """
+    x = z_btc.astype(jnp.float32).reshape(-1, z_btc.shape[-1])
+
+    def level(residual, key):
+        draw, spread = jax.random.split(key)
+        start = residual[jax.random.choice(draw, residual.shape[0], (codes,), replace=residual.shape[0] < codes)]
+        start += 0.3 * residual.std(0) * jax.random.normal(spread, start.shape) * (residual.shape[0] < 4 * codes)
+
+        def lloyd(codebook, _):
+            hits = jax.nn.one_hot(nearest(residual, codebook), codes, dtype=jnp.float32)
+            count = hits.sum(0)[:, None]
+            return jnp.where(count > 0, (hits.T @ residual) / jnp.maximum(count, 1), codebook), None
+
+        codebook = jax.lax.scan(lloyd, start, None, length=rounds)[0]
+        return residual - jnp.take(codebook, nearest(residual, codebook), axis=0), codebook
+
+    _, codebooks = jax.lax.scan(level, x, jax.random.split(rng, levels))
+    counts = jnp.full((levels, codes), x.shape[0] / codes, jnp.float32)
+    return {"codebooks": codebooks, "counts": counts, "sums": codebooks * counts[..., None]}
+
+
+def rvq_update(rng: jax.Array, rest: dict, stats: dict, decay: float, dead: float) -> dict:
+    """Decayed counts and sums, the codebooks they imply, and new places for dead codes.
+
+    A code is dead when its decayed count is below `dead` times the level's mean count; each dead code moves with
+    probability 1/16 a step (a batch of silence cannot empty a codebook) onto a live code drawn by its count, plus
+    a tenth of the level's spread. Splitting busy codes replaces the random batch vectors of SoundStream III-C:
+    it needs no vectors in the statistics, so micro-batches and meshes add up to the same update.
+    """
+    counts = decay * rest["counts"] + (1 - decay) * stats["counts"]
+    sums = decay * rest["sums"] + (1 - decay) * stats["sums"]
+    mean = counts.mean(-1, keepdims=True)
+    codebooks = jnp.where((counts > 1e-3 * mean)[..., None], sums / jnp.maximum(counts, 1e-8)[..., None], rest["codebooks"])
+    who, where, jitter = jax.random.split(rng, 3)
+    moves = (counts < dead * mean) & (jax.random.uniform(who, counts.shape) < 1 / 16)
+    share = jnp.cumsum(counts, -1) / counts.sum(-1, keepdims=True)
+    source = jax.vmap(jnp.searchsorted)(share, jax.random.uniform(where, counts.shape))
+    source = jnp.minimum(source, counts.shape[-1] - 1)
+    drawn = jnp.take_along_axis(codebooks, source[..., None], axis=1)
+    drawn += 0.1 * codebooks.std(1, keepdims=True) * jax.random.normal(jitter, codebooks.shape)
+    codebooks = jnp.where(moves[..., None], drawn, codebooks)
+    counts = jnp.where(moves, mean, counts)
+    return {"codebooks": codebooks, "counts": counts, "sums": jnp.where(moves[..., None], drawn * mean[..., None], sums)}

@@ -1,0 +1,1 @@
+"""Verbs: functions of arrays, without parameters."""

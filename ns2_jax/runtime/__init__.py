@@ -1,0 +1,1 @@
+"""The ground: mesh, state, step, optimiser, checkpoints, metrics, cluster. Knows no model."""

@@ -1,0 +1,219 @@
+"""The neural audio codec of NaturalSpeech 2 (section 3.1): encoder, residual vector quantiser, decoder, GAN.
+
+Read with `reference/naturalspeech2` section 2. From the paper: 16 kHz, hop 200, 16 levels x 1024 codes x 256
+channels, post-quantisation latent = sum of the codes. The paper says "loss as SoundStream" and gives no widths or
+weights; these follow section 2.4 of the fact sheet: least-squares GAN, multi-scale mel 15, relative feature matching
+2, adversarial 1, commitment 0.25, decayed-mean codebooks from a k-means start, quantiser dropout on half of the rows.
+
+Deviations, each a value in `configs/codec.py`: `kind="frame"` (everything at frame rate, for CPUs), the
+discriminators start at `adversarial_from`, the decoder hears unquantised latents before `quantise_from`, dead codes
+move onto busy ones (`layers.quantize.rvq_update`).
+
+One step function serves it: `grads` returns generator and discriminator gradients side by side under the keys `gen`
+and `disc`, and the optimiser gives each key its own chain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ns2_jax.layers import quantize
+from ns2_jax.layers.codec import Codec
+from ns2_jax.layers.discriminators import Discriminators
+from ns2_jax.maths import spectral
+from ns2_jax.systems.system import Base, Batch, Field, Program, Sizes, Tree
+
+STATISTICS_DECAY = 0.995  # of the latent's mean and deviation in `rest`
+
+
+@dataclasses.dataclass(frozen=True)
+class System(Base):
+    """Numbers only. `codec` are the fields of `layers.codec.Codec`; STFT sizes have a hop of a quarter."""
+
+    codec: Mapping[str, Any]
+    levels: int = 16
+    codes: int = 1024
+    mel_scales: tuple[tuple[int, int], ...] = ((128, 10), (256, 20), (512, 40), (1024, 80), (2048, 128))
+    judge: str = "2d"
+    judge_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    judge_filters: int = 32
+    mel_weight: float = 15.0
+    adversarial_weight: float = 1.0
+    feature_weight: float = 2.0
+    commitment_weight: float = 0.25
+    complex_weight: float = 0.0
+    adversarial_from: int = 5000
+    quantise_from: int = 0
+    quantiser_dropout: float = 0.5
+    codebook_decay: float = 0.99
+    dead: float = 0.02
+    dtype: str = "float32"
+
+    exported = (r"params/gen/.*", r"rest/(codebooks|mean|deviation)")
+    fields = {"audio": Field("bs", "float32"), "weight": Field("b", "float32")}
+
+    @property
+    def network(self) -> Codec:
+        numbers = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in self.codec.items()}
+        return Codec(**numbers, dtype=jnp.dtype(self.dtype))
+
+    @property
+    def judges(self) -> Discriminators:
+        return Discriminators(self.judge, tuple(self.judge_sizes), self.judge_filters, jnp.dtype(self.dtype))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"q": self.levels, "c": self.network.channels}
+
+    def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+        """Random networks, and codebooks by k-means on the first batch's latents (SoundStream III-C)."""
+        gen, disc, means = jax.random.split(rng, 3)
+        params = {"gen": self.network.init(gen, batch["audio"])["params"], "disc": self.judges.init(disc, batch["audio"])["params"]}
+        z = self.network.apply({"params": params["gen"]}, batch["audio"], method="encode")
+        rest = quantize.rvq_start(means, z, self.levels, self.codes)
+        return params, rest | {"mean": z.mean((0, 1)), "square": jnp.square(z).mean((0, 1)), "deviation": z.std((0, 1))}
+
+    def mel_loss(self, real_bs: jax.Array, fake_bs: jax.Array) -> jax.Array:
+        """Multi-scale L1 of log10 mel magnitudes (DAC's, floor 1e-4), mean over scales: `[b]`."""
+
+        def scale(size: int, bins: int) -> jax.Array:
+            mel = lambda x: spectral.log_mel(x, self.network.rate, size, size // 4, bins, floor=1e-4) / jnp.log(10.0)
+            return jnp.abs(mel(real_bs) - mel(fake_bs)).mean((1, 2))
+
+        return sum(scale(size, bins) for size, bins in self.mel_scales) / len(self.mel_scales)
+
+    def complex_loss(self, real_bs: jax.Array, fake_bs: jax.Array) -> jax.Array:
+        """L1 of complex spectra compressed by |x|^0.3, mean over two scales: `[b]`. Off in the paper's recipe."""
+        total = 0.0
+        for size in (512, 1024):
+            real, fake = (spectral.stft(x, size, size // 4) for x in (real_bs, fake_bs))
+            bend = jax.lax.stop_gradient(spectral.magnitude(real, 1e-3) ** -0.7)
+            total += 0.5 * spectral.magnitude((real - fake) * bend, 1e-4).mean((1, 2))
+        return total
+
+    def judgement(self, disc: Tree, real_bs: jax.Array, fake_bs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(adversarial `[b]`, relative feature matching `[b]`) as the generator sees them (least squares)."""
+        fakes = self.judges.apply({"params": disc}, fake_bs)
+        reals = self.judges.apply({"params": disc}, real_bs)
+        adversarial = sum(jnp.square(1 - logits).mean(1) for logits, _ in fakes) / len(fakes)
+        distance = []
+        for (_, real), (_, fake) in zip(reals, fakes):
+            for r, f in zip(real, fake):
+                r, axes = jax.lax.stop_gradient(r.astype(jnp.float32)), tuple(range(1, r.ndim))
+                distance.append(jnp.abs(r - f).mean(axes) / (jnp.abs(r).mean(axes) + 1e-6))
+        return adversarial, sum(distance) / len(distance)
+
+    def grads(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array, step: jax.Array) -> tuple[Tree, Tree, dict]:
+        audio, weight = batch["audio"], batch["weight"]
+        depth_key, which_key = jax.random.split(rng)
+        depth = jax.random.randint(depth_key, weight.shape, 1, self.levels + 1)
+        full = jax.random.uniform(which_key, weight.shape) >= self.quantiser_dropout
+        depth = jnp.where(full, self.levels, depth)
+        judged = step >= self.adversarial_from
+        none = jnp.zeros_like(weight)
+
+        def generator(gen: Tree):
+            z = self.network.apply({"params": gen}, audio, method="encode")
+            quantised, commitment, stats = quantize.rvq_train(z, rest["codebooks"], depth, weight)
+            heard = jnp.where(step >= self.quantise_from, quantised, z)
+            fake = self.network.apply({"params": gen}, heard, method="decode")
+            adversarial, features = jax.lax.cond(
+                judged, lambda x: self.judgement(params["disc"], audio, x), lambda x: (none, none), fake)
+            parts = {"mel": self.mel_loss(audio, fake), "adversarial": adversarial, "features": features, "commitment": commitment}
+            weights = {"mel": self.mel_weight, "adversarial": self.adversarial_weight, "features": self.feature_weight,
+                       "commitment": self.commitment_weight}
+            if self.complex_weight:
+                parts["complex"], weights["complex"] = self.complex_loss(audio, fake), self.complex_weight
+            loss = (sum(weights[name] * part for name, part in parts.items()) * weight).sum()
+            sums = jnp.einsum("btc,b->c", z, weight) / z.shape[1], jnp.einsum("btc,b->c", jnp.square(z), weight) / z.shape[1]
+            error = (jnp.square(z - quantised).mean((1, 2)) / (z.var((1, 2)) + 1e-9)) * full
+            parts |= {"quantisation_error": error / jnp.maximum(full.mean(), 1e-6)}
+            stats |= {"mean": sums[0], "square": sums[1], "rows": weight.sum()}
+            return loss, (stats, {name: (part * weight).sum() for name, part in parts.items()}, fake)
+
+        def discriminator(disc: Tree, fake: jax.Array):
+            pairs = zip(self.judges.apply({"params": disc}, audio), self.judges.apply({"params": disc}, fake))
+            loss = sum(jnp.square(1 - real).mean(1) + jnp.square(fake).mean(1) for (real, _), (fake, _) in pairs)
+            return (loss / len(self.judge_sizes) * weight).sum()
+
+        (loss, (stats, metrics, fake)), gen_grads = jax.value_and_grad(generator, has_aux=True)(params["gen"])
+        fake = jax.lax.stop_gradient(fake)
+        disc_loss, disc_grads = jax.lax.cond(
+            judged, lambda: jax.value_and_grad(discriminator)(params["disc"], fake),
+            lambda: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params["disc"])))
+        metrics |= {"loss": loss, "discriminator": disc_loss, "weight": weight.sum()}
+        metrics |= {"perplexity": self._perplexity(rest["counts"]) * weight.sum(), "dead_codes": self._dead(rest["counts"]) * weight.sum()}
+        return {"gen": gen_grads, "disc": disc_grads}, stats, metrics
+
+    def _perplexity(self, counts_qk: jax.Array) -> jax.Array:
+        p = counts_qk / counts_qk.sum(-1, keepdims=True)
+        return jnp.exp(-(p * jnp.log(p + 1e-10)).sum(-1)).mean()
+
+    def _dead(self, counts_qk: jax.Array) -> jax.Array:
+        return (counts_qk < self.dead * counts_qk.mean(-1, keepdims=True)).sum().astype(jnp.float32)
+
+    def update(self, params: Tree, rest: Tree, stats: Tree, rng: jax.Array, step: jax.Array) -> Tree:
+        """Codebooks, and the latent's mean and deviation per channel (a decayed mean over steps)."""
+        del params, step
+        new = quantize.rvq_update(rng, rest, stats, self.codebook_decay, self.dead)
+        rows = jnp.maximum(stats["rows"], 1e-6)
+        for name in ("mean", "square"):
+            new[name] = STATISTICS_DECAY * rest[name] + (1 - STATISTICS_DECAY) * stats[name] / rows
+        new["deviation"] = jnp.sqrt(jnp.maximum(new["square"] - jnp.square(new["mean"]), 1e-8))
+        return new
+
+    def encode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
+        """Program: audio `[b, s]` -> codes int32 `[b, t, q]` and the latent before quantisation `[b, t, c]`."""
+        del rng, sizes
+        z = self.network.apply({"params": params["gen"]}, inputs["audio"], method="encode")
+        return {"codes": quantize.rvq_encode(z, rest["codebooks"]), "latents": z}
+
+    def decode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, levels: int) -> dict[str, jax.Array]:
+        """Program: codes `[b, t, q]` -> audio `[b, s]`, from the first `levels` levels."""
+        del rng, sizes
+        z = quantize.rvq_lookup(rest["codebooks"], inputs["codes"], levels)
+        return {"audio": self.network.apply({"params": params["gen"]}, z, method="decode")}
+
+    def decode_latents(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
+        """Program: latents `[b, t, c]` -> audio `[b, s]`, not quantised."""
+        del rest, rng, sizes
+        return {"audio": self.network.apply({"params": params["gen"]}, inputs["latents"], method="decode")}
+
+    def programs(self) -> dict[str, Program]:
+        audio, codes, latents = Field("bs", "float32"), Field("btq", "int32"), Field("btc", "float32")
+        return {
+            "encode": Program(self.encode, {"audio": audio}, {"codes": codes, "latents": latents}),
+            "decode": Program(self.decode, {"codes": codes}, {"audio": audio}, {"levels": self.levels}),
+            "decode_latents": Program(self.decode_latents, {"latents": latents}, {"audio": audio}),
+        }
+
+    def flops(self, sizes: Sizes) -> float:
+        """Encoder, quantiser and decoder of one batch (judges and losses not counted): 2 per multiply-add."""
+        net, frames = self.network, sizes["b"] * sizes["s"] / self.network.hop
+        macs = self.levels * self.codes * net.channels  # distances, per frame
+        if net.kind == "frame":
+            bins, w = net.size // 2 + 1, net.width
+            block = 7 * w + 6 * w * w
+            macs += (2 * bins + net.mels) * w + net.channels * w + sum(net.blocks) * block  # encoder in, out; all blocks
+            macs += 3 * net.channels * w + 3 * bins * w + bins * net.mels * 2  # decoder in and head, mel maps
+            return 2.0 * frames * macs
+        rate, w = net.hop, net.width  # positions per frame at the input
+        macs += rate * 7 * w
+        for stride in net.strides:
+            macs += rate * 24 * w * w
+            rate //= stride
+            macs += rate * 2 * stride * w * 2 * w
+            w *= 2
+        macs += 3 * w * net.channels + 24 * net.channels**2
+        w = net.decoder_width
+        macs += 7 * net.channels * w
+        for stride in reversed(net.strides):
+            macs += rate * 2 * stride * w * (w // 2)
+            w, rate = w // 2, rate * stride
+            macs += rate * 24 * w * w
+        return 2.0 * frames * (macs + rate * 7 * w)

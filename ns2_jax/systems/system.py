@@ -1,0 +1,158 @@
+"""The one abstraction: a System is one paper, and every method is a pure function of its arguments.
+
+The runtime knows only what is written here: a system turns a batch into summed gradients, keeps what is
+checkpointed but not optimised in `rest`, and offers jittable programs with static shapes. It never learns that
+a GAN, an EMA codebook or a frozen codec happened.
+
+Shapes use the house alphabet: b batch, t frames, s samples, p phones, u prompt frames, c channels,
+q codebooks, k codes, h heads, d head width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+Batch = Mapping[str, jax.Array]
+Sizes = Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What one array of a batch is: its axes in the house alphabet and its dtype.
+
+    `Field("btq", "uint16")` is codes; `Field("b", "int32")` a count per row. An axis letter gets its length
+    from a bucket (`b t s p u`) or from the system's constants (`q c`).
+    """
+
+    axes: str
+    dtype: str
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """The static shape under `sizes` (axis letter -> length). Raises KeyError for a letter without a size."""
+        return tuple(sizes[axis] for axis in self.axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function with static shapes: `fn(params, rest, inputs, rng, sizes, **options) -> outputs`.
+
+    `inputs` and `outputs` are dicts of arrays described by the fields; `sizes` (axis letter -> int) and the
+    options are static. `bind` fixes them, and what it returns can be jitted, lowered and exported.
+    """
+
+    fn: Callable[..., dict[str, jax.Array]]
+    inputs: Mapping[str, Field]
+    outputs: Mapping[str, Field]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def bind(self, sizes: Sizes, **options: Any) -> Callable[..., dict[str, jax.Array]]:
+        """Fixes sizes and options. Raises ValueError for an option the program does not have."""
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}; this program takes {sorted(self.options)}")
+        chosen = {**self.options, **options}
+
+        def program(params: Tree, rest: Tree, inputs: Batch, rng: jax.Array) -> dict[str, jax.Array]:
+            return self.fn(params, rest, inputs, rng, dict(sizes), **chosen)
+
+        return program
+
+
+class System(Protocol):
+    """One paper. Every method is a pure function of its arguments."""
+
+    fields: dict[str, Field]  # what the data must deliver
+    sizes: dict[str, int]  # constants of the system for axis letters (q, c)
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+        """(params, rest) from the real first batch (k-means starts here)."""
+
+    def grads(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array, step: jax.Array) -> tuple[Tree, Tree, dict]:
+        """(grads, stats, metrics): *sums*, and one `metrics["weight"]` to divide by, so micro-batches add."""
+
+    def update(self, params: Tree, rest: Tree, stats: Tree, rng: jax.Array, step: jax.Array) -> Tree:
+        """The next `rest`, once per optimiser step. `stats` are the summed statistics of the step."""
+
+    def programs(self) -> dict[str, Program]:
+        """Jittable functions with static shapes: durations, sample, encode, decode, align, score."""
+
+    def flops(self, sizes: Sizes) -> float:
+        """Analytic forward FLOPs of one batch of `sizes` (a multiply-add counts two)."""
+
+    def axes(self, batch: Batch) -> tuple[Tree, Tree]:
+        """Logical axis names, one tuple of (name | None) per array of (params, rest)."""
+
+
+class Base:
+    """What systems share: `build` gives boxed trees, `init` and `axes` follow from it.
+
+    A subclass sets `fields` and `sizes` and writes `build`, `grads` (or `loss`, through SingleLoss) and
+    `programs`.
+    """
+
+    fields: dict[str, Field]
+    sizes: dict[str, int] = {}
+
+    def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+        """(params, rest) with leaves boxed by `nn.LogicallyPartitioned` where they were born with names."""
+        raise NotImplementedError  # a subclass without it is not a system
+
+    def init(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+        return nn.meta.unbox(self.build(rng, batch))
+
+    def axes(self, batch: Batch) -> tuple[Tree, Tree]:
+        boxed = jax.eval_shape(self.build, jax.random.key(0), batch)
+        is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+        names = lambda leaf: tuple(leaf.names) if is_box(leaf) else (None,) * len(leaf.shape)
+        return jax.tree.map(names, boxed, is_leaf=is_box)
+
+    def update(self, params: Tree, rest: Tree, stats: Tree, rng: jax.Array, step: jax.Array) -> Tree:
+        del params, stats, rng, step
+        return rest
+
+
+class SingleLoss(Base):
+    """A system with one loss: `grads` is its derivative."""
+
+    def loss(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, tuple[Tree, dict]]:
+        """(summed loss, (stats, metrics)); metrics are sums with their `weight`."""
+        raise NotImplementedError  # a subclass without it is not a system
+
+    def grads(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array, step: jax.Array) -> tuple[Tree, Tree, dict]:
+        (loss, (stats, metrics)), grads = jax.value_and_grad(self.loss, has_aux=True)(params, rest, batch, rng, step)
+        return grads, stats, {"loss": loss, **metrics}
+
+
+def shapes(fields: Mapping[str, Field], sizes: Sizes) -> dict[str, jax.ShapeDtypeStruct]:
+    """The abstract batch for `fields` under `sizes`."""
+    return {name: jax.ShapeDtypeStruct(f.shape(sizes), jnp.dtype(f.dtype)) for name, f in fields.items()}
+
+
+def rules(pairs: tuple[tuple[str, Any], ...]):
+    """Context in which logical axis names mean mesh axes (`runtime.mesh.RULES`)."""
+    return nn.logical_axis_rules(pairs)
+
+
+def make(name: str, model: Mapping[str, Any]) -> System:
+    """The system called `name`, built from the numbers of `config.model`.
+
+    Found by import: `ns2_jax.systems.<name>.System(**model)`. Raises ValueError when there is no such module
+    or when a number is not one of its fields.
+    """
+    try:
+        module = importlib.import_module(f"ns2_jax.systems.{name}")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"config.system={name!r}: there is no ns2_jax/systems/{name}.py") from error
+    known = {field.name for field in dataclasses.fields(module.System)}
+    unknown = sorted(set(model) - known)
+    if unknown:
+        raise ValueError(f"config.model.{unknown[0]} is not a field of system {name!r}; it takes {sorted(known)}")
+    return module.System(**model)

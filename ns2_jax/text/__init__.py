@@ -1,0 +1,1 @@
+"""Text to phone ids: normalise, look up, map onto one inventory."""
