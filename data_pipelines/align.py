@@ -1,0 +1,104 @@
+"""Phone times of a recording whose words are known, by pocketsphinx (English acoustic model in its wheel).
+
+Measured on 20 utterances of four flite voices, whose phone times are known: median boundary error 10 ms, 98 % within
+50 ms. A wrong text is refused by the search or scores below -50 per frame, a right one above -16.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import pocketsphinx
+
+from ns2_jax.audio import files
+from ns2_jax.text import front, phones
+
+RATE = 16000  # of the acoustic model
+FRAME = 160  # samples of its frames
+LATE = 96  # samples: boundaries of the model come 6 ms early (median, see above)
+WORST = -30.0  # mean acoustic score per frame of the spoken words under which the text is not what was said
+
+# The model's phones are CMUdict's 39: no schwa of its own.
+_SPOKEN = {"ax": "AH"}
+
+
+class AlignError(ValueError):
+    """The words can't be found in the recording."""
+
+
+@functools.cache
+def _decoder() -> pocketsphinx.Decoder:
+    """Without a dictionary: pronunciations are the front end's, so training and synthesis agree on the phones.
+
+    `bestpath=False` because the lattice search gives `<s>` no frames, and the phone pass then fails (one utterance in seven).
+    """
+    model = f"{pocketsphinx.get_model_path()}/en-us/en-us"
+    return pocketsphinx.Decoder(hmm=model, dict=None, lm=None, samprate=float(RATE), bestpath=False, loglevel="FATAL")
+
+
+@functools.cache
+def _entry(pronunciation: tuple[str, ...]) -> str:
+    """The decoder's name for a word with this pronunciation. Raises AlignError when the model lacks a phone."""
+    name = "w_" + "_".join(pronunciation)
+    for phone in pronunciation:
+        if phone not in phones.ENGLISH:
+            raise AlignError(f"phone {phone!r} is not in the English acoustic model")
+    _decoder().add_word(name, " ".join(_SPOKEN.get(phone, phone.upper()) for phone in pronunciation), True)
+    return name
+
+
+def _search(audio: bytes) -> None:
+    decoder = _decoder()
+    decoder.start_utt()
+    try:
+        decoder.process_raw(audio, full_utt=True)
+    finally:
+        decoder.end_utt()
+
+
+def _segments(audio: np.ndarray, words: Sequence[tuple[str, ...]]) -> list[tuple[str, int, int, float]]:
+    """(phone, first frame, frames, score) for the words and the silences the search puts between them."""
+    names = {_entry(word): word for word in words}
+    decoder = _decoder()
+    try:
+        decoder.set_align_text(" ".join(_entry(word) for word in words))
+        _search(audio.tobytes())
+        if decoder.hyp() is None:
+            raise AlignError("the words do not fit the recording")
+        decoder.set_alignment()
+        _search(audio.tobytes())
+        out = []
+        for word in decoder.get_alignment().words():
+            spoken = names.get(word.name, (phones.SILENCE,))
+            parts = [(part.start, part.duration, part.score) for part in word]
+            if word.name not in names:
+                parts = [(word.start, word.duration, 0.0)]
+            out += [(phone, *part) for phone, part in zip(spoken, parts, strict=True)]
+    except RuntimeError as error:
+        raise AlignError(f"pocketsphinx: {error}") from error
+    return out
+
+
+def align(audio: np.ndarray, rate: int, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """(phone ids uint8 `[p]`, phone ends int32 `[p]` in samples at `rate`, the last `len(audio)`).
+
+    `audio` float32 `[s]` in [-1, 1]. Pauses are `sil` where the recording has them, whatever the punctuation. Raises
+    AlignError when the text is not what was said or has phones the model lacks, ValueError for a text without a word.
+    """
+    words = [word.phones for word in front.words(text) if word.phones and word.phones != (phones.SILENCE,)]
+    heard = np.clip(files.resample(audio, rate, RATE) * 32768, -32768, 32767).astype(np.int16)
+    segments = _segments(heard, words)
+    spoken = [(frames, score) for phone, _, frames, score in segments if phone != phones.SILENCE]
+    mean = sum(score for _, score in spoken) / max(1, sum(frames for frames, _ in spoken))
+    if mean < WORST:
+        raise AlignError(f"the words score {mean:.0f} a frame, at least {WORST:.0f} is expected: the text is not what was said")
+    merged: list[str] = []
+    starts: list[int] = []
+    for phone, start, frames, _ in segments:
+        if frames > 0 and not (phone == phones.SILENCE and merged and merged[-1] == phone):
+            merged.append(phone)
+            starts.append(start)
+    ends = (np.asarray(starts[1:], np.int64) * FRAME + LATE) * rate // RATE
+    return phones.ids(merged).astype(np.uint8), np.append(np.minimum(ends, len(audio)), len(audio)).astype(np.int32)

@@ -1,0 +1,106 @@
+"""Writes a codec's codes of a data set: `python -m data_pipelines.encode --data=DIR --codec=DIR [--batch_seconds=60]`.
+
+The codec is an export or a run; its hash names the group (`codes-<hash12>`), so codes of several codecs live side by side and a model
+is never trained on codes of another codec than it names. A run has the hash that its unrounded export (`export --quantize=none`) will have.
+One process, because the accelerator belongs to one; finished shards are skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+
+from data_pipelines import batches, shards
+from ns2_jax import inference
+from ns2_jax.data.dataset import Dataset
+from ns2_jax.data.frames import frame_count
+from ns2_jax.runtime import cluster, state, weights
+
+
+def codec_hash(model: inference.Model) -> str:
+    """The name of a codec in records and checkpoints: 12 hex digits, the hash of its export's weights."""
+    if os.path.exists(os.path.join(model.path, weights.FILE)):
+        return weights.weights_hash(model.path)
+    flat = state.flatten({"params": jax.device_get(model.params), "rest": jax.device_get(model.rest)})
+    kept = {path: leaf for path, leaf in flat.items() if any(re.fullmatch(pattern, path) for pattern in model.system.exported)}
+    with tempfile.TemporaryDirectory() as folder:
+        return weights.write_weights(folder, state.nest(kept))
+
+
+class Encoder:
+    """`encoder(audio float32 [b, s], samples) -> codes uint16 [b, t, q]`, compiled once per shape.
+
+    `model` is what `inference.load` returns. Raises ValueError when it is not a codec.
+    """
+
+    def __init__(self, model: inference.Model):
+        if model.config["system"] != "codec":
+            raise ValueError(f"{model.path} is a {model.config['system']}, not a codec; give the run or export of the codec")
+        self.model = model
+        self.hash, self.hop, self.sample_rate = codec_hash(model), model.hop, model.rate
+        self.levels = int(model.system.sizes["q"])
+        self._compiled: dict[tuple[int, int], Any] = {}
+
+    def __call__(self, audio: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
+        del samples
+        if audio.shape not in self._compiled:
+            b, s = audio.shape
+            program = self.model.system.programs()["encode"].bind({**self.model.system.sizes, "b": b, "s": s, "t": s // self.hop})
+            self._compiled[audio.shape] = jax.jit(lambda params, rest, x: program(params, rest, {"audio": x}, jax.random.key(0))["codes"])
+        codes = np.asarray(self._compiled[audio.shape](self.model.params, self.model.rest, audio))
+        if codes.min() < 0 or codes.max() > np.iinfo(np.uint16).max:
+            raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit uint16")
+        return codes.astype(np.uint16)
+
+
+def _encode_shard(dataset: Dataset, encoder: Encoder, split: str, batch_seconds: float, shard: int) -> int:
+    """Writes one shard of codes and returns how many records it has."""
+    total, group = dataset.manifest["splits"][split]["shards"], f"codes-{encoder.hash}"
+    if shards.committed(dataset.root, [group], split, shard, total):
+        return len(batches.shard_rows(dataset, split, shard))
+    rows = batches.map_audio(encoder, dataset, split, shard, batch_seconds, encoder.hop)
+    info = {"codec": encoder.hash, "hop": encoder.hop, "levels": encoder.levels}
+    tools = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    with shards.ShardWriter(dataset.root, group, split, shard, total, base_hop=dataset.base_hop, info=info, tools=tools) as writer:
+        for i in sorted(rows):
+            codes, samples = rows[i]
+            writer.write({"codes": codes[: frame_count(samples, encoder.hop)]}, samples)
+    return len(rows)
+
+
+def encode(root: str | os.PathLike, model: inference.Model, batch_seconds: float = 60.0) -> str:
+    """Encodes every split of the data set at `root` and returns the name of the group.
+
+    Raises FileNotFoundError without a data set; ValueError when `model` is not a codec or was trained at another sample rate.
+    """
+    dataset = Dataset.open(root)
+    encoder = Encoder(model)
+    if encoder.sample_rate != dataset.sample_rate:
+        raise ValueError(f"{model.path} is a codec for {encoder.sample_rate} Hz, {root} is at {dataset.sample_rate} Hz")
+    for split in dataset.splits:
+        work = functools.partial(_encode_shard, dataset, encoder, split, batch_seconds)
+        shards.run_shards(work, dataset.manifest["splits"][split]["shards"], 0, f"codes {split}")
+    shards.write_manifest(root)
+    return f"codes-{encoder.hash}"
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if not flags.FLAGS.codec:
+        raise ValueError("--codec is empty: give the run or export of a codec, e.g. --codec=results/codec/model")
+    group = encode(flags.FLAGS.data, inference.load(flags.FLAGS.codec), flags.FLAGS.batch_seconds)
+    logging.info("wrote %s; train with data.codes=%s", os.path.join(flags.FLAGS.data, group), group.removeprefix("codes-"))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data", "", "the data set (a folder with manifest.json)")
+    flags.DEFINE_string("codec", "", "the codec: a run or an export")
+    flags.DEFINE_float("batch_seconds", 60.0, "seconds of audio encoded at once", lower_bound=1.0)
+    cluster.run(main)

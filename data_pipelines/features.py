@@ -1,0 +1,59 @@
+"""Adds the `f0` group to a data set: `python -m data_pipelines.features --data=DIR [--batch_seconds=60]`.
+
+One process, because the accelerator belongs to one; a shard already made is skipped, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import jax
+import numpy as np
+from absl import flags, logging
+
+from data_pipelines import batches, shards
+from ns2_jax.data.dataset import Dataset
+from ns2_jax.maths import pitch
+from ns2_jax.runtime import cluster
+
+
+def _f0_shard(dataset: Dataset, split: str, batch_seconds: float, shard: int) -> int:
+    """Writes one shard of `f0` and returns how many records it has."""
+    total = dataset.manifest["splits"][split]["shards"]
+    if shards.committed(dataset.root, ["f0"], split, shard, total):
+        return len(batches.shard_rows(dataset, split, shard))
+    period = dataset.f0_period
+    track = lambda audio, samples: pitch.track(audio, dataset.sample_rate, period, samples_b=samples)
+    rows = batches.map_audio(track, dataset, split, shard, batch_seconds, period)
+    tools = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    info = {"period": period}
+    with shards.ShardWriter(dataset.root, "f0", split, shard, total, base_hop=dataset.base_hop, info=info, tools=tools) as writer:
+        for i in sorted(rows):
+            f0, samples = rows[i]
+            writer.write({"f0": f0[: samples // period].astype(np.float16)}, samples)
+    return len(rows)
+
+
+def add_f0(root: str | os.PathLike, batch_seconds: float = 60.0) -> dict:
+    """Tracks F0 (maths.pitch) of every utterance, writes the group and returns the new manifest.
+
+    One float16 value in Hz per `f0_period` samples, 0 = unvoiced. Raises as `Dataset.open`.
+    """
+    dataset = Dataset.open(root)
+    for split in dataset.splits:
+        work = functools.partial(_f0_shard, dataset, split, batch_seconds)
+        shards.run_shards(work, dataset.manifest["splits"][split]["shards"], 0, f"f0 {split}")
+    return shards.write_manifest(root)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    manifest = add_f0(flags.FLAGS.data, flags.FLAGS.batch_seconds)
+    logging.info("f0 of %d utterances", sum(split["records"] for split in manifest["splits"].values()))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("data", "", "the data set (a folder with manifest.json)")
+    flags.DEFINE_float("batch_seconds", 60.0, "seconds of audio tracked at once", lower_bound=1.0)
+    cluster.run(main)

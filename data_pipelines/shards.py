@@ -1,0 +1,193 @@
+"""The shard engine: a stage is an idempotent function of a shard number, run by a pool with a fresh process per shard.
+
+A fresh process because speech synthesisers keep state between utterances; so a shard is a pure function of its number, a
+killed run loses only unfinished shards, and running twice wastes time but never changes a byte.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from ns2_jax.data import records
+from ns2_jax.data.records import ShardWriter  # stages write through it; re-exported so that they need one import
+
+__all__ = ["ShardWriter", "committed", "run_shards", "shards_for", "split_of", "write_lines", "write_manifest"]
+
+FORMAT = 1
+
+
+def committed(root: str | os.PathLike, groups: Iterable[str], split: str, shard: int, shards: int) -> bool:
+    """Whether every one of `groups` has finished this shard; a stage returns at once when it has."""
+    return all(records.marker_path(records.shard_path(root, group, split, shard, shards)).exists() for group in groups)
+
+
+def shards_for(count: int, per_shard: int = 1000) -> int:
+    """How many shards `count` records take; at least one."""
+    return max(1, -(-count // per_shard))
+
+
+def split_of(position: int, shard: int, shards: int) -> bool:
+    """Whether the record at `position` belongs to `shard`: round robin, so shards are equally long without knowing the total."""
+    return position % shards == shard
+
+
+def _die_with_parent() -> None:
+    """Linux: a killed coordinator takes its workers along instead of leaving them writing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _child(process_shard: Callable[[int], Any], shard: int, pipe: multiprocessing.connection.Connection) -> None:
+    _die_with_parent()
+    try:
+        pipe.send((True, process_shard(shard)))
+    except BaseException:  # reported to the coordinator, which raises it
+        pipe.send((False, traceback.format_exc()))
+    finally:
+        pipe.close()
+
+
+def run_shards(process_shard: Callable[[int], Any], n: int, workers: int, description: str = "shards") -> list[Any]:
+    """`[process_shard(0), ..., process_shard(n - 1)]`, each in its own spawned process, `workers` at a time.
+
+    `process_shard` must be picklable (a module's function or a `functools.partial` of one), idempotent, and return
+    something small. `workers=0` runs in this process. Raises RuntimeError with the worker's traceback; the other
+    workers are stopped, finished shards stay.
+    """
+    if workers == 0:
+        return [process_shard(shard) for shard in tqdm.tqdm(range(n), description, disable=None)]
+    context = multiprocessing.get_context("spawn")
+    results: dict[int, Any] = {}
+    running: dict[multiprocessing.connection.Connection, tuple[int, Any]] = {}
+    waiting = iter(range(n))
+    try:
+        with tqdm.tqdm(total=n, desc=description, disable=None) as progress:
+            while len(results) < n:
+                while len(running) < workers and (shard := next(waiting, None)) is not None:
+                    ours, theirs = context.Pipe(duplex=False)
+                    process = context.Process(target=_child, args=(process_shard, shard, theirs), daemon=True)
+                    process.start()
+                    theirs.close()
+                    running[ours] = shard, process
+                for pipe in multiprocessing.connection.wait(list(running)):
+                    shard, process = running[pipe]
+                    try:
+                        fine, value = pipe.recv()
+                    except EOFError:
+                        process.join()
+                        fine, value = False, f"the worker died with exit code {process.exitcode} (killed, or out of memory)"
+                    if not fine:
+                        raise RuntimeError(f"shard {shard} failed; run the same command again to continue after it is mended:\n{value}")
+                    process.join()
+                    pipe.close()
+                    del running[pipe]
+                    results[shard] = value
+                    progress.update()
+    finally:
+        for pipe, (_, process) in running.items():
+            process.kill()
+            process.join()
+            pipe.close()
+    return [results[shard] for shard in range(n)]
+
+
+def write_lines(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines, written atomically (e.g. `rejects.jsonl`)."""
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    records.write_atomic(pathlib.Path(path), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+
+
+def _markers(root: pathlib.Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(group, split) -> markers in shard order. Raises ValueError when one is missing or the counts of shards differ."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(root.glob("*/*-of-*.json")):
+        marker = json.loads(path.read_text())
+        found.setdefault((marker["group"], marker["split"]), []).append(marker)
+    if not found:
+        raise ValueError(f"no finished shard under {root}")
+    for (group, split), markers in found.items():
+        if [m["shard"] for m in markers] != list(range(markers[0]["shards"])):
+            raise ValueError(f"{root}/{group}: split {split!r} has {len(markers)} of {markers[0]['shards']} shards; run its command again")
+    return found
+
+
+def write_manifest(
+    root: str | os.PathLike,
+    *,
+    name: str | None = None,
+    sample_rate: int | None = None,
+    base_hop: int | None = None,
+    f0_period: int | None = None,
+    phones: str | None = None,
+    order: Sequence[str] = ("train", "valid", "test", "heldout"),
+) -> dict[str, Any]:
+    """Merges the commit markers under `root` into `<root>/manifest.json` and returns it.
+
+    What is not given comes from the manifest already there (a stage that adds a group only says `write_manifest(root)`), else
+    from the defaults (16 kHz, base hop 200 samples, F0 period 160 samples). `phones` is the hash of the phone inventory. The
+    fingerprint is the SHA-256 over the hashes of `meta` and `audio`: what the utterances are, not what was derived from
+    them, so adding codes changes no training order. Raises ValueError when shards are missing or groups disagree.
+    """
+    root = pathlib.Path(root)
+    found = _markers(root)
+    path = root / "manifest.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    given = {"name": name, "sample_rate": sample_rate, "base_hop": base_hop, "f0_period": f0_period, "phones": phones}
+    defaults = {"name": root.name, "sample_rate": 16000, "base_hop": records.BASE_HOP, "f0_period": 160, "phones": ""}
+    head = {key: old.get(key, defaults[key]) if value is None else value for key, value in given.items()}
+    names = sorted({split for _, split in found}, key=lambda split: (order.index(split) if split in order else len(order), split))
+    groups = sorted({group for group, _ in found})
+    if not {"meta", "audio"} <= set(groups):
+        raise ValueError(f"{root} has the groups {groups}; a data set needs at least 'meta' and 'audio'")
+    splits, speakers = {}, {}
+    digest = hashlib.sha256()
+    for split in names:
+        reference = found.get(("meta", split))
+        for group in groups:
+            markers = found.get((group, split))
+            if markers is None or reference is None:
+                raise ValueError(f"{root}/{group} has no split {split!r} although another group has; run its command again")
+            if [(m["records"], m["samples"]) for m in markers] != [(m["records"], m["samples"]) for m in reference]:
+                raise ValueError(
+                    f"{root}: split {split!r} of group {group!r} does not hold the "
+                    "same utterances as 'meta'; make the group again"
+                )
+        for group in ("meta", "audio"):
+            digest.update(f"{group} {split} {' '.join(m['sha256'] for m in found[group, split])}\n".encode())
+        splits[split] = {
+            "shards": len(reference),
+            "records": sum(m["records"] for m in reference),
+            "seconds": sum(m["samples"] for m in reference) / head["sample_rate"],
+        }
+        speakers[split] = sorted({speaker for m in reference for speaker in m["speakers"]})
+    about = {}
+    for group in groups:
+        markers = [m for split in names for m in found[group, split]]
+        rejects: dict[str, int] = {}
+        for m in markers:
+            for reason, count in m["rejects"].items():
+                rejects[reason] = rejects.get(reason, 0) + count
+        infos = {json.dumps(m["info"], sort_keys=True) for m in markers}
+        if len(infos) > 1:
+            raise ValueError(
+                f"{root}/{group}: shards were made with different settings "
+                f"{sorted(infos)}; delete the group and make it again"
+            )
+        tools = dict(sorted({key: value for m in markers for key, value in m["tools"].items()}.items()))
+        about[group] = {**markers[0]["info"], "bytes": sum(m["bytes"] for m in markers), "rejects": rejects, "tools": tools}
+    manifest = {"format": FORMAT, **head, "splits": splits, "groups": about, "speakers": speakers, "fingerprint": digest.hexdigest()}
+    records.write_atomic(path, json.dumps(manifest, indent=1).encode() + b"\n")
+    return manifest

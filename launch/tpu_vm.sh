@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Trains on a TPU VM or a whole slice, the same command on every host:
+#     bash launch/tpu_vm.sh [--dry-run] NAME ZONE --config=configs/naturalspeech2.py:base --config.data.path=gs://BUCKET/data --workdir=gs://BUCKET/runs/ns2
+# The slice exists already (gcloud compute tpus tpu-vm create) and gcloud is logged in. Preempted hosts save on SIGTERM;
+# the same command continues, also on another size of slice. --dry-run prints what would be done.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+RUN=
+if [ "${1:-}" = --dry-run ]; then RUN=echo; shift; fi
+if [ $# -lt 3 ]; then sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2; fi
+NAME=$1 ZONE=$2
+shift 2
+ARCHIVE=$(mktemp -t ns2_jax.XXXXXX.tar.gz)
+trap 'rm -f "$ARCHIVE"' EXIT
+$RUN tar -czf "$ARCHIVE" --exclude=__pycache__ setup.py README.md LICENSE ns2_jax configs data_pipelines launch
+$RUN gcloud compute tpus tpu-vm scp "$ARCHIVE" "$NAME:ns2_jax.tar.gz" --zone="$ZONE" --worker=all
+$RUN gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="
+  mkdir -p ns2_jax && tar -xzf ns2_jax.tar.gz -C ns2_jax && cd ns2_jax && . launch/environment.sh && environment tpu text log &&
+  exec python -m ns2_jax.train $(printf '%q ' "$@")"

@@ -1,0 +1,161 @@
+"""Audio files in and out: one rate, one channel, float32 in [-1, 1], and a refusal that says why.
+
+Everything that reads somebody's file comes through `read`, so that nothing unreadable, empty, silent or broken
+reaches a model as a wrong result. `AudioError.reason` is one word, for counting rejects.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+LEVEL = 0.08  # RMS of active speech that prompts are brought to (about -22 dBFS)
+PEAK = 0.97  # highest absolute sample that we make: leaves room for the overshoot of a resampler behind us
+MAX_SECONDS = 1800.0  # half an hour: longer than any utterance or prompt, short enough to fit in memory
+MAX_RATE = 768_000
+SILENT = 1e-4  # peak under which a file holds no signal (-80 dBFS)
+SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": None}
+
+
+class AudioError(ValueError):
+    """A file that can't be used. `reason` is one of missing, unreadable, empty, nan, silent, short, long."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def resample(audio: np.ndarray, source: int, target: int) -> np.ndarray:
+    """`audio [s]` at `source` Hz -> float32 `[s * target / source]` at `target` Hz (soxr, high quality)."""
+    audio = np.asarray(audio, np.float32)
+    if source == target or audio.size == 0:
+        return audio
+    return soxr.resample(audio, source, target, quality="HQ").astype(np.float32)
+
+
+def resample_all(audios: Sequence[np.ndarray | None], source: int, target: int) -> list[np.ndarray | None]:
+    """`resample` of each; None (no audio) stays None."""
+    return [None if audio is None else resample(audio, source, target) for audio in audios]
+
+
+def check(audio: np.ndarray, rate: int, name: str = "audio", min_seconds: float = 0.0, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """`audio [s]` or `[s, channels]` of any dtype -> float32 mono `[s]`, refused by AudioError when it holds no usable signal."""
+    audio = np.asarray(audio)
+    if np.issubdtype(audio.dtype, np.integer):
+        audio = audio.astype(np.float32) / -float(np.iinfo(audio.dtype).min)
+    if audio.ndim == 2:
+        audio = audio.mean(-1)
+    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        raise AudioError("unreadable", f"{name}: expected samples [s] or [s, channels], got {audio.dtype}{list(audio.shape)}")
+    audio = audio.astype(np.float32)
+    if audio.size == 0:
+        raise AudioError("empty", f"{name}: there is no audio in it")
+    if not np.isfinite(audio).all():
+        raise AudioError("nan", f"{name}: {int((~np.isfinite(audio)).sum())} of {audio.size} samples are NaN or infinite")
+    if np.abs(audio).max() < SILENT:
+        raise AudioError("silent", f"{name}: silent (peak {np.abs(audio).max():.1e}, expected more than {SILENT:.0e})")
+    seconds = audio.size / rate
+    if seconds < min_seconds:
+        raise AudioError("short", f"{name}: {seconds:.2f} s long, at least {min_seconds:g} s are needed")
+    if seconds > max_seconds:
+        raise AudioError("long", f"{name}: {seconds:.0f} s long, at most {max_seconds:g} s are accepted; cut it first")
+    return audio
+
+
+def read(path: str | os.PathLike, rate: int = 16000, min_seconds: float = 0.0, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """A WAV, FLAC, OGG or MP3 file -> float32 mono `[s]` at `rate` Hz; channels are averaged.
+
+    Raises:
+      AudioError (a ValueError): not a file, not audio, empty, NaN, silent, under `min_seconds` or over `max_seconds`.
+        The length is checked from the header, before anything is decoded.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, expected an audio file" if path.is_dir() else "no such audio file"
+        raise AudioError("missing", f"{path}: {what}")
+    try:
+        with soundfile.SoundFile(path) as file:
+            source, frames = file.samplerate, file.frames
+            if not 0 < source <= MAX_RATE:
+                raise AudioError("unreadable", f"{path}: sample rate {source} Hz is out of range (1 to {MAX_RATE})")
+            if frames / source > max_seconds:
+                raise AudioError("long", f"{path}: {frames / source:.0f} s long, at most {max_seconds:g} s are accepted; cut it first")
+            audio = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        detail = str(error).rstrip(".").split(": ")[-1]
+        raise AudioError("unreadable", f"{path}: not an audio file we can read (wav, flac, ogg, mp3): {detail}") from error
+    return resample(check(audio, source, str(path), min_seconds, max_seconds), source, rate)
+
+
+def write(path: str | os.PathLike, audio: np.ndarray, rate: int) -> None:
+    """Writes `audio [s]` as .wav or .flac (16 bit) or .ogg; values beyond [-1, 1] are clipped.
+
+    The file appears whole or not at all: a temporary file beside it is renamed. Raises ValueError for another
+    suffix or for NaN, FileNotFoundError when the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUBTYPES:
+        raise ValueError(f"{path}: can't write {path.suffix or 'a file without suffix'!r}, expected {' '.join(SUBTYPES)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file name")
+    audio = np.asarray(audio, np.float32)
+    if audio.ndim != 1 or not np.isfinite(audio).all():
+        broken = int((~np.isfinite(audio)).sum())
+        raise ValueError(f"{path}: refusing to write {audio.dtype}{list(audio.shape)} with {broken} non-finite samples")
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix.lower(), dir=path.parent)
+    os.close(handle)
+    try:
+        soundfile.write(temporary, np.clip(audio, -1.0, 1.0), rate, subtype=SUBTYPES[path.suffix.lower()])
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def frame_rms(audio: np.ndarray, rate: int, window: float = 0.02) -> np.ndarray:
+    """RMS of each `window` seconds `[ceil(s / size)]`; the last window is padded with zeros."""
+    size = max(int(round(rate * window)), 1)
+    padded = np.pad(np.asarray(audio, np.float64), (0, -len(audio) % size))
+    return np.sqrt(np.square(padded).reshape(-1, size).mean(-1))
+
+
+def active_rms(audio: np.ndarray, rate: int, below_db: float = 40.0) -> float:
+    """RMS over the 20 ms windows within `below_db` of the loudest one, so pauses do not set the level."""
+    levels = frame_rms(audio, rate)
+    active = levels[levels >= levels.max() * 10 ** (-below_db / 20)]
+    return float(np.sqrt(np.square(active).mean()))
+
+
+def match_loudness(audio: np.ndarray, rate: int, level: float = LEVEL, peak: float = PEAK) -> np.ndarray:
+    """`audio [s]` scaled so that its active RMS is `level`, or its peak `peak` where that comes first."""
+    loudness = active_rms(audio, rate)
+    if loudness <= 0:
+        raise AudioError("silent", "silent: there is no level to match")
+    gain = min(level / loudness, peak / float(np.abs(audio).max()))
+    return (np.asarray(audio, np.float32) * np.float32(gain)).astype(np.float32)
+
+
+def trim_silence(audio: np.ndarray, rate: int, below_db: float = 40.0, margin: float = 0.05) -> np.ndarray:
+    """`audio [s]` without the windows at both ends more than `below_db` under the loudest; `margin` seconds stay."""
+    levels = frame_rms(audio, rate)
+    active = np.flatnonzero(levels >= max(levels.max() * 10 ** (-below_db / 20), 1e-12))
+    if active.size == 0:
+        return np.asarray(audio)[:0]
+    size = max(int(round(rate * 0.02)), 1)
+    keep = int(round(margin * rate))
+    return np.asarray(audio)[max(active[0] * size - keep, 0) : (active[-1] + 1) * size + keep]

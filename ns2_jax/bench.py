@@ -1,0 +1,209 @@
+"""Times the parts that matter on this machine: the data feed, the training step, the sampler.
+
+    python -m ns2_jax.bench train  --config=configs/codec.py:small --steps=20
+    python -m ns2_jax.bench train  --config=configs/codec.py:small --config.data.path=data/default --json
+    python -m ns2_jax.bench data   --config=configs/codec.py:small --config.data.path=data/default
+    python -m ns2_jax.bench sample --config=configs/naturalspeech2.py:small
+
+Every figure is the median over `--repeats` runs of `--steps` steps, after the compilation and two steps of warm-up; the
+spread is printed beside it. Weights are random, batches too unless the config names a data set. `train` gives
+seconds a step, frames/s and, on a device whose peak is known, the model FLOPs utilisation; `sample` the seconds of speech
+made in a second; `data` batches and seconds of audio per second. `--json` prints one object, the hardware named in it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from ns2_jax.data import feed
+from ns2_jax.runtime import cluster, metrics, weights
+from ns2_jax.runtime import mesh as meshes
+from ns2_jax.runtime.program import Program
+from ns2_jax.systems import system as systems
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/codec.py:small.", lock_config=True)
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps in a run.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs; the median is reported.", lower_bound=1)
+_AT_STEP = flags.DEFINE_integer("at_step", 0, "Training step to stand at: a codec's discriminators join late, for example.", lower_bound=0)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+
+TAKES_WORDS = True  # data | train | sample
+WARM_UP = 2
+
+
+def timed(run: Callable[[], None], repeats: int, steps: int) -> dict[str, float]:
+    """Median and spread of the seconds that one of `steps` in `run` takes."""
+    seconds = []
+    for _ in tqdm(range(repeats), desc="runs", leave=False, disable=_JSON.value):
+        begin = time.perf_counter()
+        run()
+        seconds.append((time.perf_counter() - begin) / steps)
+    return {"median_step_seconds": statistics.median(seconds), "min_step_seconds": min(seconds), "max_step_seconds": max(seconds)}
+
+
+def synthetic(fields: dict[str, Any], sizes: dict[str, int], codes: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of plausible numbers: noise for audio, full rows, phones that share the frames evenly."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, field in fields.items():
+        shape, kind = field.shape(sizes), name.removeprefix("prompt_")
+        if kind == "audio":
+            value = rng.normal(0, 0.1, shape)
+        elif kind == "phones":
+            value = rng.integers(3, 40, shape)
+        elif kind == "durations":
+            value = np.full(shape, max(sizes["t"] // sizes["p"], 1))
+        elif kind == "f0":
+            value = np.full(shape, 150.0)
+        elif kind == "codes":
+            value = rng.integers(0, codes, shape)
+        elif kind == "frames":
+            value = np.full(shape, sizes["u" if name.startswith("prompt_") else "t"])
+        else:
+            value = np.ones(shape)
+        batch[name] = value.astype(field.dtype)
+    return batch
+
+
+def make(config: Any) -> Program:
+    system = systems.make(config.system, config.model.to_dict())
+    return Program(config, system, meshes.make_mesh(config.mesh), lambda: systems.rules(meshes.RULES))
+
+
+def batch_of(program: Program, bucket: dict[str, int]) -> dict[str, np.ndarray]:
+    return synthetic(program.system.fields, program.sizes(bucket), getattr(program.system, "codes", 32))
+
+
+def source(config: Any, system: Any) -> Any:
+    """The feed that training would use."""
+    weights.codec_of(config, system.fields)
+    return feed.make_feed(config.data, system.fields, system.sizes, config.seed, 0)
+
+
+def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
+    """The step on the largest bucket; from the data set, with its waiting, when config.data.path is given."""
+    program = make(config)
+    first = batch_of(program, program.bucket)
+    begin = time.perf_counter()
+    state = program.create(meshes.put_batch(program.mesh, first))
+    state["step"] = jax.device_put(np.int32(_AT_STEP.value), meshes.replicated(program.mesh))
+    program.compiled(first)
+    compiled = time.perf_counter() - begin
+    batches = source(config, program.system) if config.data.path else None
+    halted = program.go()
+
+    def run(n: int = steps) -> None:
+        nonlocal state, halted
+        for _ in range(n):
+            local = next(batches) if batches else first
+            state, values = program(state, meshes.put_batch(program.mesh, local), halted)
+            halted = values["halted"]
+        jax.block_until_ready(state)
+
+    run(WARM_UP)
+    times = timed(run, repeats, steps)
+    seconds = times["median_step_seconds"]
+    report = times | {"start_s": compiled, "steps_per_second": 1 / seconds, "batch": program.bucket, "data": config.data.path or "synthetic", "at_step": _AT_STEP.value}
+    if "t" in program.bucket:
+        report["frames_per_second"] = program.bucket["b"] * program.bucket["t"] / seconds
+    report["flops_per_step"] = program.flops(first)
+    if peak := metrics.peak(jax.devices()[0].device_kind):
+        report["mfu"] = report["flops_per_step"] / seconds / (peak * program.mesh.size)
+    if bool(halted):
+        raise ValueError("the step met a number that is not finite; train with this config to see where")
+    return report
+
+
+def bench_data(config: Any, steps: int, repeats: int) -> dict[str, Any]:
+    """The feed alone."""
+    if not config.data.path:
+        raise ValueError("bench data needs a data set: --config.data.path=DIR")
+    system = systems.make(config.system, config.model.to_dict())
+    batches = source(config, system)
+    frames = []
+
+    def run(n: int = steps) -> None:
+        for _ in range(n):
+            batch = next(batches)
+            frames.append(float(batch["frames"].sum()) if "frames" in batch else float(batch["weight"].sum()) * config.data.buckets[0]["t"])
+
+    run(WARM_UP)
+    frames.clear()
+    times = timed(run, repeats, steps)
+    audio = statistics.mean(frames) * config.data.hop / config.data.sample_rate
+    return times | {"batches_per_second": 1 / times["median_step_seconds"], "audio_seconds_per_second": audio / times["median_step_seconds"],
+                    "workers": config.data.workers, "data": config.data.path}
+
+
+def bench_sample(config: Any, steps: int, repeats: int) -> dict[str, Any]:
+    """Every program of the system on the largest bucket, random weights: seconds a call, speech made per second."""
+    program = make(config)
+    system, sizes = program.system, program.sizes()
+    fields = {name: field for p in system.programs().values() for name, field in p.inputs.items()}
+    first = batch_of(program, program.bucket)
+    state = program.create(meshes.put_batch(program.mesh, first))
+    inputs = {**synthetic(fields, sizes, getattr(system, "codes", 32)), **{n: x for n, x in first.items() if n in fields}}
+    seconds_of_audio = sizes["b"] * sizes["t"] * config.data.hop / config.data.sample_rate
+    report: dict[str, Any] = {"batch": program.bucket, "speech_seconds": seconds_of_audio, "programs": {}}
+    rng = jax.random.key(config.seed)
+    for name, spec in system.programs().items():
+        given = meshes.put_batch(program.mesh, {n: inputs[n].astype(f.dtype) for n, f in spec.inputs.items()})
+        with jax.set_mesh(program.mesh), systems.rules(meshes.RULES):
+            call = jax.jit(spec.bind(sizes)).lower(state["params"], state["rest"], given, rng).compile()
+
+        def run(n: int = steps) -> None:
+            for _ in range(n):
+                jax.block_until_ready(call(state["params"], state["rest"], given, rng))
+
+        run(1)
+        times = timed(run, repeats, steps)
+        report["programs"][name] = times | {"speech_seconds_per_second": seconds_of_audio / times["median_step_seconds"], "options": dict(spec.options)}
+    return report
+
+
+BENCHES = {"train": bench_train, "data": bench_data, "sample": bench_sample}
+
+
+def lines(report: dict[str, Any]) -> str:
+    """The report for people."""
+    def show(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    rows = []
+    for key, value in report.items():
+        if key == "programs":
+            rows += [f"  {name}: " + ", ".join(f"{k} {show(v)}" for k, v in numbers.items()) for name, numbers in value.items()]
+        else:
+            rows.append(f"{key}: {show(value)}")
+    return "\n".join(rows)
+
+
+def main(argv: list[str]) -> int:
+    what = argv[1:] or ["(nothing)"]
+    if len(what) != 1 or what[0] not in BENCHES:
+        raise ValueError(f"say what to time: one of {sorted(BENCHES)}, not {' '.join(what)} (see --help)")
+    if _CONFIG.value is None:
+        raise ValueError("--config is missing; for example --config=configs/codec.py:small (see --help)")
+    cluster.start(lambda text: None)
+    config = _CONFIG.value
+    report = {
+        "bench": what[0], "config": config.system, "size": config.size, "device": jax.devices()[0].device_kind, "devices": len(jax.devices()),
+        "machine": platform.machine(), "cores": cluster.cores(), "steps": _STEPS.value, "repeats": _REPEATS.value}
+    report |= BENCHES[what[0]](config, _STEPS.value, _REPEATS.value)
+    print(json.dumps(report, default=list) if _JSON.value else lines(report))
+    return cluster.DONE
+
+
+if __name__ == "__main__":
+    cluster.run(main)

@@ -1,0 +1,115 @@
+"""The step plan: batch k is a pure function of (data set, seed, k).
+
+A checkpoint needs one integer, resuming costs one epoch table (about a second for ten million utterances), and hosts and
+workers may come and go. Pure numpy, no files.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+PADDING = -1  # an id that fills a batch; its row has weight 0
+
+
+def assign(
+    frames: np.ndarray, buckets: Sequence[Mapping[str, int]], phones: np.ndarray | None = None, crop: bool = False
+) -> np.ndarray:
+    """The bucket of every utterance, int16 `[n]`: the smallest that fits, or -1 when none does.
+
+    `frames` int `[n]` are lengths, `phones` int `[n]` phone counts (None: not limited). With `crop`, an utterance longer than all
+    buckets goes to the largest. An utterance of zero frames fits nowhere.
+    """
+    frames = np.asarray(frames)
+    out = np.full(len(frames), -1, np.int16)
+    order = sorted(range(len(buckets)), key=lambda i: (buckets[i]["t"], buckets[i].get("p", 0)))
+    for i in order:
+        fits = (out < 0) & (frames > 0) & (frames <= buckets[i]["t"])
+        if phones is not None:
+            fits &= np.asarray(phones) <= buckets[i]["p"]
+        out[fits] = i
+    if crop and order:
+        out[(out < 0) & (frames > 0)] = order[-1]
+    return out
+
+
+class StepPlan:
+    """Which utterances make batch k: every utterance that fits a bucket exactly once per epoch.
+
+    Epoch e permutes the utterances with Philox keyed by (fingerprint, seed, e), cuts every bucket's share into batches of its
+    `b` rows, fills the last one with PADDING and permutes the batches. All epochs have `steps_per_epoch` batches.
+
+    Args:
+      frames: int `[n]`, length of every utterance in frames.
+      buckets: `{"b": rows, "t": frames, "p": phones, ...}` each; static shapes, so each compiles once.
+      fingerprint: of the data set; another data set gets another order.
+      phones: int `[n]`, or None when phones do not limit.
+      crop: whether an utterance longer than every bucket is taken (and cropped) or left out.
+
+    Raises ValueError when nothing fits, or for an impossible bucket.
+    """
+
+    def __init__(
+        self,
+        frames: np.ndarray,
+        buckets: Sequence[Mapping[str, int]],
+        *,
+        fingerprint: str,
+        seed: int,
+        phones: np.ndarray | None = None,
+        crop: bool = False,
+    ):
+        self.buckets = [dict(bucket) for bucket in buckets]
+        for bucket in self.buckets:
+            if any(bucket.get(axis, 0) < 1 for axis in ("b", "t") + (("p",) if phones is not None else ())):
+                raise ValueError(f"config.data.buckets: {bucket} needs b, t{', p' if phones is not None else ''} of at least 1")
+        self.fingerprint, self.seed = fingerprint, int(seed)
+        bucket = assign(frames, self.buckets, phones, crop)
+        self._members = [np.flatnonzero(bucket == i) for i in range(len(self.buckets))]
+        self.left_out = int((bucket < 0).sum())
+        self.batches = [-(-len(ids) // b["b"]) for ids, b in zip(self._members, self.buckets)]
+        self.steps_per_epoch = sum(self.batches)
+        if not self.steps_per_epoch:
+            longest = int(np.max(frames)) if len(frames) else 0
+            raise ValueError(
+                f"no utterance fits a bucket of config.data.buckets: {len(frames)} "
+                f"utterances of up to {longest} frames, buckets {self.buckets}"
+            )
+        digest = hashlib.sha256(f"{fingerprint} {self.seed}".encode()).digest()
+        self._key = int.from_bytes(digest[:8], "little")
+        self._epochs: collections.OrderedDict[int, tuple[np.ndarray, list[np.ndarray]]] = collections.OrderedDict()
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(bucket and position of every batch `[steps, 2]`, per bucket ids `[batches, b]`)."""
+        if epoch not in self._epochs:
+            rng = np.random.Generator(np.random.Philox(key=[self._key, epoch]))
+            tables = []
+            for ids, count, bucket in zip(self._members, self.batches, self.buckets):
+                table = np.full(count * bucket["b"], PADDING, np.int64)
+                table[: len(ids)] = rng.permutation(ids)
+                tables.append(table.reshape(count, bucket["b"]))
+            slots = np.concatenate([np.stack([np.full(n, i), np.arange(n)], 1) for i, n in enumerate(self.batches)])
+            self._epochs[epoch] = rng.permutation(slots, axis=0), tables
+            while len(self._epochs) > 2:  # around an epoch's turn two are in use
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def step(self, k: int) -> tuple[int, np.ndarray]:
+        """(bucket index, ids int64 `[b]` with PADDING) of batch k >= 0."""
+        epoch, at = divmod(k, self.steps_per_epoch)
+        slots, tables = self._epoch(epoch)
+        bucket, row = slots[at]
+        return int(bucket), tables[bucket][row]
+
+    def row_rng(self, k: int, row: int) -> np.random.Generator:
+        """The generator of global row `row` of batch k: augmentation that does not depend on hosts, workers or history."""
+        return np.random.Generator(np.random.Philox(key=[self._key, 1 << 63], counter=[0, row, k, 0]))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_epochs": collections.OrderedDict()}  # a worker rebuilds the tables it needs
+
+    def __repr__(self) -> str:
+        return f"StepPlan(fingerprint={self.fingerprint[:12]!r}, seed={self.seed}, buckets={self.buckets}, batches={self.batches})"

@@ -1,0 +1,53 @@
+"""Intervals and fingerprints: what a score carries besides its value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+ROUNDS = 2000
+
+
+def bootstrap(numerators: Sequence[float], denominators: Sequence[float] | None = None, seed: int = 0, rounds: int = ROUNDS,
+              coverage: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of `sum(numerators) / sum(denominators)` over resampled items (Efron 1979).
+
+    Without denominators it is the interval of the mean. Raises ValueError for no items or unequal lengths.
+    """
+    top = np.asarray(numerators, np.float64)
+    bottom = np.ones_like(top) if denominators is None else np.asarray(denominators, np.float64)
+    if top.size == 0 or top.shape != bottom.shape:
+        raise ValueError(f"bootstrap over {top.size} numerators and {bottom.size} denominators: expected equally many, at least one")
+    picks = np.random.default_rng(seed).integers(0, top.size, (rounds, top.size))
+    ratios = top[picks].sum(1) / np.maximum(bottom[picks].sum(1), 1e-12)
+    low, high = np.quantile(ratios, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
+
+
+def digest(things: Iterable[Any]) -> str:
+    """Twelve hex digits that name a list (sha256 of its JSON lines), for fingerprints."""
+    sha = hashlib.sha256()
+    for thing in things:
+        sha.update((json.dumps(thing, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    return sha.hexdigest()[:12]
+
+
+def score(name: str, numerators: Sequence[float], denominators: Sequence[float] | None = None, unit: str = "", averaging: str = "",
+          seed: int = 0, **fingerprint: Any) -> dict[str, Any]:
+    """One line of `scores.jsonl`: name, value, unit, 95 % interval, n and the fingerprint that says what was measured how."""
+    top = np.asarray(numerators, np.float64)
+    bottom = np.ones_like(top) if denominators is None else np.asarray(denominators, np.float64)
+    low, high = bootstrap(top, bottom, seed)
+    return {
+        "name": name,
+        "value": float(top.sum() / max(bottom.sum(), 1e-12)),
+        "unit": unit,
+        "interval": [low, high],
+        "n": int(top.size),
+        "fingerprint": {
+            "averaging": averaging, "interval": f"95 % percentile bootstrap over items, {ROUNDS} rounds, seed {seed}", **fingerprint},
+    }

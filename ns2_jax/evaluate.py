@@ -1,0 +1,289 @@
+"""Scores a run or an export on speakers and sentences it has not seen.
+
+    python -m ns2_jax.evaluate --workdir=runs/naturalspeech2                    the newest checkpoint; writes runs/.../evaluation/
+    python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
+    python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
+    python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model
+
+Each utterance is judged as a recording, after the codec, and (where the model speaks) synthesised from its text in
+the voice of another utterance of the same speaker. Everything is offline. `--out` gets `scores.jsonl` (a score a line,
+with its interval and the fingerprint of what measured it), `items.jsonl` (an utterance a line) and `summary.json`.
+
+Word error is pocketsphinx's: read it against its error on the recordings, never beside another recogniser's. SECS is the
+cosine of GE2E voices, not SIM-o. A missing output counts as all words deleted and as similarity 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import flags
+
+from ns2_jax import inference
+from ns2_jax.data.dataset import Dataset
+from ns2_jax.data.frames import frame_ends
+from ns2_jax.evals import codec_quality, predictability, speaker_similarity, statistics, word_error
+from ns2_jax.runtime import checkpoints, cluster, weights
+
+FLAGS = flags.FLAGS
+EVALS = ("word_error", "speaker_similarity", "codec_quality", "predictability")
+DEFAULTS = {"recordings": EVALS[:2], "codec": EVALS, "tts": EVALS[:2]}
+LEVELS = (8, 4)  # besides all of them and none
+PROMPT_SECONDS = 2.0
+TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
+
+
+def read_audio(dataset: Dataset, split: str, i: int) -> np.ndarray:
+    """Recording `i`, float32 `[s]`."""
+    return dataset.read(split, "audio", i)["audio"].astype(np.float32) / 32768
+
+
+def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str, Any]]:
+    """Utterances spread over the speakers in turn, each with its prompt: another one of the same speaker.
+
+    The choice depends on the names of the utterances and the seed, not on their order. Speakers with a single utterance are left
+    out. Raises ValueError when nobody is left.
+    """
+    people: dict[str, list[tuple[str, int, dict]]] = {}
+    for i in range(dataset.records(split)):
+        meta = dataset.read(split, "meta", i)
+        rank = hashlib.sha256(f"{seed}/{meta['utt_id']}".encode()).hexdigest()
+        people.setdefault(meta["speaker"], []).append((rank, i, meta))
+    queues = {speaker: sorted(mine) for speaker, mine in sorted(people.items()) if len(mine) > 1}
+    if not queues:
+        raise ValueError(f"{dataset.root}: no speaker of split {split!r} has two utterances, so there is no prompt; pick another --split")
+    enough = PROMPT_SECONDS * dataset.sample_rate
+    items = []
+    for turn in range(max(map(len, queues.values()))):
+        for speaker, mine in queues.items():
+            if turn < len(mine) and (not limit or len(items) < limit):
+                others = mine[turn + 1 :] + mine[:turn]  # from the next on, round the circle
+                prompt = next((o for o in others if o[2]["num_samples"] >= enough), max(others, key=lambda o: o[2]["num_samples"]))
+                items.append({"id": mine[turn][2]["utt_id"], "index": mine[turn][1], "speaker": speaker, "voice": mine[turn][2]["voice"],
+                              "text": mine[turn][2]["text"], "prompt": prompt[2]["utt_id"], "prompt_index": prompt[1]})
+    return items
+
+
+def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task: str) -> dict[str, list[np.ndarray]]:
+    """Condition -> audio: `codec`, and where the codec is what is judged, fewer levels and no quantiser too."""
+    made: dict[str, list[np.ndarray]] = {"codec": []}
+    levels = int(model.system.sizes["q"])
+    fewer = [k for k in LEVELS if k < levels] if task == "codec" and "levels" in model.programs["decode"].options else []
+    for audio in tqdm.tqdm(recordings, "codec", mininterval=2):
+        codes = model.encode(audio)
+        made["codec"].append(model.decode(codes))
+        for k in fewer:
+            made.setdefault(f"codec_{k}", []).append(model.decode(codes, levels=k))
+        if task == "codec" and "decode_latents" in model.programs:
+            made.setdefault("codec_unquantised", []).append(model.decode_latents(model.latents(audio)))
+    return made
+
+
+def synthesise(model: inference.Model, items: Sequence[Mapping[str, Any]], prompts: Sequence[np.ndarray], seed: int,
+               options: Mapping[str, Any]) -> tuple[list[np.ndarray | None], float]:
+    """The items' texts in the voices of their prompts (None where it failed), and the seconds it took."""
+    made: list[np.ndarray | None] = []
+    start = time.monotonic()
+    for at in tqdm.tqdm(range(0, len(items), inference.ROWS), "speaking", mininterval=2):
+        part = slice(at, at + inference.ROWS)
+        requests = [(item["text"], (prompt, model.rate)) for item, prompt in zip(items[part], prompts[part])]
+        speeches = model.speak_batch(requests, [seed + at + k for k in range(len(requests))], strict=False, **options)
+        made += [speech and speech.audio for speech in speeches]
+    return made, time.monotonic() - start
+
+
+def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lines `predictability_*`: of the latents and, for scale, of log-mel. On train speakers: the table holds their means."""
+    split = "train" if "train" in dataset.splits else dataset.splits[0]
+    order = sorted(range(dataset.records(split)), key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
+    picks = order[: TABLE_FILL + TABLE_TEST]
+    speakers: dict[str, int] = {}
+    latents, mels = [], []
+    for i in tqdm.tqdm(picks, "predictability", mininterval=2):
+        audio, align = read_audio(dataset, split, i), dataset.read(split, "align", i)
+        ends = frame_ends(align["ends"], len(audio), dataset.sample_rate, model.hop)
+        z = model.latents(audio)
+        phone, third = predictability.thirds(ends, len(z))
+        speaker = dataset.read(split, "meta", i)["speaker"]
+        keys = (align["phones"][phone].astype(np.int64), third, speakers.setdefault(speaker, len(speakers)))
+        latents.append((z, *keys))
+        mels.append((predictability.log_mel(audio, model.rate, model.hop)[: len(z)], *keys))
+    fill = max(len(latents) * TABLE_FILL // (TABLE_FILL + TABLE_TEST), 1)
+    lines = []
+    for name, items in (("latents", latents), ("log_mel", mels)):
+        result = predictability.explained(items[:fill], items[fill:])
+        line = statistics.score(
+            f"predictability_{name}", result["channels"], unit="share", seed=seed, averaging="mean over channels at unit deviation",
+            evaluator="table of means per phone, third and voice", **common, split=split, fill=fill, test=len(items) - fill)
+        lines.append(line | {key: result[key] for key in ("best", "neighbours", "rank90")})
+    return lines
+
+
+def identity(path: str | None) -> dict[str, Any]:
+    """What a fingerprint says about the model: the hash of an export, the folder and step of a run."""
+    if path is None:
+        return {}
+    if os.path.exists(os.path.join(path, weights.FILE)):
+        return {"model": weights.weights_hash(path)}
+    return {"model": os.path.abspath(path), "step": checkpoints.steps(path)[-1]}
+
+
+def judge(evals: Sequence[str], made: Mapping[str, Sequence[np.ndarray | None]], items: Sequence[dict[str, Any]],
+          prompts: Sequence[np.ndarray], rate: int, seed: int, processes: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Score lines of every condition; each item gets its own rows under the evaluator's name."""
+    lines: list[dict[str, Any]] = []
+
+    def keep(evaluator: str, condition: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        for item, row in zip(items, rows, strict=True):
+            item.setdefault(evaluator, {})[condition] = row
+
+    texts, speakers = [item["text"] for item in items], [item["speaker"] for item in items]
+    for condition, audios in made.items():
+        if "word_error" in evals:
+            print(f"word error of {condition}", flush=True)
+            line, rows = word_error.evaluate(f"wer_{condition}", texts, audios, rate, seed, processes, **common)
+            lines.append(line)
+            keep("word_error", condition, rows)
+        if "speaker_similarity" in evals:
+            more, rows = speaker_similarity.evaluate(condition, audios, prompts, speakers, rate, seed, **common)
+            lines += more
+            keep("speaker_similarity", condition, rows)
+        if "codec_quality" in evals and condition.startswith("codec"):
+            more, rows = codec_quality.evaluate(condition, made["recording"], audios, rate, seed, **common)
+            lines += more
+            keep("codec_quality", condition, rows)
+    return lines
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Measures down, conditions across; each cell is the value and its 95 % interval."""
+    measures: dict[str, dict[str, str]] = {}
+    conditions: list[str] = []
+    for line in lines:
+        measure = next((m for m in ("wer", "secs_own", "secs_others", "secs_nearest", "pesq", "stoi", "si_sdr", "predictability")
+                        if line["name"].startswith(m + "_")), line["name"])
+        condition = line["name"].removeprefix(measure + "_")
+        digits = 1 if line["unit"] in ("%", "dB") else 2 if measure == "pesq" else 3
+        cell = f"{line['value']:.{digits}f} ({line['interval'][0]:.{digits}f}-{line['interval'][1]:.{digits}f})"
+        measures.setdefault(f"{measure} {line['unit']}".strip(), {})[condition] = cell
+        conditions += [condition] if condition not in conditions else []
+    width = [max(len(c), *(len(row.get(c, "")) for row in measures.values())) for c in conditions]
+    first = max(map(len, measures))
+    rows = [" " * first + "  " + "  ".join(c.ljust(w) for c, w in zip(conditions, width))]
+    rows += [m.ljust(first) + "  " + "  ".join(row.get(c, "").ljust(w) for c, w in zip(conditions, width)) for m, row in measures.items()]
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Score name -> value; `secs_own` and `secs_others` are those of the last stage there is."""
+    values = {line["name"]: line["value"] for line in lines}
+    for key in ("secs_own", "secs_others"):
+        found = [values[f"{key}_{c}"] for c in ("synthesis", "codec", "recording") if f"{key}_{c}" in values]
+        values |= {key: found[0]} if found else {}
+    return values
+
+
+def write(out: Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
+    """The three files, each whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    dump = lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files = {"scores.jsonl": dump(lines), "items.jsonl": dump(items), "summary.json": json.dumps(summarise(lines), indent=1) + "\n"}
+    for name, text in files.items():
+        (out / f"{name}.part").write_text(text, encoding="utf-8")
+        os.replace(out / f"{name}.part", out / name)
+
+
+def read_flags() -> tuple[str | None, Path | None]:
+    """(path of the model, folder to write to), with every flag checked that needs no model."""
+    if FLAGS.model and FLAGS.workdir:
+        raise ValueError("--model and --workdir are both given; --workdir is for a run that is being written")
+    path = FLAGS.model or FLAGS.workdir
+    if not path and FLAGS.task != "recordings":
+        raise ValueError("--model=DIR (a run or an export) or --workdir=DIR is missing")
+    if not path and not FLAGS.data:
+        raise ValueError("--data=DIR is missing: the recordings to score")
+    unknown = [name for name in FLAGS.evals or () if name not in EVALS]
+    if unknown:
+        raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(EVALS)}")
+    out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
+    if out and out.exists() and not out.is_dir():
+        raise ValueError(f"--out={out} is a file, expected a folder")
+    if FLAGS.save_audio and not out:
+        raise ValueError("--save_audio needs --out=DIR")
+    return path, out
+
+
+def define_flags() -> None:
+    """Flags belong to the command: a program that imports this module keeps its own."""
+    flags.DEFINE_string("model", None, "A run or an export to read.")
+    flags.DEFINE_string("workdir", None, "A run being written: its newest checkpoint is scored, into WORKDIR/evaluation.")
+    flags.DEFINE_string("data", None, "The data set; the one the model was trained on if left out.")
+    flags.DEFINE_string("split", "test", "Which split of it.")
+    flags.DEFINE_list("evals", None, f"Some of {', '.join(EVALS)}; what fits the task if left out.")
+    flags.DEFINE_enum("task", None, ["tts", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
+    flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
+    flags.DEFINE_integer("limit", 60, "At most so many utterances, spread over the speakers; 0 for all.", lower_bound=0)
+    flags.DEFINE_integer("steps", None, "Sampler steps; the system's own number if left out.", lower_bound=1)
+    flags.DEFINE_float("guidance", None, "Strength of guidance; the system's own if left out.")
+    flags.DEFINE_float("temperature", None, "Scale of the starting noise; the system's own if left out.", lower_bound=0.0)
+    flags.DEFINE_integer("seed", 0, "Of the choice of utterances, of the noise and of the intervals.")
+    flags.DEFINE_integer("processes", 2, "Recognisers at work.", lower_bound=1)
+    flags.DEFINE_bool("save_audio", False, "Also write OUT/audio/<utterance>-<condition>.flac.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    path, out = read_flags()
+    cluster.start(lambda line: None)
+    model = inference.load(path) if path else None
+    task = FLAGS.task or ("tts" if model.speaks else "codec")
+    if task == "tts" and not model.speaks:
+        raise ValueError(f"--task=tts: system {model.config['system']!r} does not speak; use --task=codec")
+    evals = tuple(FLAGS.evals or DEFAULTS[task])
+    dataset = Dataset.open(FLAGS.data or model.config["data"]["path"])
+    dataset.check_split(FLAGS.split)
+    rate = model.rate if model else dataset.sample_rate
+    if rate != dataset.sample_rate:
+        raise ValueError(f"{path} works at {rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
+    items = choose(dataset, FLAGS.split, FLAGS.limit, FLAGS.seed)
+    made: dict[str, list[np.ndarray | None]] = {"recording": [read_audio(dataset, FLAGS.split, item["index"]) for item in items]}
+    prompts = [read_audio(dataset, FLAGS.split, item["prompt_index"]) for item in items]
+    seconds = sum(map(len, made["recording"])) / rate
+    people = len({item["speaker"] for item in items})
+    print(f"{len(items)} utterances ({seconds:.0f} s) of {people} speakers, split {FLAGS.split} of {dataset.root}")
+    common: dict[str, Any] = {"data": dataset.fingerprint, "split": FLAGS.split, **identity(path)}
+    common["items"] = statistics.digest([item["id"], item["prompt"]] for item in items)
+    if task != "recordings":
+        made |= resynthesise(model, made["recording"], task)
+    if task == "tts":
+        options = {name: FLAGS[name].value for name in ("steps", "guidance", "temperature") if FLAGS[name].value is not None}
+        common |= {"sampler": {**{k: v for k, v in model.programs["sample"].options.items()}, **options}, "seeds": f"{FLAGS.seed} + index"}
+        made["synthesis"], spent = synthesise(model, items, prompts, FLAGS.seed, options)
+        spoken = sum(len(audio) for audio in made["synthesis"] if audio is not None) / rate
+        print(f"spoke {spoken:.0f} s in {spent:.0f} s, compilation included")
+    if out and FLAGS.save_audio:
+        (out / "audio").mkdir(parents=True, exist_ok=True)
+        for condition, audios in made.items():
+            for item, audio in zip(items, audios):
+                if audio is not None:
+                    inference.write(out / "audio" / f"{item['id'].replace('/', '_')}-{condition}.flac", (audio, rate))
+    lines = judge(evals, made, items, prompts, rate, FLAGS.seed, FLAGS.processes, common)
+    if "predictability" in evals and task != "recordings" and "latents" in model.programs["encode"].outputs:
+        lines += table_of_means(model, dataset, FLAGS.seed, {k: v for k, v in common.items() if k not in ("split", "items")})
+    print("\n" + table(lines))
+    if out:
+        write(out, lines, items)
+        print(f"\nscores.jsonl, items.jsonl and summary.json are in {out}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cluster.run(main)

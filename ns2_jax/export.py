@@ -1,0 +1,306 @@
+"""A run -> a folder that stands alone: weights, programs, config, phones, checksums and a model card.
+
+    python -m ns2_jax.export --workdir=runs/naturalspeech2 --out=exports/naturalspeech2
+    python -m ns2_jax.export --workdir=runs/naturalspeech2 --out=DIR --quantize=bf16 --codec=exports/codec   codec by hash
+
+The folder holds `params.safetensors` (the averaged weights), `config.json` (the resolved config and where the weights
+come from), `phones.json`, `programs/*.stablehlo` (read back with `jax.export.deserialize`; the weights are arguments, not
+constants), `README.md` and `SHA256SUMS`. It is written beside its place and renamed, so it is whole or not there. The
+command ends by running the same inputs through the run and through the export and prints the difference in dB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from ns2_jax import inference
+from ns2_jax.runtime import checkpoints, cluster, state, weights
+from ns2_jax.systems import system as systems
+
+FLAGS = flags.FLAGS
+SECONDS = 4.0  # programs are lowered for the smallest bucket of at least so much audio
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def select(tree: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
+    """The leaves whose whole path matches one of `patterns`, as a flat dict. Raises ValueError when none does."""
+    flat = {path: leaf for path, leaf in state.flatten(tree).items() if any(re.fullmatch(p, path) for p in patterns)}
+    if not flat:
+        raise ValueError(f"nothing to export: no path of the model matches {list(patterns)}")
+    return flat
+
+
+def refer(flat: dict[str, Any], codec: str, out: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """`flat` without `rest/codec/**`, and the reference that replaces it. Raises ValueError if the weights differ."""
+    prefix = "rest/codec/"
+    inside = {path.removeprefix(prefix): leaf for path, leaf in flat.items() if path.startswith(prefix)}
+    if not inside:
+        raise ValueError(f"--codec={codec}: this model contains no codec to refer to")
+    there = state.flatten(weights.read_weights(codec))
+    different = [path for path, leaf in inside.items() if path not in there or not np.array_equal(np.asarray(leaf), there[path])]
+    if different:
+        count = f"{len(different)} of {len(inside)} tensors differ, first {different[0]}"
+        raise ValueError(f"--codec={codec} is not the codec of this model: {count}")
+    reference = {"hash": weights.weights_hash(codec), "path": os.path.relpath(codec, out)}
+    return {path: leaf for path, leaf in flat.items() if not path.startswith(prefix)}, reference
+
+
+def program_sizes(program: systems.Program, config: Mapping[str, Any], constants: Mapping[str, int]) -> dict[str, int]:
+    """Axis lengths for lowering: the smallest bucket of SECONDS or more (else the largest); codec programs take SECONDS."""
+    rate, hop = config["data"]["sample_rate"], config["data"]["hop"]
+    axes = set("".join(field.axes for field in (*program.inputs.values(), *program.outputs.values())))
+    frames = -(-int(SECONDS * rate) // hop)
+    buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: b.get("t", 0))
+    chosen = next((b for b in buckets if b.get("t", 0) >= frames), buckets[-1]) if axes & set("pu") else {"t": frames}
+    chosen = {k: v for k, v in chosen.items() if k in "tpu"}
+    return {**constants, **chosen, "s": chosen["t"] * hop, "b": 1}
+
+
+def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, int], platforms: Sequence[str]):
+    """`jax.export.Exported` of `call(params, rest, inputs, seed)`, with a free batch size where the program allows it."""
+    shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+    def attempt(rows: Any):
+        letters = {**sizes, "b": rows}
+        fn = program.bind(letters)
+
+        def call(params, rest, inputs, seed):
+            return fn(params, rest, inputs, jax.random.key(seed))
+
+        inputs = systems.shapes(program.inputs, letters)
+        seed = jax.ShapeDtypeStruct((), np.uint32)
+        return jax.export.export(jax.jit(call, keep_unused=True), platforms=list(platforms))(shapes(params), shapes(rest), inputs, seed)
+
+    try:
+        (rows,) = jax.export.symbolic_shape("b")
+        return attempt(rows)
+    except Exception:  # pylint: disable=broad-except
+        # A program may branch on its batch size (many errors say so); static shapes then tell of any true fault.
+        return attempt(1)
+
+
+def describe(exported: Any, program: systems.Program, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """What `config.json` says about a program: shapes with `b` where the batch is free."""
+    symbolic = any(not isinstance(d, int) for aval in exported.in_avals for d in aval.shape)
+    lengths = {**sizes, "b": "b" if symbolic else 1}
+    field = lambda f: {"axes": f.axes, "shape": [lengths[a] for a in f.axes], "dtype": f.dtype}
+    return {
+        "call": "params, rest, inputs, seed (uint32)",
+        "inputs": {name: field(f) for name, f in program.inputs.items()},
+        "outputs": {name: field(f) for name, f in program.outputs.items()},
+        "options": {k: list(v) if isinstance(v, tuple) else v for k, v in program.options.items()},
+        "platforms": list(exported.platforms),
+    }
+
+
+def fixed_input(name: str, field: systems.Field, sizes: Mapping[str, int], codes: np.ndarray | None, hop: int, rate: int) -> np.ndarray:
+    """One row of an input that is the same every time: a gliding buzz, its codes, a cycle of phones, even durations."""
+    shape = field.shape({**sizes, "b": 1})[1:]
+    if name == "audio":
+        time = np.arange(shape[0]) / rate
+        phase = 2 * np.pi * (120 * time + 15 * time**2)
+        return (0.2 * (1 + np.sin(5 * time)) / 2 * sum(np.sin(k * phase) / k for k in range(1, 12))).astype(np.float32)
+    if name in ("codes", "prompt_codes") and codes is not None:
+        return np.resize(codes, shape).astype(field.dtype)
+    if name == "phones":
+        return (3 + np.arange(shape[0]) % 40).astype(field.dtype)
+    if name == "durations":
+        return np.full(shape, max(sizes["t"] // sizes["p"], 1), field.dtype)
+    if name.endswith("frames"):
+        return np.asarray(sizes["u"] if name.startswith("prompt") else sizes["t"], field.dtype)
+    if np.issubdtype(np.dtype(field.dtype), np.floating):
+        return np.sin(np.arange(np.prod(shape)) * 0.7).reshape(shape).astype(field.dtype)
+    return np.zeros(shape, field.dtype)
+
+
+def decibels(reference: np.ndarray, other: np.ndarray) -> float:
+    """Signal over difference in dB, at most 200 (equal)."""
+    reference, other = np.asarray(reference, np.float64), np.asarray(other, np.float64)
+    difference = np.square(reference - other).sum()
+    if difference == 0:
+        return 200.0
+    return float(np.clip(10 * np.log10(max(np.square(reference).sum(), 1e-30) / difference), -200, 200))
+
+
+def compare(run: inference.Model, export: inference.Model, folder: Path, described: Mapping[str, Any]) -> list[str]:
+    """One line per program: run against export, and export against its serialised program, on fixed inputs."""
+    lines, codes = [], None
+    order = sorted(run.programs, key=lambda name: name != "encode")  # encode first: it gives the others their codes
+    for name in order:
+        program = run.programs[name]
+        sizes = program_sizes(program, run.config, run.system.sizes)
+        row = {k: fixed_input(k, f, sizes, codes, run.hop, run.rate) for k, f in program.inputs.items()}
+        first, second = (model.run(name, [row], [0], sizes)[0] for model in (run, export))
+        if name == "encode" and "codes" in first:
+            codes = first["codes"]
+        parts = [f"{k} {_difference(first[k], second[k])}" for k in sorted(first)]
+        if name in described:
+            exported = jax.export.deserialize((folder / "programs" / f"{name}.stablehlo").read_bytes())
+            batch = {k: np.asarray(v)[None] for k, v in row.items()}
+            if jax.default_backend() in exported.platforms:
+                third = exported.call(export.params, export.rest, batch, np.uint32(0))
+                shown = [k for k in sorted(first) if k == "audio"] or sorted(first)[:1]
+                parts += [f"{k} of the program {_difference(second[k], np.asarray(third[k])[0])}" for k in shown]
+        lines.append(f"{name}: " + ", ".join(parts))
+    return lines
+
+
+def _difference(reference: np.ndarray, other: np.ndarray) -> str:
+    if np.issubdtype(reference.dtype, np.integer):
+        return f"{100 * float((reference == other).mean()):.1f} % equal"
+    value = decibels(reference, other)
+    return "equal" if value >= 200 else f"{value:.0f} dB"
+
+
+def card(config: Mapping[str, Any], provenance: Mapping[str, Any], numbers: int, size: int, parity: Sequence[str], quantize: str) -> str:
+    """The model card, README.md."""
+    speaks = "sample" in config["programs"] or config["system"] != "codec"
+    use = ('speech = model.speak("Good morning.", "voice.wav", seed=0)\ninference.write("out.wav", speech)' if speaks
+           else "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels]\naudio = model.decode(codes)")
+    rows = [("system", config["system"]), ("size", config.get("size", "")), ("parameters", f"{numbers:,}"),
+            ("weights", f"{size / 1e6:.1f} MB, rounding {quantize}"),
+            ("audio", f"{config['data']['sample_rate']} Hz, {config['data']['hop']} samples a frame"),
+            *((key.replace("_", " "), value) for key, value in provenance.items() if isinstance(value, (str, int, float)))]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    codec = "\nIt needs the codec `{hash}` at `{path}`.\n".format_map(config["codec"]) if isinstance(config.get("codec"), Mapping) else ""
+    shapes = lambda fields: ", ".join(f"{k} [{', '.join(map(str, v['shape']))}]" for k, v in fields.items())
+    programs = "\n".join(f"- `{name}`: {shapes(x['inputs'])} -> {shapes(x['outputs'])}" for name, x in config["programs"].items())
+    return f"""# {config['system']} ({config.get('size', '')}), an ns2_jax export
+
+```python
+from ns2_jax import inference
+model = inference.load("path/of/this/folder")
+{use}
+```
+
+| | |
+|---|---|
+{table}
+{codec}
+## Programs
+
+{programs or 'None were written.'}
+
+Shapes are of the inputs and outputs; `b` is any batch size. Read one with `jax.export.deserialize`, call it with the tensors of
+`params.safetensors` (`params/...` and `rest/...`, as nested dicts), the inputs and a seed.
+
+## Run against export on a fixed input
+
+{chr(10).join('- ' + line for line in parity)}
+
+## Use
+
+The voice of a real person may be imitated only with that person's consent, and generated speech must be named as generated.
+What the model may be used for also depends on the licence of the recordings it was trained on.
+"""
+
+
+def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Sequence[str], codec: str | None, programs: bool) -> list[str]:
+    """Fills `folder` with what will be `out`; returns the lines of the comparison."""
+    run = inference.load(workdir)
+    flat = select(jax.device_get({"params": run.params, "rest": run.rest}), getattr(run.system, "exported", (".*",)))
+    config = {key: value for key, value in run.config.items() if key not in ("codec", "programs", "provenance", "weights")}
+    if codec:
+        kept, config["codec"] = refer(flat, codec, out)
+    else:
+        kept = flat
+    digest = weights.write_weights(folder, state.nest(kept), quantize)
+    config["weights"] = {"hash": digest, "quantize": quantize}
+    history = Path(workdir) / "run.json"
+    provenance = json.loads(history.read_text()) if history.is_file() else {}
+    provenance["step"] = (checkpoints.steps(workdir) or [None])[-1]
+    config["provenance"] = provenance
+    rounded = {"params": {}, "rest": {}, **weights.read_weights(folder)}
+    if codec:
+        rounded["rest"]["codec"] = {"params": {}, "rest": {}, **weights.read_weights(codec)}
+    export = inference.Model(run.system, rounded["params"], rounded["rest"], config, str(out))
+    config["programs"] = {}
+    if programs:
+        (folder / "programs").mkdir()
+        for name, program in run.programs.items():
+            sizes = program_sizes(program, config, run.system.sizes)
+            exported = lower(program, export.params, export.rest, sizes, platforms)
+            (folder / "programs" / f"{name}.stablehlo").write_bytes(exported.serialize())
+            config["programs"][name] = describe(exported, program, sizes)
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    (folder / "phones.json").write_text(json.dumps(inference.phones_of(run), ensure_ascii=False) + "\n", encoding="utf-8")
+    parity = compare(run, export, folder, config["programs"])
+    size = (folder / weights.FILE).stat().st_size
+    (folder / "README.md").write_text(card(config, provenance, state.count(kept), size, parity, quantize), encoding="utf-8")
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in names]
+    (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    return parity
+
+
+def is_export(path: Path) -> bool:
+    return (path / "SHA256SUMS").is_file() and (path / weights.FILE).is_file()
+
+
+def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platforms: Sequence[str] = ("cpu",), codec: str | None = None,
+           programs: bool = True) -> list[str]:
+    """Writes the export of `workdir` to `out` and returns the lines of the comparison.
+
+    Raises ValueError for a folder at `out` that is no export, an unknown platform or another codec than the model's,
+    FileNotFoundError for a missing run, checkpoint or codec.
+    """
+    out = Path(out)
+    if out.exists() and not is_export(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"--out={out} exists and is not an export; it will not be overwritten")
+    unknown = [platform for platform in platforms if platform not in PLATFORMS]
+    if unknown or not platforms:
+        raise ValueError(f"--platforms: {unknown[0] if unknown else 'empty'!r}; expected some of {', '.join(PLATFORMS)}")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    try:
+        lines = build(workdir, out, folder, quantize, platforms, codec, programs)
+        folder.chmod(0o755)
+        old = folder.with_name(folder.name + ".old")
+        if out.exists():
+            os.replace(out, old)
+        os.replace(folder, out)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return lines
+
+
+def define_flags() -> None:
+    """Flags belong to the command: a program that imports this module keeps its own."""
+    flags.DEFINE_string("workdir", None, "The run to export; its latest checkpoint is taken.")
+    flags.DEFINE_string("out", None, "The folder to write. An export that is there already is replaced; anything else is refused.")
+    flags.DEFINE_enum("quantize", "none", list(weights.QUANTIZE), "Rounding of the weights.")
+    flags.DEFINE_list("platforms", ["cpu"], f"What the programs are lowered for: some of {', '.join(PLATFORMS)}.")
+    flags.DEFINE_string("codec", None, "An export of the codec: refer to it by hash and relative path instead of containing it.")
+    flags.DEFINE_bool("programs", True, "Whether to write programs/*.stablehlo.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    for name in ("workdir", "out"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name}=DIR is missing")
+    cluster.start(lambda line: None)
+    lines = export(FLAGS.workdir, FLAGS.out, FLAGS.quantize, FLAGS.platforms, FLAGS.codec, FLAGS.programs)
+    print(f"{FLAGS.out}: {weights.weights_hash(FLAGS.out)}, {sum(p.stat().st_size for p in Path(FLAGS.out).rglob('*')) / 1e6:.1f} MB")
+    print("run against export, on a fixed input:")
+    for line in lines:
+        print("  " + line)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cluster.run(main)

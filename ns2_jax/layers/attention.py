@@ -1,0 +1,50 @@
+"""Multi-head attention with key masks; keys and values can be projected once and attended many times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ns2_jax.layers.linear import Dense
+
+HIDDEN = -1e30
+"""Logit of a masked key: finite, so a row without any key gives a mean and not NaN."""
+
+
+class MultiHeadAttention(nn.Module):
+    """Queries `[b, t, c]` attend to `[b, u, c']` (Vaswani et al. 2017); logits and softmax are float32."""
+
+    width: int
+    heads: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        if self.width % self.heads:
+            raise ValueError(f"attention width={self.width} is not a multiple of heads={self.heads}")
+        self.query, self.key, self.value = (Dense(self.width, ("embed", "heads"), dtype=self.dtype) for _ in range(3))
+        self.out = Dense(self.width, ("heads", "embed"), dtype=self.dtype)
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.heads, self.width // self.heads)
+
+    def project(self, x_buc: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values, each `[b, u, h, d]`."""
+        return self._split(self.key(x_buc)), self._split(self.value(x_buc))
+
+    def attend(self, x_btc: jax.Array, key_buhd: jax.Array, value_buhd: jax.Array, mask_bu: jax.Array | None = None) -> jax.Array:
+        """`[b, t, width]` for projected keys and values; `mask_bu` is true where a key may be seen."""
+        query = self._split(self.query(x_btc))
+        logits = jnp.einsum("bthd,buhd->bhtu", query, key_buhd, preferred_element_type=jnp.float32)
+        logits = logits * query.shape[-1] ** -0.5
+        if mask_bu is not None:
+            logits = jnp.where(mask_bu[:, None, None, :], logits, HIDDEN)
+        weights = jax.nn.softmax(logits, -1).astype(self.dtype)
+        mixed = jnp.einsum("bhtu,buhd->bthd", weights, value_buhd)
+        return self.out(mixed.reshape(*mixed.shape[:-2], self.width))
+
+    def __call__(self, x_btc: jax.Array, keys_buc: jax.Array, mask_bu: jax.Array | None = None) -> jax.Array:
+        """Projects and attends in one go."""
+        return self.attend(x_btc, *self.project(keys_buc), mask_bu)

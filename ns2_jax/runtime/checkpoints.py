@@ -1,0 +1,218 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A checkpoint `<workdir>/checkpoints/<step>/` has three items: `model` (step, ema, rest: all that evaluation and export
+read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed). Trees are stored as plain nested
+dicts, so that a reader needs no optimiser. Saves are asynchronous and appear only when complete.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath  # Orbax's own path type, for gs:// too
+
+from ns2_jax.runtime import weights
+from ns2_jax.runtime.state import flatten, nest
+
+Tree = Any
+FOLDER = "checkpoints"
+MODEL, TRAIN = ("step", "ema", "rest"), ("params", "opt")
+logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname)
+
+
+class Mismatch(ValueError):
+    """A checkpoint that does not fit; the message lists every path."""
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Every path where two flat trees of shapes differ: missing, extra, or of another shape or dtype."""
+    lines = [f"missing {path} {_describe(wanted[path])}" for path in wanted if path not in found]
+    lines += [f"extra {path} {_describe(found[path])}" for path in found if path not in wanted]
+    for path in wanted:
+        if path in found and _describe(found[path]) != _describe(wanted[path]):
+            lines.append(f"{path} is {_describe(found[path])}, expected {_describe(wanted[path])}")
+    return lines
+
+
+def fewer(lines: list[str]) -> list[str]:
+    """Without the averages and moments of params that are listed themselves; a last line says that they were left out."""
+    about = lambda line: line.removeprefix("missing ").removeprefix("extra ").split(" ")[0]
+    params = {path.removeprefix("params/") for path in map(about, lines) if path.startswith("params/")}
+
+    def repeats(path: str) -> bool:
+        parts = path.split("/")
+        return parts[0] in ("ema", "opt") and any("/".join(parts[i:]) in params for i in range(1, len(parts)))
+
+    kept = [line for line in lines if not repeats(about(line))]
+    return kept + ([f"(and {len(lines) - len(kept)} averages and moments of these)"] if len(kept) < len(lines) else [])
+
+
+def _describe(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _plain(tree: Tree) -> Tree:
+    """Any tree of arrays as nested dicts keyed by path parts."""
+    return nest(flatten(tree))
+
+
+def _like(plain: Tree, target: Tree) -> Tree:
+    """Nested dicts back in the structure of `target`."""
+    flat = flatten(plain)
+    return jax.tree.unflatten(jax.tree.structure(target), [flat[path] for path in flatten(target)])
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    `dataset` (fingerprint) and `seed` travel with the step: together they are the position in the data. A restore
+    under others is refused.
+    """
+
+    def __init__(self, workdir: str, keep: int = 3, dataset: str = "", seed: int = 0):
+        self.root = workdir if "://" in workdir else os.path.abspath(workdir)
+        self.dataset, self.seed = dataset, seed
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
+        self.manager = ocp.CheckpointManager(os.path.join(self.root, FOLDER), options=options, item_names=("model", "train", "data"))
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self.manager.latest_step()
+
+    def save(self, state: dict[str, Tree], force: bool = False) -> bool:
+        """Starts saving `state` under its own step; returns at once, with the arrays copied. True when it will be there."""
+        step = int(state["step"])
+        if self.latest() == step and not force:
+            return False
+        items = {"model": _plain({k: state[k] for k in MODEL}), "train": _plain({k: state[k] for k in TRAIN})}
+        position = {"step": step, "dataset": self.dataset, "seed": self.seed}
+        return bool(self.manager.save(step, force=True, args=ocp.args.Composite(
+            model=ocp.args.StandardSave(items["model"]), train=ocp.args.StandardSave(items["train"]), data=ocp.args.JsonSave(position))))
+
+    def restore(self, target: dict[str, Tree], step: int | None = None) -> dict[str, Tree]:
+        """The state at `step` (default latest), straight into the shards of `target` (ShapeDtypeStructs with shardings).
+
+        Raises FileNotFoundError when there is none, Mismatch when the tree differs, ValueError when it was trained on
+        another data set or seed.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"{self.root}/{FOLDER} has no complete checkpoint")
+        position = self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+        if position["dataset"] != self.dataset:
+            raise ValueError(
+                f"{self.root} was trained on data set {position['dataset']!r}, config.data.path is {self.dataset!r}: the step would "
+                "point at other data. Use another --workdir, with --config.init_from.params=THIS_WORKDIR to start from its weights")
+        if position["seed"] != self.seed:
+            raise ValueError(f"{self.root} was trained with seed {position['seed']}, config.seed is {self.seed}; set it back, or use another --workdir")
+        wanted = {"model": _plain({k: target[k] for k in MODEL}), "train": _plain({k: target[k] for k in TRAIN})}
+        stored = {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")}
+        lines = fewer(differences(stored, {**flatten(wanted["model"]), **flatten(wanted["train"])}))
+        if lines:
+            raise Mismatch(f"checkpoint {step} of {self.root} does not fit this config:" + "".join("\n  - " + x for x in lines))
+        items = self.manager.restore(step, args=ocp.args.Composite(
+            **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}))
+        flat = {**flatten(items["model"]), **flatten(items["train"])}
+        return _like(nest(flat), target)
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all hosts agreed to stop at this step (False outside a cluster, where SIGTERM is the process's own)."""
+        return jax.process_count() > 1 and self.manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Until every save is complete on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def shapes(root: str, step: int, item: str) -> dict[str, Any]:
+    """`{path: array with .shape and .dtype}` of one item, without reading the arrays."""
+    return flatten(ocp.StandardCheckpointHandler().metadata(epath.Path(root) / FOLDER / str(step) / item).tree)
+
+
+def steps(workdir: str) -> list[int]:
+    """The complete checkpoints of a run, oldest first."""
+    folder = os.path.join(workdir, FOLDER)
+    if not os.path.isdir(folder):
+        return []
+    return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """`config.json` of a run or an export. Raises FileNotFoundError naming what was expected."""
+    target = os.path.join(path, "config.json")
+    if not os.path.exists(target):
+        reason = "does not exist" if not os.path.isdir(path) else "has no config.json"
+        raise FileNotFoundError(f"{path} {reason}; expected a run (--workdir of train) or an export (--out of export)")
+    with open(target, encoding="utf8") as f:
+        return json.load(f)
+
+
+def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dict[str, Any]]:
+    """({"params", "rest"} in numpy, resolved config) from a run (latest checkpoint, or `step`) or an export.
+
+    The params are the average (EMA). An export that names its codec by hash and relative path gets it under
+    `rest/codec`. Raises FileNotFoundError without a checkpoint, ValueError when the codec is another one.
+    """
+    path = os.fspath(path)
+    config = read_config(path)
+    if os.path.exists(os.path.join(path, weights.FILE)):
+        tree = {"params": {}, "rest": {}, **weights.read_weights(path)}
+        codec = config.get("codec")
+        if isinstance(codec, Mapping) and codec.get("path") and "codec" not in tree["rest"]:
+            folder = os.path.normpath(os.path.join(path, codec["path"]))
+            if weights.weights_hash(folder) != codec["hash"]:
+                raise ValueError(f"{path} needs codec {codec['hash']}, {folder} is {weights.weights_hash(folder)}; put the right export there")
+            tree["rest"]["codec"] = {"params": {}, "rest": {}, **weights.read_weights(folder)}
+        return tree, config
+    found = steps(path)
+    if not found:
+        raise FileNotFoundError(f"{path} has no complete checkpoint yet (nothing in {FOLDER}/); let train save one first")
+    step = found[-1] if step is None else step
+    if step not in found:
+        raise FileNotFoundError(f"{path} has no checkpoint {step}; there are {found}")
+    folder = os.path.join(os.path.abspath(path), FOLDER, str(step), "model")
+    with ocp.PyTreeCheckpointer() as reader:
+        like = nest(shapes(os.path.abspath(path), step, "model"))
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        model = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=numpy))
+    return {"params": model.get("ema", {}), "rest": model.get("rest", {})}, config
+
+
+def fill(state: dict[str, Tree], sources: Mapping[str, str]) -> dict[str, Tree]:
+    """`config.init_from`: leaves of `state` replaced by those of runs or exports, keeping shards and dtypes.
+
+    `{"rest/codec": DIR}` puts DIR's `params/**` and `rest/**` below `rest/codec`; `{"params": DIR}` or
+    `{"params/encoder": DIR}` takes the leaves of the same path. Every leaf below a key must be found with its shape;
+    what DIR has besides is ignored. The average starts from the new params. Raises Mismatch listing every path.
+    """
+    flat = flatten({"params": state["params"], "rest": state["rest"]})
+    for prefix, path in sources.items():
+        inside = [name for name in flat if name == prefix or name.startswith(prefix + "/")]
+        if not inside:
+            raise ValueError(f"config.init_from: {prefix!r} names no part of the state; there are {sorted({'/'.join(n.split('/')[:2]) for n in flat})}")
+        tree, _ = read_model(path)
+        source, lines = flatten(tree), []
+        for name in inside:
+            below = name[len(prefix) + 1 :]
+            found = source.get(below if below.startswith(("params/", "rest/")) else name)
+            if found is None or tuple(found.shape) != tuple(flat[name].shape):
+                lines.append(f"{name} {_describe(flat[name])} " + ("not found" if found is None else f"found as {list(found.shape)}"))
+                continue
+            flat[name] = jax.device_put(np.asarray(found, flat[name].dtype), flat[name].sharding)
+        if lines:
+            raise Mismatch(f"config.init_from[{prefix!r}]={path} does not fit:" + "".join("\n  - " + x for x in lines))
+    both = nest(flat)
+    params = _like(both.get("params", {}), state["params"])
+    return {**state, "params": params, "rest": _like(both.get("rest", {}), state["rest"]), "ema": jax.tree.map(jnp.copy, params)}

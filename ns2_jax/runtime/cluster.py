@@ -1,0 +1,225 @@
+"""The machine: processes, caches, signals, exit codes. The only file that reads the environment.
+
+    NS2_JAX_CACHE         folder of compiled programs (default ~/.cache/ns2_jax/xla; "off" for none)
+    NS2_JAX_DISTRIBUTED   1 or 0 to say whether this is one process of several, when the guess is wrong
+    NS2_JAX_TRACEBACK     1 to see the traceback behind an `error: ...` line
+    WANDB_PROJECT         send metrics to Weights & Biases too, when `wandb` is installed
+
+Exit codes: 0 done, 1 failed (a bug, or training met a non-finite number), 2 the command or its input is wrong,
+143 stopped by SIGTERM after saving: start it again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import platform
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+from absl import app, flags
+
+DONE, FAILED, USER_ERROR, PREEMPTED = 0, 1, 2, 143
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_OURS = tuple(os.path.join(_ROOT, folder) + os.sep for folder in ("ns2_jax", "configs", "data_pipelines"))
+_terminated = False
+
+
+def environment(name: str, default: str = "") -> str:
+    """An environment variable, for rooms that must not look themselves."""
+    return os.environ.get(name, default)
+
+
+def is_cluster() -> bool:
+    """Whether this process is one of several, by what launchers set (TPU pods, multislice, SLURM, MPI, JAX's own)."""
+    forced = environment("NS2_JAX_DISTRIBUTED")
+    if forced:
+        return forced not in ("0", "false", "no")
+    several = lambda name: environment(name, "1").isdigit() and int(environment(name, "1")) > 1
+    if environment("JAX_COORDINATOR_ADDRESS") or environment("MEGASCALE_COORDINATOR_ADDRESS"):
+        return True
+    if several("SLURM_NTASKS") and environment("SLURM_PROCID"):
+        return True
+    if several("OMPI_COMM_WORLD_SIZE") or "," in environment("TPU_WORKER_HOSTNAMES"):
+        return True
+    on_tpu_vm = bool(glob.glob("/dev/accel[0-9]*")) and "cpu" not in environment("JAX_PLATFORMS")
+    return on_tpu_vm and environment("TPU_SKIP_MDS_QUERY") in ("", "0")
+
+
+def start(report: Callable[[str], None] = print) -> None:
+    """Joins the cluster if there is one, turns on the compile cache, listens for SIGTERM. Before any use of devices."""
+    cache = environment("NS2_JAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ns2_jax", "xla")
+    if cache != "off":
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    if glob.glob("/dev/nvidia[0-9]*") and "latency_hiding" not in environment("XLA_FLAGS"):
+        os.environ["XLA_FLAGS"] = (environment("XLA_FLAGS") + " --xla_gpu_enable_latency_hiding_scheduler=true").strip()
+    if not environment("JAX_PLATFORMS") and not any(glob.glob(g) for g in ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia[0-9]*", "/dev/kfd")):
+        jax.config.update("jax_platforms", "cpu")  # an installed libtpu would look for chips, at length and aloud
+    if is_cluster():
+        report("cluster: this is one process of several; waiting for the others (the command must run on every host, "
+               "e.g. gcloud ... ssh --worker=all; NS2_JAX_DISTRIBUTED=0 if it is alone)")
+        numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        given = {key: int(environment(name)) for key, name in numbers.items() if environment(name)}
+        jax.distributed.initialize(**given)
+    else:
+        signal.signal(signal.SIGTERM, _on_terminate)  # in a cluster JAX's own service agrees on a step
+    devices = jax.devices()
+    report(f"cluster: process {jax.process_index() + 1} of {jax.process_count()}, {len(devices)} x {devices[0].device_kind} "
+           f"({devices[0].platform}), {len(jax.local_devices())} here; compile cache {cache}")
+
+
+def pretend(devices: int = 1) -> None:
+    """This machine as a compiler for machines it does not have: CPU only (so many of them), libtpu left alone by
+    the metadata server and by other processes. Before any use of devices."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+
+
+def _on_terminate(number: int, frame: Any) -> None:
+    del number, frame
+    global _terminated
+    _terminated = True
+
+
+def terminated() -> bool:
+    """Whether SIGTERM has arrived (one process; in a cluster ask `checkpoints`)."""
+    return _terminated
+
+
+def is_first() -> bool:
+    """Whether this process writes the logs."""
+    return jax.process_index() == 0
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def facts() -> dict[str, Any]:
+    """What a run should remember about where it ran: revision, versions, argv, devices."""
+    versions = {}
+    for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    devices = jax.devices()
+    return {
+        "revision": revision(), "versions": {**versions, "python": platform.python_version()}, "argv": list(sys.argv),
+        "device": devices[0].device_kind, "devices": len(devices), "hosts": jax.process_count(),
+        "machine": platform.machine(), "cores": cores()}
+
+
+def revision() -> str:
+    """The git commit of the code, with `+changes` when files differ from it; "unknown" outside a checkout."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", _ROOT, *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether an exception is about the command or its input: a file that is not there, or a ValueError that our own
+    code raised. A ValueError from inside a library is a bug and keeps its traceback."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    from_jax = any("JAX" in note for note in getattr(error, "__notes__", ())) or "StackTrace" in type(error.__cause__).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.startswith(_OURS) and not from_jax
+
+
+def _one_line(error: BaseException) -> str:
+    """The message; only lines indented on purpose (lists of paths) stay lines."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    head, *listed = str(error).split("\n  - ")
+    return "\n  - ".join([" ".join(head.split()), *listed])
+
+
+def _explain(error: BaseException, argv: Sequence[str]) -> BaseException:
+    """What absl and ml_collections raise about a command line, in words that name the flag."""
+    text = str(error)
+    if "Error whilst parsing config file" in text:  # a traceback as text; its last line is the message
+        return ValueError(text.strip().rsplit("Error: ", 1)[-1])
+    if not isinstance(error, (KeyError, AttributeError)):
+        return error
+    for flag in flags.FLAGS._flags().values():
+        path = next((w.split("=", 1)[1] for w in argv if w.startswith(f"--{flag.name}=") and hasattr(type(flag), "config_filename")), "")
+        for word in argv if path else ():
+            *parents, name = word.split("=")[0].split(".")[1:] or [""]
+            if not word.startswith(f"--{flag.name}."):
+                continue
+            node = flag.parser.parse(path)
+            for parent in parents:
+                node = node.get(parent) if hasattr(node, "get") else None
+            known = sorted(node) if hasattr(node, "keys") else []
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=3) or known
+                return ValueError(f"{word.split('=')[0]}: the config has no such field; there {'are' if len(near) > 1 else 'is'} {near or 'none'}")
+    return error
+
+
+def _fail(error: BaseException) -> None:
+    if environment("NS2_JAX_TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """`absl.app.run` for people: what is wrong with the command is one line on stderr and exit code 2, `--help` prints
+    the module's docstring and its flags and exits 0, and what `main` returns is the exit code."""
+    module = sys.modules[main.__module__]
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        if any(word in ("--help", "-h", "-help", "--helpshort") for word in argv[1:]):
+            print((module.__doc__ or "").strip() + "\n\nFlags:\n" + _help(main.__module__))
+            sys.exit(DONE)
+        try:
+            left = flags.FLAGS(list(argv))
+        except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, ImportError, SyntaxError) as error:
+            _fail(_explain(error, argv))
+        for flag in flags.FLAGS._flags().values():
+            path = getattr(flag, "_config_filename", "").split(":")[0]
+            if path and not os.path.exists(path):
+                _fail(FileNotFoundError(f"--{flag.name}={path}: there is no such file; configs are in configs/, run from the repository's root"))
+        if left[1:] and not getattr(module, "TAKES_WORDS", False):
+            _fail(ValueError(f"{left[1]!r} is not a flag; flags look like --name=value (see --help)"))
+        return left
+
+    def wrapped(argv: list[str]) -> int | None:
+        try:
+            return main(argv)
+        except Exception as error:  # pylint: disable=broad-except
+            if not is_user_error(error):
+                raise
+            return _fail(error)
+
+    app.run(wrapped, flags_parser=parse)
+
+
+def _help(name: str) -> str:
+    """The flags that a module defines, one per line."""
+    defined = flags.FLAGS.flags_by_module_dict()
+    chosen = defined.get(name) or defined.get(sys.argv[0]) or defined.get("__main__", [])
+    lines = []
+    for flag in sorted(chosen, key=lambda f: f.name):
+        default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
+        lines.append(f"  --{flag.name}: {' '.join((flag.help or '').split())}{default}")
+    return "\n".join(lines)

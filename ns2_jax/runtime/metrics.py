@@ -1,0 +1,153 @@
+"""Metrics: one JSON object per line always, TensorBoard and Weights & Biases when they are installed.
+
+The file is the record: plots, reports and the doctor read `metrics.jsonl`. Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+FILE = "metrics.jsonl"
+
+# Dense bfloat16 peak of one device, FLOP/s, by a part of its `device_kind` (makers' data sheets).
+PEAKS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+    "TPU v6 lite": 918e12, "TPU v6e": 918e12,
+    "A100": 312e12, "H100": 989e12, "H200": 989e12,
+}
+
+
+def peak(device_kind: str) -> float | None:
+    """The device's peak FLOP/s, or None when it is not in the table."""
+    found = [name for name in PEAKS if name.lower() in device_kind.lower()]
+    return PEAKS[max(found, key=len)] if found else None
+
+
+def read(workdir: str) -> list[dict[str, Any]]:
+    """Every line of a run's metrics. A last line that was cut by a kill is dropped."""
+    path = os.path.join(workdir, FILE)
+    if not os.path.exists(path):
+        return []
+    lines = []
+    with open(path, encoding="utf8") as f:
+        for line in f:
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+    return lines
+
+
+class Writer:
+    """Appends metrics to `<workdir>/metrics.jsonl` and to what else is installed.
+
+    A run that resumes at `start_step` first drops the lines after it: they are written again, once.
+    """
+
+    def __init__(self, workdir: str, start_step: int = 0, project: str = "", config: Mapping[str, Any] | None = None):
+        self.path = os.path.join(workdir, FILE)
+        os.makedirs(workdir, exist_ok=True)
+        kept = [line for line in read(workdir) if line.get("step", 0) <= start_step]
+        with open(self.path + ".part", "w", encoding="utf8") as f:
+            f.writelines(json.dumps(line) + "\n" for line in kept)
+        os.replace(self.path + ".part", self.path)
+        self._file = open(self.path, "a", encoding="utf8")
+        self._board = _tensorboard(os.path.join(workdir, "tensorboard"), start_step)
+        self._wandb = None
+        if project:
+            with contextlib.suppress(ImportError):
+                self._wandb = importlib.import_module("wandb").init(
+                    project=project, dir=workdir, id=os.path.basename(os.path.abspath(workdir)), resume="allow", config=dict(config or {}))
+
+    @property
+    def sinks(self) -> list[str]:
+        return [FILE] + ["tensorboard"] * (self._board is not None) + ["wandb"] * (self._wandb is not None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line: `step`, `time` (unix seconds) and the values; what is not finite becomes null."""
+        numbers = {name: float(value) for name, value in values.items()}
+        line = {"step": int(step), "time": round(time.time(), 3)}
+        line |= {name: _short(value) if math.isfinite(value) else None for name, value in numbers.items()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, int(step))
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=int(step))
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _short(value: float) -> float:
+    """Seven significant digits: float32 has no more."""
+    return float(f"{value:.7g}")
+
+
+def _tensorboard(folder: str, start_step: int) -> Any:
+    """A tensorboardX writer, or None when it is not installed."""
+    try:
+        board = importlib.import_module("tensorboardX")
+    except ImportError:
+        return None
+    return board.SummaryWriter(folder, purge_step=start_step or None, write_to_disk=True)
+
+
+def mean(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean over steps of every metric; a metric that some steps lack is averaged over those that have it."""
+    names = dict.fromkeys(name for metrics in window for name in metrics)
+    found = {name: [float(m[name]) for m in window if name in m] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """The progress line: step, losses and norms, speed, time left."""
+    shown = [name for name in ("loss", "grad_norm", "learning_rate") if name in values]
+    shown += [name for name in values if name not in shown and "/" not in name and name not in
+              ("weight", "param_norm", "step_seconds", "data_seconds", "frames_per_second", "mfu")]
+    text = "  ".join(f"{name} {values[name]:.4g}" for name in shown[:9])
+    left = (steps - step) * values.get("step_seconds", 0.0)
+    tail = f"{values.get('step_seconds', 0.0):.3g} s/step  {duration(left)} left"
+    return f"step {step}/{steps}  {text}  {tail}"
+
+
+def duration(seconds: float) -> str:
+    """`73` -> `1m13s`."""
+    seconds = int(round(seconds))
+    hours, minutes = seconds // 3600, seconds % 3600 // 60
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
+
+
+class Clock:
+    """Where the time goes: `with clock("data"): ...` adds up seconds per name."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def total(self) -> float:
+        return time.perf_counter() - self.begin
+
+    def summary(self) -> str:
+        """`total 93s: compile 31 % ...`, the rest being the steps themselves."""
+        total = max(self.total(), 1e-9)
+        parts = [f"{name} {100 * s / total:.0f} %" for name, s in sorted(self.seconds.items(), key=lambda kv: -kv[1])]
+        return f"{duration(total)} in all: {', '.join(parts)}, steps and the rest {100 * (1 - sum(self.seconds.values()) / total):.0f} %"

@@ -1,0 +1,151 @@
+"""Weights as safetensors: written the same byte for byte, read back as float32, refused when damaged.
+
+The format is safetensors' own (8 bytes of header length, a JSON header, raw little-endian tensors), so that any
+reader opens it; writing it takes forty lines and no dependency. Three roundings:
+
+    none    float32 as it is
+    bf16    matrices and kernels as bfloat16, vectors float32
+    int8    kernels under `params/` as int8 with a float32 scale `<name>:scale`, all others as in bf16
+
+The header carries the sha256 of the tensors, checked on reading. The first 12 hex digits of the file's own sha256 are
+the name of an exported codec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ns2_jax.runtime.state import flatten, nest
+
+FILE = "params.safetensors"
+QUANTIZE = ("none", "bf16", "int8")
+SCALE = ":scale"
+_CODES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "I8": np.int8, "U8": np.uint8,
+          "I16": np.int16, "U16": np.uint16, "I32": np.int32, "U32": np.uint32, "I64": np.int64, "U64": np.uint64, "BOOL": np.bool_}
+_NAMES = {np.dtype(t): name for name, t in _CODES.items()}
+INT8_ROWS = 16  # a scale is kept for every column of so many rows or more; shorter ones would cost more than they save
+
+
+def _file(path: str | os.PathLike) -> str:
+    path = os.fspath(path)
+    return path if path.endswith(".safetensors") else os.path.join(path, FILE)
+
+
+def _round(name: str, array: np.ndarray, quantize: str) -> dict[str, np.ndarray]:
+    """One tensor as it is stored: itself, or int8 and its scale (symmetric, largest magnitude of each column)."""
+    if quantize == "none" or array.ndim < 2 or not np.issubdtype(array.dtype, np.floating):
+        return {name: array}
+    if quantize == "int8" and "params/" in name and array.shape[-2] >= INT8_ROWS:
+        scale = np.maximum(np.abs(array).max(-2, keepdims=True), 1e-30).astype(np.float32) / np.float32(127)
+        return {name: np.clip(np.rint(array / scale), -127, 127).astype(np.int8), name + SCALE: scale}
+    return {name: array.astype(ml_dtypes.bfloat16)}
+
+
+def write_weights(path: str | os.PathLike, tree: Any, quantize: str = "none") -> str:
+    """Writes a tree of arrays to `path` (a folder, or a `.safetensors` file); returns the hash, 12 hex digits.
+
+    Names are paths, `params/gen/conv/kernel`. Raises ValueError for an unknown rounding or a number that is not finite.
+    """
+    if quantize not in QUANTIZE:
+        raise ValueError(f"quantize={quantize!r} does not exist; roundings are {list(QUANTIZE)}")
+    tensors: dict[str, np.ndarray] = {}
+    for name, leaf in sorted(flatten(tree).items()):
+        array = np.asarray(leaf)
+        array = array.astype(np.float32) if array.dtype == np.float64 else array
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite; weights like that are not written")
+        tensors.update(_round(name, array, quantize))
+    header: dict[str, Any] = {}
+    digest, offset = hashlib.sha256(), 0
+    data = [np.ascontiguousarray(a).tobytes() for a in tensors.values()]
+    for (name, array), raw in zip(tensors.items(), data):
+        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, offset + len(raw)]}
+        offset += len(raw)
+        digest.update(raw)
+    header["__metadata__"] = {"format": "ns2_jax", "quantize": quantize, "sha256": digest.hexdigest()}
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    target = _file(path)
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    with open(target + ".part", "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for raw in data:
+            f.write(raw)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(target + ".part", target)
+    return weights_hash(target)
+
+
+def read_stored(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors as they are stored (name -> array) and the header's metadata.
+
+    Raises FileNotFoundError when there is no file, ValueError when it is cut short or was changed.
+    """
+    target = _file(path)
+    if not os.path.exists(target):
+        raise FileNotFoundError(f"{target} does not exist; expected an export (made by python -m ns2_jax.export)")
+    with open(target, "rb") as f:
+        raw = f.read()
+    length = int.from_bytes(raw[:8], "little")
+    try:
+        header = json.loads(raw[8 : 8 + length])
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{target} is not a safetensors file, or is damaged: its header cannot be read") from error
+    metadata, data = header.pop("__metadata__", {}), memoryview(raw)[8 + length :]
+    if "sha256" in metadata and hashlib.sha256(data).hexdigest() != metadata["sha256"]:
+        raise ValueError(f"{target} is damaged: its tensors do not have the sha256 of its header; copy or export it again")
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        dtype = np.dtype(_CODES[entry["dtype"]])
+        if end > len(data) or end - begin != math.prod(entry["shape"]) * dtype.itemsize:
+            raise ValueError(f"{target} is damaged: tensor {name} has bytes {begin}:{end} of {len(data)}")
+        tensors[name] = np.frombuffer(data[begin:end], dtype).reshape(entry["shape"]).copy()
+    return tensors, metadata
+
+
+def read_weights(path: str | os.PathLike) -> dict[str, Any]:
+    """The nested tree of `write_weights`, floats as float32 numpy (int8 already scaled), integers as they are."""
+    stored, _ = read_stored(path)
+    flat = {}
+    for name, array in stored.items():
+        if name.endswith(SCALE):
+            continue
+        if name + SCALE in stored:
+            array = array.astype(np.float32) * stored[name + SCALE]
+        flat[name] = array if array.dtype.kind in "iub" else array.astype(np.float32)
+    return nest(flat)
+
+
+def weights_hash(path: str | os.PathLike) -> str:
+    """The first 12 hex digits of the sha256 of `params.safetensors`: what a codec is called in records and checkpoints."""
+    target = _file(path)
+    if not os.path.exists(target):
+        raise FileNotFoundError(f"{target} does not exist; expected an export (made by python -m ns2_jax.export)")
+    digest = hashlib.sha256()
+    with open(target, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def codec_of(config: Any, fields: Any) -> str:
+    """The codec whose codes a run reads: `config.data.codes`, else the export that init_from puts at `rest/codec`, which
+    is then written to `config.data.codes`; "" when none of `fields` is codes. Raises ValueError when nothing says which."""
+    if not {"codes", "prompt_codes"} & set(fields):
+        return ""
+    if not config.data.codes:
+        sources = [path for prefix, path in dict(config.init_from).items() if prefix == "rest/codec"]
+        if not sources:
+            raise ValueError(f"system {config.system!r} reads codes: say whose, with --config.init_from='{{\"rest/codec\": \"EXPORTED CODEC\"}}' "
+                             "or --config.data.codes=HASH")
+        config.data.codes = weights_hash(sources[0])
+    return config.data.codes

@@ -1,0 +1,367 @@
+"""NaturalSpeech 2 (Shen et al., ICLR 2024, arXiv 2304.09116): latent diffusion over codec frames, steered by a prompt.
+
+Read with `reference/naturalspeech2`. Phones are encoded, expanded by durations, and joined by a pitch embedding; a
+WaveNet predicts clean latents from noisy ones, listening to the prompt through 32 queries and FiLM; the frozen codec in
+`rest` turns latents into audio.
+
+    L = data + score + 0.1 CE-RVQ (equation 6) + duration + pitch (equation 7)
+
+Choices where the paper is silent, or where we leave it; every one is a number of `System`:
+  * Latents have unit deviation per channel (`rest/codec/rest/{mean,deviation}`), target and prompt alike.
+  * The score term is a second weight on the data loss (`maths.process.score_loss`); as printed it is 4e12 at t = 1e-5.
+    The default `min_snr` caps it at 5; `literal`, `eps_l2` and `eps_l1` are there.
+  * CE-RVQ divides squared distances by a scale per level; fine levels would otherwise see a uniform distribution.
+  * Pitch is standardised log F0 on voiced frames (L1) and a voicing logit on all. Duration is log(1 + frames).
+  * Rows lose prompt, text or both with `drop_*` for classifier-free guidance.
+  * `phone_position` gives frames their place in the phone and its log duration: ours, off in the paper's layout.
+The paper's ablations: `prompt_in_denoiser`, `prompt_in_predictors`, `ce_weight=0`, `denoiser.queries=0`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ns2_jax.layers import quantize
+from ns2_jax.layers.codec import Codec
+from ns2_jax.layers.predictors import Predictor
+from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder, Transformer
+from ns2_jax.layers.wavenet import WaveNet
+from ns2_jax.maths import alignment, process, samplers
+from ns2_jax.systems.naturalspeech2 import cost
+from ns2_jax.systems.naturalspeech2.rvq import ce_rvq
+from ns2_jax.systems.system import Batch, Field, Program, SingleLoss, Sizes, Tree
+
+
+KEYS = ("denoiser", "duration", "phones", "pitch", "prompt")
+"""Of `params`; the order numbers the networks' dropout keys."""
+
+
+def _numbers(module: Any, given: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with lists as tuples. Raises ValueError for a number that `module` does not have or `own` already sets."""
+    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name", "dtype", *own}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not a number of {module.__name__}; it takes {sorted(known)}")
+    return {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in given.items()}
+
+
+def _make(module: Any, given: Mapping[str, Any], **own: Any) -> Any:
+    return module(**_numbers(module, given, own), **own)
+
+
+@dataclasses.dataclass(frozen=True)
+class System(SingleLoss):
+    """Numbers only. `codec` are the fields of `layers.codec.Codec`; the other mappings those of their layers."""
+
+    codec: Mapping[str, Any]
+    phone_encoder: Mapping[str, Any]  # layers.transformer.Transformer
+    prompt_encoder: Mapping[str, Any]
+    duration: Mapping[str, Any]  # layers.predictors.Predictor
+    pitch: Mapping[str, Any]
+    denoiser: Mapping[str, Any]  # layers.wavenet.WaveNet
+    levels: int = 16
+    codes: int = 1024
+    phones: int = 128
+    width: int = 512  # of both encoders and of the condition
+    prenet: int = 2
+    encoder_dropout: float = 0.2
+    pitch_bins: int = 512
+    pitch_range: tuple[float, float] = (50.0, 1100.0)  # Hz
+    pitch_mean: float = 5.0  # of log F0 (148 Hz)
+    pitch_deviation: float = 0.4
+    phone_position: bool = True
+    prompt_in_denoiser: bool = True
+    prompt_in_predictors: bool = True
+    beta_start: float = 0.05
+    beta_end: float = 20.0
+    t_lowest: float = 1e-5
+    data_weight: float = 1.0
+    score_weight: float = 1.0
+    score_loss: str = "min_snr"
+    snr_cap: float = 5.0
+    ce_weight: float = 0.1
+    ce_levels: int = 0  # the first so many levels; 0 is all
+    ce_by_signal: bool = False  # weigh CE-RVQ by alpha^2: at high noise the deep codes cannot be predicted
+    duration_weight: float = 1.0
+    pitch_weight: float = 1.0
+    voicing_weight: float = 1.0
+    drop_prompt: float = 0.1
+    drop_text: float = 0.05
+    drop_both: float = 0.1
+    unroll: int = 1
+    dtype: str = "float32"
+
+    fields = {
+        "phones": Field("bp", "int32"), "durations": Field("bp", "int32"), "f0": Field("bt", "float32"),
+        "codes": Field("btq", "uint16"), "frames": Field("b", "int32"), "prompt_codes": Field("buq", "uint16"),
+        "prompt_frames": Field("b", "int32"), "weight": Field("b", "float32"),
+    }
+
+    def __post_init__(self):
+        if self.score_loss not in process.SCORE_LOSSES:
+            raise ValueError(f"score_loss={self.score_loss!r}; expected one of {process.SCORE_LOSSES}")
+
+    # Networks ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"q": self.levels, "c": self.codec_network.channels}
+
+    @property
+    def process(self) -> process.VP:
+        return process.VP(self.beta_start, self.beta_end)
+
+    @property
+    def codec_network(self) -> Codec:
+        return _make(Codec, self.codec)  # float32: it is the exported codec, bit for bit
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The trained modules by their key in `params`."""
+        dtype = jnp.dtype(self.dtype)
+        own = dict(width=self.width, dropout=self.encoder_dropout, dtype=dtype)
+        numbers = lambda given: {"unroll": self.unroll} | dict(given)
+        encoder = lambda given: _numbers(Transformer, numbers(given), own)
+        return {
+            "phones": PhoneEncoder(self.phones, encoder=encoder(self.phone_encoder), prenet=self.prenet, pitch_bins=self.pitch_bins,
+                                   position=self.phone_position, **own),
+            "prompt": PromptEncoder(encoder=encoder(self.prompt_encoder), **own),
+            "duration": _make(Predictor, numbers(self.duration), outputs=1, dtype=dtype),
+            "pitch": _make(Predictor, numbers(self.pitch), outputs=2, dtype=dtype),
+            "denoiser": _make(WaveNet, numbers(self.denoiser), channels=self.codec_network.channels, dtype=dtype),
+        }
+
+    def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+        """Random networks around a codec that `config.init_from` is to fill (its codebooks are random here)."""
+        nets, keys = self.networks, iter(jax.random.split(rng, 7))
+        b, c = 1, self.codec_network.channels
+        ids, row, yes = jnp.ones((b, 2), jnp.int32), jnp.zeros((b, 2, self.width)), jnp.ones((b, 2), bool)
+        latents, prompt, no = jnp.zeros((b, 2, c)), (row, yes), jnp.zeros((b,), bool)
+        params = {
+            "phones": nets["phones"].init(next(keys), ids, ids, jnp.zeros((b, 2, 3)), method="everything")["params"],
+            "prompt": nets["prompt"].init(next(keys), latents, yes, no)["params"],
+            "duration": nets["duration"].init(next(keys), row, yes, *prompt)["params"],
+            "pitch": nets["pitch"].init(next(keys), row, yes, *prompt)["params"],
+            "denoiser": nets["denoiser"].init(next(keys), latents, jnp.zeros((b,)), row, *prompt, yes)["params"],
+        }
+        codec = self.codec_network.init(next(keys), jnp.zeros((1, 8 * self.codec_network.hop)))["params"]
+        books = jax.random.normal(next(keys), (self.levels, self.codes, c)) * self.levels**-0.5
+        rest = {"params": {"gen": codec}, "rest": {"codebooks": books, "mean": jnp.zeros((c,)), "deviation": jnp.ones((c,))}}
+        return params, {"codec": rest}
+
+    def apply(self, params: Tree, name: str, *args: Any, rng: jax.Array | None = None) -> Any:
+        """A network's forward pass; with a key it is in training mode and drops out."""
+        rngs = None if rng is None else {"dropout": jax.random.fold_in(rng, KEYS.index(name))}
+        return self.networks[name].apply({"params": params[name]}, *args, deterministic=rng is None, rngs=rngs)
+
+    def call(self, params: Tree, name: str, method: str, *args: Any) -> Any:
+        """Another method of a network (none of these drop out)."""
+        return self.networks[name].apply({"params": params[name]}, *args, method=method)
+
+    # Conditions -------------------------------------------------------------------------------------------------------
+
+    def latents(self, rest: Tree, codes_btq: jax.Array, mask_bt: jax.Array) -> jax.Array:
+        """Codes -> sum of their vectors at unit deviation per channel, zero at padding, float32 `[b, t, c]`."""
+        own = rest["codec"]["rest"]
+        z = (quantize.rvq_lookup(own["codebooks"], codes_btq) - own["mean"]) / jnp.maximum(own["deviation"], 1e-4)
+        return z * mask_bt[..., None]
+
+    def prompts(self, params: Tree, rest: Tree, inputs: Batch, dropped_b: jax.Array, rng: jax.Array | None = None) -> dict[str, tuple]:
+        """(encoded prompt, mask) for `predictors` and `denoiser` (the same, unless an ablation takes it from one)."""
+        mask = alignment.length_mask(inputs["prompt_frames"], inputs["prompt_codes"].shape[1])
+        z = self.latents(rest, inputs["prompt_codes"], mask)
+        full = self.apply(params, "prompt", z, mask, dropped_b, rng=rng)
+        if self.prompt_in_predictors and self.prompt_in_denoiser:
+            return {"predictors": full, "denoiser": full}
+        null = self.apply(params, "prompt", z, mask, jnp.ones_like(dropped_b), rng=rng)
+        return {"predictors": full if self.prompt_in_predictors else null, "denoiser": full if self.prompt_in_denoiser else null}
+
+    def pitch_ids(self, f0_bt: jax.Array) -> jax.Array:
+        """F0 in Hz -> rows of the pitch table: 0 unvoiced, then `pitch_bins - 1` log-spaced bins over `pitch_range`."""
+        low, high = self.pitch_range
+        bins = self.pitch_bins - 1
+        place = jnp.log(jnp.maximum(f0_bt, low) / low) / math.log(high / low) * bins
+        return jnp.where(f0_bt > 0, 1 + jnp.clip(place.astype(jnp.int32), 0, bins - 1), 0)
+
+    def frames(self, params: Tree, h_bpc: jax.Array, durations_bp: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        """Phone vectors -> (frames `[b, size, c]` with their place in the phone, mask `[b, size]`)."""
+        align = alignment.alignment(durations_bp, size)
+        mask = align.any(-1)
+        c = alignment.expand(h_bpc, align)
+        if self.phone_position:
+            c = c + self.call(params, "phones", "place", alignment.phone_position(durations_bp, align))
+        return c * mask[..., None].astype(c.dtype), mask
+
+    # Loss -------------------------------------------------------------------------------------------------------------
+
+    def draws(self, rng: jax.Array, rows: int, frames: int) -> dict[str, jax.Array]:
+        """All randomness of a step: times, noise, which rows lose what, and the key of dropout."""
+        keys = jax.random.split(rng, 4)
+        u = jax.random.uniform(keys[2], (rows,))
+        both, prompt = self.drop_both, self.drop_both + self.drop_prompt
+        return {
+            "t": process.stratified(keys[0], rows, self.t_lowest),
+            "noise": jax.random.normal(keys[1], (rows, frames, self.sizes["c"])),
+            "drop_prompt": u < prompt, "drop_text": (u < both) | ((u >= prompt) & (u < prompt + self.drop_text)),
+            "dropout": keys[3],
+        }
+
+    def loss(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, tuple[Tree, dict]]:
+        del step
+        return self.loss_given(params, rest, batch, self.draws(rng, *batch["f0"].shape))
+
+    def loss_given(self, params: Tree, rest: Tree, batch: Batch, draws: dict) -> tuple[jax.Array, tuple[Tree, dict]]:
+        """The loss with its randomness given; `draws["dropout"]` None means no dropout.
+
+        Everything is a sum over valid frames, to be divided by their number (`metrics["weight"]`). The duration term
+        is each row's mean over its phones (the paper's per-phone mean) times the row's frames, so that it is one number
+        per phone whatever the length; the pitch term counts voiced frames only.
+        """
+        rng, t = draws["dropout"], draws["t"]
+        b, size = batch["f0"].shape
+        mask = alignment.length_mask(batch["frames"], size)
+        weight = mask * batch["weight"][:, None]
+        prompts = self.prompts(params, rest, batch, draws["drop_prompt"], rng)
+
+        h = self.apply(params, "phones", batch["phones"], rng=rng)
+        log_duration = self.apply(params, "duration", h, batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
+        c, _ = self.frames(params, h, batch["durations"], size)
+        pitch = self.apply(params, "pitch", c, mask, *prompts["predictors"], rng=rng)
+        c = c + self.call(params, "phones", "pitch", self.pitch_ids(batch["f0"]))
+        c = self.call(params, "phones", "without", c, draws["drop_text"])
+
+        x0 = self.latents(rest, batch["codes"], mask)
+        alpha, sigma = self.process.levels(t, x0)
+        z = self.process.diffuse(x0, draws["noise"], t) * mask[..., None]
+        x0_hat = self.apply(params, "denoiser", z, t, c, *prompts["denoiser"], mask, rng=rng)
+        terms = self.diffusion_terms(rest, x0_hat, x0, batch["codes"], alpha, sigma)
+        terms |= self.prior_terms(log_duration, pitch, batch)
+        total = sum(getattr(self, f"{name}_weight") * terms[name] for name in ("data", "score", "duration", "pitch", "voicing"))
+        if self.ce_weight:
+            total = total + self.ce_weight * terms["ce"]
+        metrics = {name: (term * weight).sum() for name, term in terms.items()}
+        for i in range(4):  # the data term by quarter of t; t is stratified, so a quarter of the rows fall in each
+            inside = (jnp.floor(t * 4) == i)[:, None]
+            metrics[f"data_t{i}"] = 4 * (terms["data"] * weight * inside).sum()
+        return (total * weight).sum(), ({}, metrics | {"weight": weight.sum()})
+
+    def diffusion_terms(
+        self, rest: Tree, x0_hat: jax.Array, x0: jax.Array, codes_btq: jax.Array, alpha: jax.Array, sigma: jax.Array,
+    ) -> dict[str, jax.Array]:
+        """Equation 6, each term `[b, t]` (mean over channels and levels)."""
+        error = x0_hat - x0
+        terms = {"data": jnp.square(error).mean(-1), "score": process.score_loss(self.score_loss, error, alpha, sigma, self.snr_cap).mean(-1)}
+        if self.ce_weight:
+            own = rest["codec"]["rest"]
+            z = x0_hat * jnp.maximum(own["deviation"], 1e-4) + own["mean"]
+            levels = self.ce_levels or self.levels
+            loss, right = ce_rvq(z, codes_btq[..., :levels], own["codebooks"], self.unroll)
+            weight = jnp.square(alpha[..., 0]) if self.ce_by_signal else 1.0
+            terms |= {"ce": loss.mean(0) * weight, "ce_accuracy_first": right[0], "ce_accuracy_last": right[-1]}
+        return terms
+
+    def prior_terms(self, log_duration_bp: jax.Array, pitch_bt2: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Equation 7's L1 losses, as `[b, t]`."""
+        real = (batch["phones"] > 0).astype(jnp.float32)
+        off = jnp.abs(log_duration_bp - jnp.log1p(batch["durations"].astype(jnp.float32))) * real
+        per_phone = off.sum(-1) / jnp.maximum(real.sum(-1), 1.0)
+        voiced = (batch["f0"] > 0).astype(jnp.float32)
+        target = (jnp.log(jnp.maximum(batch["f0"], 1.0)) - self.pitch_mean) / self.pitch_deviation
+        value, logit = pitch_bt2[..., 0], pitch_bt2[..., 1]
+        return {
+            "duration": jnp.broadcast_to(per_phone[:, None], voiced.shape),
+            "pitch": jnp.abs(value - target) * voiced,
+            "voicing": nn.softplus(logit) - logit * voiced,  # cross entropy of a logit
+        }
+
+    # Programs ---------------------------------------------------------------------------------------------------------
+
+    def encode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
+        """Program: audio `[b, s]` -> codes int32 `[b, t, q]`."""
+        del params, rng, sizes
+        z = self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, inputs["audio"], method="encode")
+        return {"codes": quantize.rvq_encode(z, rest["codec"]["rest"]["codebooks"])}
+
+    def decode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
+        """Program: codes `[b, t, q]` -> audio `[b, s]`."""
+        del params, rng, sizes
+        return {"audio": self._decode(rest, quantize.rvq_lookup(rest["codec"]["rest"]["codebooks"], inputs["codes"]))}
+
+    def _decode(self, rest: Tree, z_btc: jax.Array) -> jax.Array:
+        return self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, z_btc, method="decode")
+
+    def durations(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, speed: float) -> dict[str, jax.Array]:
+        """Program: frames of each phone (int32 `[b, p]`, at least 1, 0 at padding), divided by `speed`."""
+        del rng, sizes
+        real = inputs["phones"] > 0
+        prompt = self.prompts(params, rest, inputs, jnp.zeros(real.shape[:1], bool))["predictors"]
+        h = self.apply(params, "phones", inputs["phones"])
+        log_duration = self.apply(params, "duration", h, real, *prompt)[..., 0]
+        frames = jnp.round(jnp.expm1(jnp.minimum(log_duration, 7.0)) / speed)
+        return {"durations": jnp.where(real, jnp.maximum(frames, 1), 0).astype(jnp.int32)}
+
+    def sample(
+        self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, steps: int, guidance: float, temperature: float,
+        sampler: str, snap: int,
+    ) -> dict[str, jax.Array]:
+        """Program: phones, durations and a prompt -> audio, latents (codec's units), F0 in Hz (0 unvoiced), frames.
+
+        `guidance` is the total factor (1: one evaluation a step, else two); `temperature` the standard deviation of the
+        start; `snap` rounds the result to so many levels of codes (0: not). Frames past `sizes["t"]` are cut: callers
+        choose a bucket that holds the durations' sum.
+        """
+        rows, size = inputs["phones"].shape[0], sizes["t"]
+        none, all_ = jnp.zeros((rows,), bool), jnp.ones((rows,), bool)
+        prompts = self.prompts(params, rest, inputs, none)
+        h = self.apply(params, "phones", inputs["phones"])
+        c, mask = self.frames(params, h, inputs["durations"], size)
+        pitch = self.apply(params, "pitch", c, mask, *prompts["predictors"])
+        hertz = jnp.exp(pitch[..., 0] * self.pitch_deviation + self.pitch_mean)
+        f0 = jnp.where((pitch[..., 1] > 0) & mask, jnp.clip(hertz, *self.pitch_range), 0.0)
+        c = c + self.call(params, "phones", "pitch", self.pitch_ids(f0))
+        heard = prompts["denoiser"]
+        if guidance != 1.0:  # the unconditional rows ride along in the same batch
+            null = self.prompts(params, rest, inputs, all_)["denoiser"]
+            heard = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), heard, null)
+            c = jnp.concatenate([c, self.call(params, "phones", "without", c, all_)])
+        prepared = self.call(params, "denoiser", "prepare", c, *heard)
+        copies = c.shape[0] // rows
+        masks = jnp.tile(mask, (copies, 1))
+
+        def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
+            x0 = self.call(params, "denoiser", "step", jnp.tile(z, (copies, 1, 1)), jnp.full((c.shape[0],), t), prepared, masks)
+            return samplers.guide(x0[rows:], x0[:rows], guidance) if copies == 2 else x0
+
+        valid = mask[..., None].astype(jnp.float32)
+        start = temperature * jax.random.normal(rng, (rows, size, self.sizes["c"])) * valid
+        own = rest["codec"]["rest"]
+        x0 = samplers.run(denoise, start, samplers.table(sampler, self.process, steps))
+        latents = (x0 * jnp.maximum(own["deviation"], 1e-4) + own["mean"]) * valid
+        if snap:
+            latents = quantize.rvq_lookup(own["codebooks"], quantize.rvq_encode(latents, own["codebooks"], snap)) * valid
+        audio = self._decode(rest, latents) * jnp.repeat(mask, self.codec_network.hop, 1)
+        return {"audio": audio, "latents": latents, "f0": f0, "frames": mask.sum(-1).astype(jnp.int32)}
+
+    def programs(self) -> dict[str, Program]:
+        audio, codes = Field("bs", "float32"), Field("btq", "int32")
+        text, prompt = {"phones": self.fields["phones"]}, {name: self.fields[name] for name in ("prompt_codes", "prompt_frames")}
+        durations = {"durations": self.fields["durations"]}
+        sampled = {"audio": audio, "latents": Field("btc", "float32"), "f0": Field("bt", "float32"), "frames": Field("b", "int32")}
+        options = {"steps": 150, "guidance": 1.0, "temperature": samplers.START_DEVIATION, "sampler": "euler", "snap": 0}
+        return {
+            "encode": Program(self.encode, {"audio": audio}, {"codes": codes}),
+            "decode": Program(self.decode, {"codes": codes}, {"audio": audio}),
+            "durations": Program(self.durations, text | prompt, durations, {"speed": 1.0}),
+            "sample": Program(self.sample, text | durations | prompt, sampled, options),
+        }
+
+    def flops(self, sizes: Sizes) -> float:
+        """Analytic forward FLOPs of one training batch: 2 per multiply-add of every matrix product and convolution."""
+        return cost.forward(self, sizes)

@@ -1,0 +1,285 @@
+"""The feed: one stream whatever the hosts, workers and restarts; errors that say what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from noise_corpus import CODEC, Field, write_corpus
+
+from ns2_jax.data import feed, frames
+from ns2_jax.data.dataset import Dataset
+
+CROP = {"audio": Field("bs", "float32"), "frames": Field("b", "int32"), "weight": Field("b", "float32")}
+SPEECH = {
+    "phones": Field("bp", "int32"), "durations": Field("bp", "int32"), "f0": Field("bt", "float32"),
+    "codes": Field("btq", "uint16"), "frames": Field("b", "int32"), "prompt_codes": Field("buq", "uint16"),
+    "prompt_frames": Field("b", "int32"), "weight": Field("b", "float32"),
+}  # fmt: skip
+
+
+def crop_data(root, **changes):
+    data = dict(path=root, split="train", transform="crop", buckets=[dict(b=8, t=64)], sample_rate=16000, hop=200, codes="", workers=0)
+    return data | changes
+
+
+def speech_data(root, **changes):
+    buckets = [dict(b=8, t=160, p=24, u=60), dict(b=4, t=320, p=48, u=80)]
+    return crop_data(root, transform="cut_prompt", buckets=buckets, codes=CODEC) | changes
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b):
+        assert x.keys() == y.keys()
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name], err_msg=name)
+
+
+def test_exactly_the_fields_in_their_shapes(corpus):
+    batch = next(feed.make_feed(speech_data(corpus), SPEECH, {"q": 6}, 0, 0))
+    shape = {"b": 8, "t": 160, "p": 24, "u": 60} if batch["phones"].shape[1] == 24 else {"b": 4, "t": 320, "p": 48, "u": 80}
+    assert batch.keys() == SPEECH.keys()
+    for name, field in SPEECH.items():
+        assert batch[name].shape == tuple({**shape, "q": 6}[axis] for axis in field.axes) and batch[name].dtype == field.dtype
+    audio = next(feed.make_feed(crop_data(corpus), CROP, {}, 0, 0))
+    assert {name: value.shape for name, value in audio.items()} == {"audio": (8, 12800), "frames": (8,), "weight": (8,)}
+
+
+def test_rows_are_the_records_cut(corpus):
+    """Codes, phones and F0 of every row, put together with the prompt, are those of one utterance of the data set."""
+    dataset = Dataset.open(corpus)
+    codes = [dataset.read("train", f"codes-{CODEC}", i)["codes"] for i in range(dataset.records("train"))]
+    by_bag = {hashlib.sha256(np.sort(c[:, 0]).tobytes()).digest(): i for i, c in enumerate(codes)}
+    found = []
+    for batch in feed.make_feed(speech_data(corpus), SPEECH, {"q": 8}, 0, 0, epochs=1):
+        assert (batch["durations"].sum(1) == batch["frames"]).all()
+        assert (batch["durations"][batch["phones"] == 0] == 0).all()
+        for row in np.flatnonzero(batch["weight"]):
+            target, prompt = batch["codes"][row, : batch["frames"][row]], batch["prompt_codes"][row, : batch["prompt_frames"][row]]
+            assert not batch["codes"][row, batch["frames"][row] :].any()
+            assert not batch["prompt_codes"][row, batch["prompt_frames"][row] :].any()
+            i = by_bag[hashlib.sha256(np.sort(np.concatenate([target, prompt])[:, 0]).tobytes()).digest()]
+            found.append(i)
+            align = dataset.read("train", "align", i)
+            full = frames.durations(align["ends"], align["num_samples"], 16000, 200)
+            assert full.sum() == len(codes[i]) == batch["frames"][row] + batch["prompt_frames"][row]
+            kept = batch["phones"][row][batch["phones"][row] > 0]
+            assert len(kept) < len(full)
+            pitch = batch["f0"][row, : batch["frames"][row]]
+            assert np.allclose(pitch[pitch > 0], pitch.max(), rtol=1e-3)  # one pitch per utterance in this corpus
+    fits = (dataset.frames("train") <= 320) & (dataset.phones("train") <= 48)
+    assert sorted(found) == np.flatnonzero(fits).tolist()
+
+
+def test_padding_rows_are_empty(corpus):
+    batches = list(feed.make_feed(crop_data(corpus), CROP, {}, 0, 0, epochs=1))
+    assert sum(batch["weight"].sum() for batch in batches) == 40
+    for batch in feed.make_feed(speech_data(corpus), SPEECH, {"q": 8}, 0, 0, epochs=2):
+        for name, value in batch.items():
+            assert not value[batch["weight"] == 0].any(), name
+
+
+def test_audio_is_the_recording(corpus):
+    dataset = Dataset.open(corpus)
+    batch = next(feed.make_feed(crop_data(corpus, buckets=[dict(b=2, t=400)]), CROP, {}, 3, 0))
+    recordings = [dataset.read("train", "audio", i)["audio"] / np.float32(32768) for i in range(40)]
+    for audio, count in zip(batch["audio"], batch["frames"]):
+        matches = [r for r in recordings if len(r) // 200 == count and np.array_equal(r[: count * 200], audio[: count * 200])]
+        assert len(matches) == 1 and not audio[count * 200 :].any()
+
+
+@pytest.mark.parametrize("kind", ["crop", "cut_prompt"])
+def test_hosts_share_one_stream(corpus, kind):
+    """4, 2 and 1 hosts: row r of the global batch is row r // hosts of host r % hosts."""
+    data, fields = (crop_data(corpus), CROP) if kind == "crop" else (speech_data(corpus), SPEECH)
+    alone = take(feed.make_feed(data, fields, {"q": 8}, 1, 0), 12)
+    for hosts in (2, 4):
+        parts = [take(feed.make_feed(data, fields, {"q": 8}, 1, 0, host=h, hosts=hosts), 12) for h in range(hosts)]
+        for k, whole in enumerate(alone):
+            for name, value in whole.items():
+                for h in range(hosts):
+                    np.testing.assert_array_equal(parts[h][k][name], value[h::hosts], err_msg=f"{name} host {h}")
+
+
+def test_resume_is_the_same_stream(corpus):
+    data = speech_data(corpus)
+    straight = take(feed.make_feed(data, SPEECH, {"q": 8}, 5, 0), 15)
+    pieces = []
+    for start, stop, hosts in ((0, 4, 1), (4, 9, 2), (9, 15, 4)):
+        hosts_batches = [take(feed.make_feed(data, SPEECH, {"q": 8}, 5, start, host=h, hosts=hosts), stop - start) for h in range(hosts)]
+        for batches in zip(*hosts_batches):
+            merged = {name: np.empty((len(value) * hosts, *value.shape[1:]), value.dtype) for name, value in batches[0].items()}
+            for h, batch in enumerate(batches):
+                for name, value in batch.items():
+                    merged[name][h::hosts] = value
+            pieces.append(merged)
+    same(straight, pieces)
+
+
+def test_epochs_end_and_differ(corpus):
+    data = crop_data(corpus)
+    first = list(feed.make_feed(data, CROP, {}, 0, 0, epochs=1))
+    both = list(feed.make_feed(data, CROP, {}, 0, 0, epochs=2))
+    assert len(first) == 5 and len(both) == 10
+    same(first, both[:5])
+    assert any(not np.array_equal(a["audio"], b["audio"]) for a, b in zip(both[:5], both[5:]))
+    assert len(list(feed.make_feed(data, CROP, {}, 0, 3, epochs=1))) == 2
+
+
+def test_a_split_of_its_own(corpus):
+    train = next(feed.make_feed(crop_data(corpus), CROP, {}, 0, 0))
+    valid = next(feed.make_feed(crop_data(corpus), CROP, {}, 0, 0, split="valid"))
+    assert not np.array_equal(train["audio"], valid["audio"])
+
+
+def test_workers_give_the_same_stream(corpus, tmp_path):
+    """Two processes; in a program of its own, because a worker imports the main module."""
+    script = f"""
+import hashlib, sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+if __name__ == "__main__":
+    from test_data_feed import SPEECH, speech_data, take
+    from ns2_jax.data import feed
+    for workers in (0, 2):
+        iterator = feed.make_feed(speech_data({corpus!r}, workers=workers), SPEECH, {{"q": 8}}, 2, 3)
+        batches = take(iterator, 9)
+        print(hashlib.sha256(b"".join(b[n].tobytes() for b in batches for n in sorted(b))).hexdigest())
+        iterator.close()
+"""
+    path = tmp_path / "run.py"
+    path.write_text(script)
+    out = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300)
+    digests = out.stdout.split()
+    assert len(digests) == 2 and digests[0] == digests[1], out.stderr[-2000:]
+
+
+def test_damage_stops_the_feed(tmp_path):
+    write_corpus(tmp_path, utterances=6, shard_count=1, splits=("train",))
+    path = next((tmp_path / "audio").glob("*.tfrecord"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        list(feed.make_feed(crop_data(tmp_path), CROP, {}, 0, 0, epochs=1))
+
+
+def test_groups_that_disagree_are_refused(tmp_path):
+    write_corpus(tmp_path / "a", utterances=6, shard_count=1, seed=0, splits=("train",))
+    write_corpus(tmp_path / "b", utterances=6, shard_count=1, seed=1, splits=("train",))
+    shutil.rmtree(tmp_path / "a" / "align")
+    shutil.copytree(tmp_path / "b" / "align", tmp_path / "a" / "align")
+    with pytest.raises(ValueError, match="disagree on the length"):
+        list(feed.make_feed(speech_data(tmp_path / "a"), SPEECH, {"q": 8}, 0, 0, epochs=1))
+
+
+@pytest.mark.parametrize(
+    "changes,error,words",
+    [
+        (dict(path="/nowhere/at/all"), FileNotFoundError, "no data set at /nowhere/at/all.*data_pipelines"),
+        (dict(path=""), ValueError, "config.data.path is empty"),
+        (dict(split="dev"), ValueError, "no split 'dev'"),
+        (dict(sample_rate=22050), ValueError, "sample_rate=22050.*16000"),
+        (dict(hop=320), ValueError, "hop=320.*hop 200"),
+        (dict(codes=""), ValueError, f"config.data.codes is empty.*codes-{CODEC}"),
+        (dict(codes="ffffffffffff"), ValueError, "no group 'codes-ffffffffffff'.*data_pipelines.encode"),
+        (dict(transform="mix"), ValueError, "transform='mix'"),
+        (dict(transform="crop"), ValueError, "'phones' does not come out of transform 'crop'"),
+        (dict(buckets=[dict(b=8, t=100, u=50)]), ValueError, "has no 'p'"),
+        (dict(buckets=[dict(b=8, t=2, p=2, u=1)]), ValueError, "no utterance fits"),
+    ],
+)
+def test_errors(corpus, changes, error, words):
+    with pytest.raises(error, match=words):
+        feed.make_feed(speech_data(corpus, **changes), SPEECH, {"q": 8}, 0, 0)
+
+
+def test_more_errors(corpus):
+    with pytest.raises(ValueError, match="has 8 codebooks, the system needs 12"):
+        feed.make_feed(speech_data(corpus), SPEECH, {"q": 12}, 0, 0)
+    with pytest.raises(ValueError, match="phone inventory 'inventory', this code has 'other'"):
+        feed.make_feed(speech_data(corpus), SPEECH, {"q": 8}, 0, 0, inventory="other")
+    next(feed.make_feed(speech_data(corpus), SPEECH, {"q": 8}, 0, 0, inventory="inventory"))
+    with pytest.raises(ValueError, match="does not divide among 3 hosts"):
+        feed.make_feed(crop_data(corpus), CROP, {}, 0, 0, hosts=3)
+
+
+def test_a_codec_that_is_not_the_groups(corpus, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(corpus, root)
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["groups"][f"codes-{CODEC}"]["codec"] = "another"
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="was written by codec 'another'"):
+        feed.make_feed(speech_data(root), SPEECH, {"q": 8}, 0, 0)
+
+
+def test_what_is_left_out_is_reported(corpus, caplog):
+    with caplog.at_level("WARNING"):
+        feed.make_feed(speech_data(corpus, buckets=[dict(b=2, t=120, p=24, u=40)]), SPEECH, {"q": 8}, 0, 0)
+    longer = int(((Dataset.open(corpus).frames("train") > 120) | (Dataset.open(corpus).phones("train") > 24)).sum())
+    assert longer > 0 and f"{longer} of 40 utterances of train" in caplog.text
+
+
+def test_fingerprint_is_of_the_recordings(corpus, tmp_path):
+    before = feed.fingerprint({"path": corpus})
+    write_corpus(tmp_path / "same")
+    write_corpus(tmp_path / "other", seed=1)
+    assert feed.fingerprint({"path": tmp_path / "same"}) == before != feed.fingerprint({"path": tmp_path / "other"})
+
+
+def test_dataset_by_position(corpus):
+    dataset = Dataset.open(corpus)
+    assert dataset.groups == ("align", "audio", f"codes-{CODEC}", "f0", "meta") and dataset.speakers["train"] == ["s0", "s1", "s2"]
+    for i in (0, 13, 14, 39):
+        meta, audio = dataset.read("train", "meta", i), dataset.read("train", "audio", i)
+        assert meta["text"] == "É." and meta["num_samples"] == audio["num_samples"] == len(audio["audio"])
+        assert dataset.frames("train")[i] == len(audio["audio"]) // 200
+        assert dataset.phones("train")[i] == len(dataset.read("train", "align", i)["phones"])
+        assert 0 <= dataset.frames("train", 320)[i] - len(audio["audio"]) // 320 <= 1
+    with pytest.raises(IndexError):
+        dataset.read("train", "meta", 40)
+    with pytest.raises(ValueError, match="no group 'semantic'"):
+        dataset.read("train", "semantic", 0)
+
+
+def test_opening_what_is_no_data_set(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a manifest"):
+        Dataset.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 9}')
+    with pytest.raises(ValueError, match="format 9"):
+        Dataset.open(tmp_path)
+
+
+def test_feeding_is_not_a_burden_on_memory(corpus):
+    """Grain buffers 500 elements unless told otherwise; ours are whole batches, so only a few may be made ahead."""
+    source_reads = []
+    original = feed.StepSource.__getitem__
+
+    def counting(self, index):
+        source_reads.append(index)
+        return original(self, index)
+
+    feed.StepSource.__getitem__ = counting
+    try:
+        iterator = feed.make_feed(crop_data(corpus), CROP, {}, 0, 0)
+        next(iterator)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(source_reads) <= 8
+    finally:
+        feed.StepSource.__getitem__ = original

@@ -1,0 +1,49 @@
+"""The table of means: a latent made of means and noise is explained to the share that its making says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ns2_jax.evals import predictability
+
+
+def corpus(rng, means, noise: float, utterances: int = 60, frames: int = 120):
+    phones, voices, channels = means.shape[0], means.shape[2], means.shape[3]
+    items = []
+    for i in range(utterances):
+        ends = np.cumsum(rng.integers(3, 12, 40))
+        phone_at, third = predictability.thirds(ends, frames)
+        phone = rng.integers(0, phones, 40)[phone_at]
+        z = means[phone, third, i % voices] + noise * rng.normal(size=(frames, channels))
+        items.append((z, phone, third, i % voices))
+    return items
+
+
+@pytest.mark.parametrize("noise,expected", [(0.0, 1.0), (0.5, 0.8), (1.0, 0.5), (3.0, 0.1)])
+def test_share_is_that_of_the_making(noise, expected):
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(10, 3, 2, 8))
+    means = (means - means.mean((0, 1, 2))) / means.std((0, 1, 2))
+    items = corpus(rng, means, noise)
+    result = predictability.explained(items[:40], items[40:])
+    assert result["mean"] == pytest.approx(expected, abs=0.06)  # share of variance 1 / (1 + noise^2)
+    assert result["best"] >= result["mean"] and result["channels"].shape == (8,)
+
+
+def test_white_noise_is_not_explained_and_has_full_rank():
+    rng = np.random.default_rng(1)
+    items = corpus(rng, np.zeros((10, 3, 2, 20)), 1.0)
+    result = predictability.explained(items[:40], items[40:])
+    assert abs(result["mean"]) < 0.05 and abs(result["neighbours"]) < 0.05 and result["rank90"] == 18  # 90 % of 20
+
+
+def test_thirds():
+    phone, third = predictability.thirds(np.array([3, 9]), 10)
+    assert phone.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]  # a frame after the last end belongs to the last phone
+    assert third.tolist() == [0, 1, 2, 0, 0, 1, 1, 2, 2, 2]
+
+
+def test_refuses_nothing():
+    with pytest.raises(ValueError, match="fill"):
+        predictability.explained([], [])

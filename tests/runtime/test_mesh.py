@@ -1,0 +1,99 @@
+"""Meshes, the rule table, and the XLA bug that the guard exists for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ns2_jax.runtime import mesh as meshes
+
+
+def test_minus_one_takes_what_is_left():
+    assert meshes.sizes({"data": 2, "fsdp": -1, "sequence": 1, "tensor": 2}, 8) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    mesh = meshes.make_mesh({"fsdp": -1})
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "sequence": 1, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 4
+
+
+def test_smaller_mesh_takes_the_first_devices():
+    mesh = meshes.make_mesh({"data": 1, "fsdp": 4})
+    assert list(mesh.devices.flat) == jax.devices()[:4]
+
+
+@pytest.mark.parametrize("wanted, message", [
+    ({"sequence": 2, "tensor": 2}, "multiplies convolutions"),
+    ({"sequence": -1, "tensor": 2}, "multiplies convolutions"),
+    ({"fsdp": -1, "data": -1}, "at most one"),
+    ({"fsdp": 0}, "positive"),
+    ({"fsdp": 3, "data": -1}, "do not divide"),
+    ({"fsdp": 16}, "needs 16 devices"),
+    ({"pipeline": 2}, "config.mesh.pipeline is not a mesh axis"),
+])
+def test_what_is_refused(wanted, message):
+    with pytest.raises(ValueError, match=message):
+        meshes.make_mesh(wanted)
+
+
+def test_specs():
+    mesh = meshes.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    assert meshes.spec(mesh, ("tap", "embed", "mlp"), (3, 512, 256)) == P(None, "fsdp", "tensor")
+    assert meshes.spec(mesh, ("embed", "mlp"), (16, 16)) == P()  # small: replicated
+    assert meshes.spec(mesh, ("embed", "mlp"), (1002, 1024)) == P(None, "tensor")  # 1002 does not divide by 4
+    assert meshes.spec(mesh, ("embed", "embed"), (512, 512)) == P("fsdp", None)  # a mesh axis is used once
+    assert meshes.spec(mesh, ("act_batch", None), (512, 512)) == P(("data", "fsdp"), None)
+    with pytest.raises(ValueError, match="unknown logical axis name 'embde'"):
+        meshes.spec(mesh, ("embde",), (4,))
+
+
+def test_shardings_of_a_tree():
+    mesh = meshes.make_mesh({"fsdp": 8})
+    shapes = {"a": jax.ShapeDtypeStruct((1024, 128), jnp.float32), "b": {"bias": jax.ShapeDtypeStruct((7,), jnp.float32)}}
+    found = meshes.shardings(mesh, {"a": ("embed", "mlp"), "b": {"bias": (None,)}}, shapes)
+    assert found["a"].shard_shape((1024, 128)) == (128, 128)
+    assert found["b"]["bias"].is_fully_replicated
+
+
+def test_batches_are_cut_by_rows():
+    mesh = meshes.make_mesh({"data": 2, "fsdp": 4})
+    x = np.arange(32, dtype=np.float32).reshape(16, 2)
+    array = meshes.put_batch(mesh, {"x": x})["x"]
+    assert {s.data.shape for s in array.addressable_shards} == {(2, 2)}
+    np.testing.assert_array_equal(array, x)
+    meshes.check_batch(mesh, 16, 2)
+    with pytest.raises(ValueError, match="b=12 rows, which do not divide by 8 batch shards x 1"):
+        meshes.check_batch(mesh, 12)
+
+
+def conv_ratio(axes, sizes, x_spec, k_spec):
+    """Median of sharded over true result of a plain SAME convolution."""
+    x = jax.random.normal(jax.random.key(0), (4, 32, 8))
+    k = jax.random.normal(jax.random.key(1), (3, 8, 16))
+    f = lambda x, k: lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    count = int(np.prod(sizes))
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:count]).reshape(sizes), axes, axis_types=(AxisType.Auto,) * len(axes))
+    y = jax.jit(f)(jax.device_put(x, NamedSharding(mesh, x_spec)), jax.device_put(k, NamedSharding(mesh, k_spec)))
+    return float(np.median(np.asarray(y) / np.asarray(f(x, k))))
+
+
+def test_xla_multiplies_time_and_channel_sharded_convolutions():
+    """Time over one axis, channels over another: the result is the truth times the size of the channel axis.
+
+    When this test fails because the ratio is 1, XLA was repaired: then the refusal in `mesh.sizes` can go.
+    """
+    assert conv_ratio(("sequence", "tensor"), (2, 2), P(None, "sequence"), P(None, None, "tensor")) == pytest.approx(2.0)
+    assert conv_ratio(("sequence", "tensor"), (2, 4), P(None, "sequence"), P(None, None, "tensor")) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("axes, sizes, x_spec, k_spec", [
+    (("data", "fsdp"), (2, 4), P(("data",)), P(None, "fsdp")),
+    (("fsdp",), (4,), P("fsdp"), P(None, "fsdp")),
+    (("fsdp", "tensor"), (2, 2), P("fsdp"), P(None, "fsdp", "tensor")),
+    (("sequence",), (4,), P(None, "sequence"), P()),
+])
+def test_convolutions_are_right_on_the_meshes_we_allow(axes, sizes, x_spec, k_spec):
+    assert conv_ratio(axes, sizes, x_spec, k_spec) == pytest.approx(1.0, abs=1e-5)

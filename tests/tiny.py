@@ -1,0 +1,95 @@
+"""Untrained models of the smallest size, written as exports, and a toy system whose every output can be foretold."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import codec as codec_config
+from configs import naturalspeech2 as ns2_config
+from ns2_jax import inference
+from ns2_jax.runtime import state, weights
+from ns2_jax.systems import system as systems
+from ns2_jax.systems.system import Field, Program
+
+SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
+CONFIGS = {"codec": codec_config, "naturalspeech2": ns2_config}
+
+
+@functools.cache
+def _model(name: str, seed: int) -> tuple[dict, dict]:
+    config = CONFIGS[name].get_config("smoke")
+    system = systems.make(name, config.model.to_dict())
+    bucket = dict(config.data.buckets[0])
+    batch = {k: np.zeros(f.shape({**system.sizes, **bucket, "s": bucket["t"] * 200}), f.dtype) for k, f in system.fields.items()}
+    rng = np.random.default_rng(seed)
+    batch["weight"][:] = 1
+    if "audio" in batch:
+        batch["audio"] = rng.normal(0, 0.1, batch["audio"].shape).astype(np.float32)
+    params, rest = jax.device_get(jax.jit(system.init)(jax.random.key(seed), batch))
+    # Output layers start at zero: without noise every sample would be silence, and equal to every other.
+    params = jax.tree.map(lambda x: x + rng.normal(0, 0.03, x.shape).astype(x.dtype), params)
+    return {"params": params, "rest": rest}, json.loads(json.dumps(config.to_dict(), default=list))
+
+
+def write_model(name: str, folder: Path, seed: int = 0, kept_only: bool = False) -> str:
+    """A model of size smoke that `inference.load` reads, with a run.json as a trained one has."""
+    tree, config = _model(name, seed)
+    if kept_only and name == "codec":
+        flat = state.flatten(tree)
+        tree = state.nest({k: v for k, v in flat.items() if k.startswith("params/gen/") or k in ("rest/codebooks", "rest/mean", "rest/deviation")})
+    weights.write_weights(folder, tree)
+    (Path(folder) / "config.json").write_text(json.dumps(config))
+    (Path(folder) / "run.json").write_text(json.dumps({"revision": "0" * 40, "dataset": "tiny", "seed": 0, "versions": {"jax": "0"}}))
+    return str(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """Phone i lasts 2 + i % 3 frames and hums at its own level, with a little noise from the key; codes are loudness."""
+
+    sizes = {"q": 2, "c": 1}
+    fields = {}
+
+    def durations(self, params, rest, inputs, rng, sizes, speed):
+        frames = (2 + inputs["phones"] % 3) / speed
+        return {"durations": jnp.where(inputs["phones"] > 0, jnp.maximum(jnp.round(frames), 1), 0).astype(jnp.int32)}
+
+    def sample(self, params, rest, inputs, rng, sizes, steps, temperature):
+        ends = jnp.cumsum(inputs["durations"], -1)
+        frame = jnp.arange(sizes["t"])
+        phone = (frame[None, :, None] >= ends[:, None, :]).sum(-1)
+        level = jnp.take_along_axis(jnp.pad(inputs["phones"], ((0, 0), (0, 1))), jnp.minimum(phone, sizes["p"]), 1) / 100.0
+        voice = inputs["prompt_codes"].astype(jnp.float32).mean((1, 2))[:, None] / 1000
+        audio = jnp.repeat(level + voice, 4, 1) * params["gain"]
+        audio = audio + temperature * 1e-3 * jax.random.normal(rng, audio.shape)
+        return {"audio": audio, "f0": 100 * level, "frames": ends[:, -1]}
+
+    def encode(self, params, rest, inputs, rng, sizes):
+        level = jnp.abs(inputs["audio"]).reshape(inputs["audio"].shape[0], -1, 4).mean(-1)
+        return {"codes": jnp.stack([jnp.round(level * 100), jnp.round(level * 10)], -1).astype(jnp.int32)}
+
+    def decode(self, params, rest, inputs, rng, sizes):
+        return {"audio": jnp.repeat(inputs["codes"][..., 0] / 100.0, 4, 1)}
+
+    def programs(self):
+        text, prompt = {"phones": Field("bp", "int32")}, {"prompt_codes": Field("buq", "uint16"), "prompt_frames": Field("b", "int32")}
+        durations = {"durations": Field("bp", "int32")}
+        return {
+            "durations": Program(self.durations, text | prompt, durations, {"speed": 1.0}),
+            "sample": Program(self.sample, text | durations | prompt, {"audio": Field("bs", "float32")}, {"steps": 3, "temperature": 1.0}),
+            "encode": Program(self.encode, {"audio": Field("bs", "float32")}, {"codes": Field("btq", "int32")}),
+            "decode": Program(self.decode, {"codes": Field("btq", "int32")}, {"audio": Field("bs", "float32")}),
+        }
+
+
+def toy(buckets=(dict(b=4, t=60, p=20, u=30), dict(b=2, t=140, p=40, u=50)), gain: float = 1.0) -> inference.Model:
+    """A model of the toy at 800 Hz with 4 samples a frame."""
+    config = {"system": "toy", "model": {}, "data": {"sample_rate": 800, "hop": 4, "buckets": buckets}}
+    return inference.Model(Toy(), {"gain": np.float32(gain)}, {}, config)
