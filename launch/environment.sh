@@ -11,12 +11,14 @@ find_python() {  # the first interpreter that is new enough and starts
   return 2
 }
 
+quiet_apt() { $1 env DEBIAN_FRONTEND=noninteractive apt-get -qq "${@:2}" >/dev/null 2>&1; }
+
 install_package() {  # apt-get as root or with a sudo that asks nothing; silent, false where it can't
   local as=""
   command -v apt-get >/dev/null || return 1
   [ "$(id -u)" = 0 ] || { sudo -n true 2>/dev/null && as=sudo; } || return 1
-  $as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1 && return
-  $as apt-get update -qq >/dev/null 2>&1 && $as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1
+  quiet_apt "$as" install -y --no-install-recommends "$@" && return
+  quiet_apt "$as" update && quiet_apt "$as" install -y --no-install-recommends "$@"
 }
 
 system_program() {

@@ -1,6 +1,6 @@
 """The sums behind quickstart.sh: how large, how many steps, and the report.
 
-    python launch/quickstart.py begin|steps NAME|prompt|report --out=DIR --minutes=N --began=UNIX_TIME
+    python -m launch.quickstart begin|steps NAME|prompt|report --out=DIR --minutes=N --began=UNIX_TIME
 
 `begin` and `steps` print assignments for the shell and keep them in DIR/plan.json. `report` writes DIR/summary.json and
 DIR/quickstart.png and prints the table. Times are of this start: `--began` plus `--minutes` is when all should be done.
@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 import time
@@ -25,38 +26,45 @@ FLAGS = flags.FLAGS
 SENTENCE = "The evening train arrives at seven, and my sister is waiting for us at the station."
 SHIPPED = "results/naturalspeech2"
 SMALL_FROM = 600.0  # seconds that must be left for the models of size small; below it is size smoke
-# What comes beside the trainings, in seconds on two cores at rest: (before NaturalSpeech 2's training, after it), and
-# the time a training takes to start and compile. Twice that on a machine whose step takes twice STEP.
-BESIDE = {"smoke": {"middle": 25.0, "end": 75.0, "start": 20.0}, "small": {"middle": 60.0, "end": 200.0, "start": 60.0}}
-STEP = {"smoke": {"codec": 0.02, "naturalspeech2": 0.05}, "small": {"codec": 0.25, "naturalspeech2": 0.4}}
-CODEC_SHARE = 0.35  # of the time for both trainings
+# Seconds on two cores at rest of what comes beside the trainings: a training's start with its compilation, its second start
+# (compiled already), export of the codec and encoding, and all that comes last. On a machine whose step takes twice STEP, twice that.
+BESIDE = {
+    "smoke": {"naturalspeech2": 60.0, "again": 12.0, "encode": 20.0, "end": 75.0},
+    "small": {"naturalspeech2": 120.0, "again": 20.0, "encode": 60.0, "end": 200.0},
+}
+STEP = {"smoke": {"codec": 0.025, "naturalspeech2": 0.08}, "small": {"codec": 0.25, "naturalspeech2": 0.4}}
+CODEC_SHARE = 0.35  # of the time for steps
+SIZES = {
+    "smoke": dict(utterances=9, sampler=8, probe=30, warmup=20, ema=0.97, buckets="({'b':6,'t':400,'p':80,'u':96},)"),
+    "small": dict(utterances=16, sampler=20, probe=40, warmup=60, ema=0.99,
+                  buckets="({'b':14,'t':200,'p':48,'u':96},{'b':8,'t':400,'p':80,'u':160})"),
+}
 
 
 def begin(minutes: float, installed: float) -> dict[str, Any]:
     """The plan for `minutes` of which `installed` seconds are gone: what does not depend on the machine's speed.
 
-    A corpus of an hour in twenty minutes and in proportion below; the averages of weights remember a tenth of a training.
+    A corpus of an hour in twenty-five minutes and in proportion below; the averages of weights remember a tenth of a training.
     """
     size = "small" if 60 * minutes - installed >= SMALL_FROM else "smoke"
-    fixed = {"smoke": dict(utterances=12, sampler=8, probe=30, warmup=20, ema=0.97), "small": dict(utterances=16, sampler=20, probe=40, warmup=60, ema=0.99)}
-    return {"minutes": minutes, "size": size, "hours": round(min(1.0, max(0.1, minutes / 20)), 2), "stages": {}, "installed": installed, **fixed[size]}
+    hours = round(min(1.0, max(0.1, minutes / 25)), 2)
+    return {"minutes": minutes, "size": size, "hours": hours, "stages": {}, "installed": installed, **SIZES[size]}
 
 
 def train_steps(size: str, name: str, left: float, step_seconds: float, made: int) -> dict[str, Any]:
-    """How many steps fit into `left` seconds when so many were `made` and each takes `step_seconds`.
+    """How many steps fit into `left` seconds when so many were `made` and each takes `step_seconds`; at least 20 more.
 
-    Returns steps (in all), seconds for the rest of them, and the limit in seconds after which the training is stopped.
+    Returns steps (in all), seconds for those still to make, and the limit in seconds after which the training is stopped.
     """
     slow = max(1.0, step_seconds / STEP[size][name])
     beside = {key: seconds * slow for key, seconds in BESIDE[size].items()}
+    seconds = left - beside["end"] - beside["again"]
     if name == "codec":
-        seconds = CODEC_SHARE * (left - beside["middle"] - beside["end"] - 2 * beside["start"])
-    else:
-        seconds = left - beside["end"] - beside["start"] / 2  # compiled already, mostly
+        seconds = CODEC_SHARE * (seconds - beside["encode"] - beside["naturalspeech2"] - beside["again"])
     more = max(int(seconds / step_seconds), 20)
     steps = made + (more if more < 100 else more // 10 * 10)
     return {"steps": steps, "step_seconds": step_seconds, "seconds": round(max(seconds, 0.0), 1),
-            "limit": int(max(seconds * 1.15, 20 * step_seconds) + beside["start"])}
+            "limit": int(1.25 * max(seconds, 20 * step_seconds) + 2 * beside["again"])}
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -85,7 +93,7 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def assignments(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key.upper()}={value}" for key, value in values.items() if isinstance(value, (int, float, str)))
+    return "\n".join(f"{key.upper()}={shlex.quote(str(value))}" for key, value in values.items() if isinstance(value, (int, float, str)))
 
 
 def start(out: pathlib.Path, minutes: float, began: float) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def heldout_recording(data: pathlib.Path, seconds: float = 3.0) -> tuple[np.ndar
     """(audio float32 [s], rate, speaker): the first recording of the held-out voice that is long enough for a prompt."""
     from ns2_jax.data.dataset import Dataset
 
-    dataset = Dataset.open(data)
+    dataset = Dataset.open(data)  # without flite there are other voices in the same split
     split = "heldout" if "heldout" in dataset.splits else "test"
     best = None
     for i in range(dataset.records(split)):
@@ -193,9 +201,12 @@ def table(summary: Mapping[str, Any], plan: Mapping[str, Any], shipped: Sequence
     return "\n".join(lines)
 
 
-def draw(path: pathlib.Path, audio: np.ndarray, rate: int, phones: Sequence[str], ends: np.ndarray, curves: Mapping[str, Sequence[Mapping[str, float]]],
-         title: str = "") -> None:
-    """The picture: spectrogram with pitch, durations over the phones below it, and the loss curves of both trainings."""
+def draw(path: pathlib.Path, audio: np.ndarray, rate: int, phones: Sequence[str], ends: np.ndarray,
+         curves: Mapping[str, Sequence[Mapping[str, float]]], title: str = "", wanted: np.ndarray = np.zeros(0), hop: int = 200) -> None:
+    """The picture: spectrogram with pitch, durations over the phones below it, and the loss curves of both trainings.
+
+    Args: audio float32 [s]; phones and their ends in samples; metric lines by training; `wanted`: the model's own F0, Hz per `hop`.
+    """
     import jax.numpy as jnp
     import matplotlib
 
@@ -204,7 +215,6 @@ def draw(path: pathlib.Path, audio: np.ndarray, rate: int, phones: Sequence[str]
 
     from ns2_jax.maths import pitch, spectral
 
-    hop = rate // 100
     mel = np.asarray(spectral.log_mel(jnp.asarray(audio)[None], rate, 4 * hop, hop, 80))[0]
     f0 = np.asarray(pitch.track(jnp.asarray(audio)[None], rate, period=hop))[0]
     seconds, edges = len(audio) / rate, np.concatenate([[0], np.asarray(ends)]) / rate
@@ -214,7 +224,10 @@ def draw(path: pathlib.Path, audio: np.ndarray, rate: int, phones: Sequence[str]
     top.imshow(mel.T, origin="lower", aspect="auto", extent=(0, seconds, 0, 80), cmap="magma")
     top.set(title=title, ylabel="mel band", xlim=(0, seconds))
     tones = top.twinx()
-    tones.plot((np.arange(len(f0)) + 0.5) * hop / rate, np.where(f0 > 0, f0, np.nan), color="cyan", linewidth=2)
+    for name, hz, style in (("heard", f0, dict(color="cyan", linewidth=2)), ("predicted", wanted, dict(color="white", linestyle=":"))):
+        if len(hz):
+            tones.plot((np.arange(len(hz)) + 0.5) * hop / rate, np.where(hz > 0, hz, np.nan), label=name, **style)
+    tones.legend(loc="upper right")
     tones.set(ylabel="pitch, Hz", ylim=(50, 400))
     below = figure.add_subplot(grid[1, :], sharex=top)
     below.bar(edges[:-1], 1000 * np.diff(edges), width=np.diff(edges), align="edge", color="lightsteelblue", edgecolor="slategrey")
@@ -233,19 +246,21 @@ def draw(path: pathlib.Path, audio: np.ndarray, rate: int, phones: Sequence[str]
 def report(out: pathlib.Path) -> str:
     """Writes summary.json and quickstart.png; returns what to print."""
     from ns2_jax import inference
+    from ns2_jax.runtime import cluster
 
+    cluster.start(lambda line: None)
     plan, summary = read_plan(out), summarise(out)
     write_json(out / "summary.json", summary)
     model = inference.load(out / "export" / "naturalspeech2")
     speech = model.speak((out / "sentence.txt").read_text().strip(), out / "prompt.wav", seed=0, steps=plan["sampler"])
     curves = {name: read_metrics(out / name) for name in ("codec", "naturalspeech2")}
-    draw(out / "quickstart.png", speech.audio, speech.rate, speech.phones, speech.ends, curves, SENTENCE)
+    draw(out / "quickstart.png", speech.audio, speech.rate, speech.phones, speech.ends, curves, SENTENCE, speech.f0, speech.hop)
     shipped = []
     for path in sorted(glob.glob(f"{SHIPPED}/*.flac")):
         shutil.copy(path, out / f"shipped-{os.path.basename(path)}")
         shipped.append(str(out / f"shipped-{os.path.basename(path)}"))
-    made = {"this model": "speech.wav", "the voice it was to take": "prompt.wav", "test sentences": "scores/audio", "picture": "quickstart.png",
-            "summary": "summary.json", "model": "export/naturalspeech2"}
+    made = {"this model": "speech.wav", "the voice it was to take": "prompt.wav", "test sentences": "scores/audio",
+            "picture": "quickstart.png", "summary": "summary.json", "model": "export/naturalspeech2"}
     paths = "\n".join(f"  {name:26s}{out / file}" for name, file in made.items() if (out / file).exists())
     return f"\n{table(summary, plan, shipped)}\n\n{paths}"
 

@@ -19,7 +19,7 @@ done
 OUT=runs/quickstart
 system_program flite flite "going on with espeak-ng alone: its voices are buzzy, and the recogniser hardly understands them" || true
 environment text quickstart
-plan() { python launch/quickstart.py "$@" --out=$OUT --minutes="$MINUTES" --began="$BEGAN"; }
+plan() { python -m launch.quickstart "$@" --out=$OUT --minutes="$MINUTES" --began="$BEGAN"; }
 
 say() { printf '\n== %s (%s of %s min): %s\n' "$1" "$(($(date +%s) - BEGAN))s" "$MINUTES" "${*:2}"; }
 stage() {  # NAME COMMAND...: once; what it says is also in logs/NAME.log
@@ -38,13 +38,14 @@ train() {  # NAME FLAGS...: a few steps to time them, then as many as fit; SIGTE
   sizes=$(plan steps "$name")
   eval "$sizes"  # STEPS EVERY SAVE LIMIT
   timeout --preserve-status -s TERM "$LIMIT" \
-    python -m ns2_jax.train "$@" --workdir=$OUT/$name --config.train.steps="$STEPS" --config.train.log_every="$EVERY" --config.train.save_every="$SAVE" || code=$?
+    python -m ns2_jax.train "$@" --workdir=$OUT/$name --config.train.steps="$STEPS" --config.train.log_every="$EVERY" \
+    --config.train.save_every="$SAVE" || code=$?
   [ $code = 143 ] && echo "the time of this training is used up: going on with the steps it made" && code=0
   return $code
 }
 
 sizes=$(plan begin)
-eval "$sizes"  # SIZE HOURS UTTERANCES SAMPLER PROBE WARMUP EMA; from plan.json when it exists
+eval "$sizes"  # SIZE HOURS UTTERANCES SAMPLER PROBE WARMUP EMA BUCKETS; from plan.json when it exists
 echo "installed after $(($(date +%s) - BEGAN)) s; $HOURS h of corpus, models of size $SIZE"
 
 SHORT=(--config.data.path=$OUT/data --config.optim.schedule=constant --config.optim.warmup="$WARMUP" --config.train.ema="$EMA")
@@ -54,7 +55,7 @@ stage codec train codec --config=configs/codec.py:"$SIZE" "${SHORT[@]}" --config
 stage export_codec python -m ns2_jax.export --workdir=$OUT/codec --out=$OUT/export/codec
 stage encode python -m data_pipelines.encode --data=$OUT/data --codec=$OUT/export/codec
 stage naturalspeech2 train naturalspeech2 --config=configs/naturalspeech2.py:"$SIZE" "${SHORT[@]}" \
-  --config.init_from="{'rest/codec': '$OUT/export/codec'}"
+  --config.init_from="{'rest/codec': '$OUT/export/codec'}" --config.data.buckets="$BUCKETS"
 stage export python -m ns2_jax.export --workdir=$OUT/naturalspeech2 --out=$OUT/export/naturalspeech2 --codec=$OUT/export/codec
 stage evaluate python -m ns2_jax.evaluate --model=$OUT/export/naturalspeech2 --data=$OUT/data --out=$OUT/scores --limit="$UTTERANCES" \
   --steps="$SAMPLER" --save_audio

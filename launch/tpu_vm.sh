@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Trains on a TPU VM or a whole slice, the same command on every host:
-#     bash launch/tpu_vm.sh [--dry-run] NAME ZONE --config=configs/naturalspeech2.py:base --config.data.path=gs://BUCKET/data --workdir=gs://BUCKET/runs/ns2
-# The slice exists already (gcloud compute tpus tpu-vm create) and gcloud is logged in. Preempted hosts save on SIGTERM;
-# the same command continues, also on another size of slice. --dry-run prints what would be done.
+#     bash launch/tpu_vm.sh [--dry-run] NAME ZONE --config=configs/naturalspeech2.py:base \
+#         --config.data.path=/mnt/shared/data --workdir=/mnt/shared/runs/ns2
+# The slice exists already (gcloud compute tpus tpu-vm create), gcloud is logged in, and all hosts mount /mnt/shared (NFS or a
+# bucket). Preempted hosts save on SIGTERM; the same command continues, also on another size of slice. --dry-run only prints.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUN=
 if [ "${1:-}" = --dry-run ]; then RUN=echo; shift; fi
-if [ $# -lt 3 ]; then sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2; fi
+if [ $# -lt 3 ]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; fi
 NAME=$1 ZONE=$2
 shift 2
 ARCHIVE=$(mktemp -t ns2_jax.XXXXXX.tar.gz)

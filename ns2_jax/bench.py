@@ -32,11 +32,17 @@ from ns2_jax.runtime import mesh as meshes
 from ns2_jax.runtime.program import Program
 from ns2_jax.systems import system as systems
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/codec.py:small.", lock_config=True)
-_STEPS = flags.DEFINE_integer("steps", 10, "Steps in a run.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs; the median is reported.", lower_bound=1)
-_AT_STEP = flags.DEFINE_integer("at_step", 0, "Training step to stand at: a codec's discriminators join late, for example.", lower_bound=0)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """When this file is the command; importing it defines none."""
+    config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/codec.py:small.", lock_config=True)
+    flags.DEFINE_integer("steps", 10, "Steps in a run.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 3, "Runs; the median is reported.", lower_bound=1)
+    flags.DEFINE_integer("at_step", 0, "Training step to stand at: a codec's discriminators join late, for example.", lower_bound=0)
+    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+
 
 TAKES_WORDS = True  # data | train | sample
 WARM_UP = 2
@@ -45,7 +51,7 @@ WARM_UP = 2
 def timed(run: Callable[[], None], repeats: int, steps: int) -> dict[str, float]:
     """Median and spread of the seconds that one of `steps` in `run` takes."""
     seconds = []
-    for _ in tqdm(range(repeats), desc="runs", leave=False, disable=_JSON.value):
+    for _ in tqdm(range(repeats), desc="runs", leave=False, disable=FLAGS.json):
         begin = time.perf_counter()
         run()
         seconds.append((time.perf_counter() - begin) / steps)
@@ -54,25 +60,25 @@ def timed(run: Callable[[], None], repeats: int, steps: int) -> dict[str, float]
 
 def synthetic(fields: dict[str, Any], sizes: dict[str, int], codes: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
     """A batch of plausible numbers: noise for audio, full rows, phones that share the frames evenly."""
-    rng = np.random.default_rng(seed)
     batch = {}
-    for name, field in fields.items():
+    for i, (name, field) in enumerate(fields.items()):
+        rng = jax.random.fold_in(jax.random.key(seed), i)
         shape, kind = field.shape(sizes), name.removeprefix("prompt_")
         if kind == "audio":
-            value = rng.normal(0, 0.1, shape)
+            value = 0.1 * jax.random.normal(rng, shape)
         elif kind == "phones":
-            value = rng.integers(3, 40, shape)
+            value = jax.random.randint(rng, shape, 3, 40)
         elif kind == "durations":
             value = np.full(shape, max(sizes["t"] // sizes["p"], 1))
         elif kind == "f0":
             value = np.full(shape, 150.0)
         elif kind == "codes":
-            value = rng.integers(0, codes, shape)
+            value = jax.random.randint(rng, shape, 0, codes)
         elif kind == "frames":
             value = np.full(shape, sizes["u" if name.startswith("prompt_") else "t"])
         else:
             value = np.ones(shape)
-        batch[name] = value.astype(field.dtype)
+        batch[name] = np.asarray(value).astype(field.dtype)
     return batch
 
 
@@ -97,7 +103,7 @@ def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     first = batch_of(program, program.bucket)
     begin = time.perf_counter()
     state = program.create(meshes.put_batch(program.mesh, first))
-    state["step"] = jax.device_put(np.int32(_AT_STEP.value), meshes.replicated(program.mesh))
+    state["step"] = jax.device_put(np.int32(FLAGS.at_step), meshes.replicated(program.mesh))
     program.compiled(first)
     compiled = time.perf_counter() - begin
     batches = source(config, program.system) if config.data.path else None
@@ -114,7 +120,7 @@ def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     run(WARM_UP)
     times = timed(run, repeats, steps)
     seconds = times["median_step_seconds"]
-    report = times | {"start_s": compiled, "steps_per_second": 1 / seconds, "batch": program.bucket, "data": config.data.path or "synthetic", "at_step": _AT_STEP.value}
+    report = times | {"start_s": compiled, "steps_per_second": 1 / seconds, "batch": program.bucket, "data": config.data.path or "synthetic", "at_step": FLAGS.at_step}
     if "t" in program.bucket:
         report["frames_per_second"] = program.bucket["b"] * program.bucket["t"] / seconds
     report["flops_per_step"] = program.flops(first)
@@ -193,17 +199,18 @@ def main(argv: list[str]) -> int:
     what = argv[1:] or ["(nothing)"]
     if len(what) != 1 or what[0] not in BENCHES:
         raise ValueError(f"say what to time: one of {sorted(BENCHES)}, not {' '.join(what)} (see --help)")
-    if _CONFIG.value is None:
+    if FLAGS.config is None:
         raise ValueError("--config is missing; for example --config=configs/codec.py:small (see --help)")
     cluster.start(lambda text: None)
-    config = _CONFIG.value
+    config = FLAGS.config
     report = {
         "bench": what[0], "config": config.system, "size": config.size, "device": jax.devices()[0].device_kind, "devices": len(jax.devices()),
-        "machine": platform.machine(), "cores": cluster.cores(), "steps": _STEPS.value, "repeats": _REPEATS.value}
-    report |= BENCHES[what[0]](config, _STEPS.value, _REPEATS.value)
-    print(json.dumps(report, default=list) if _JSON.value else lines(report))
+        "machine": platform.machine(), "cores": cluster.cores(), "steps": FLAGS.steps, "repeats": FLAGS.repeats}
+    report |= BENCHES[what[0]](config, FLAGS.steps, FLAGS.repeats)
+    print(json.dumps(report, default=list) if FLAGS.json else lines(report))
     return cluster.DONE
 
 
 if __name__ == "__main__":
+    define_flags()
     cluster.run(main)

@@ -225,7 +225,7 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     rounded = {"params": {}, "rest": {}, **weights.read_weights(folder)}
     if codec:
         rounded["rest"]["codec"] = {"params": {}, "rest": {}, **weights.read_weights(codec)}
-    export = inference.Model(run.system, rounded["params"], rounded["rest"], config, str(out))
+    export = run.like(rounded["params"], rounded["rest"], config, str(out))
     config["programs"] = {}
     if programs:
         (folder / "programs").mkdir()

@@ -99,6 +99,12 @@ class Model:
         self.buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: (b.get("t", 0), b.get("p", 0)))
         self._compiled: dict[tuple, Any] = {}
 
+    def like(self, params: Any, rest: Any, config: Mapping[str, Any], path: str = "") -> Model:
+        """The same system with other weights; what is compiled for one serves the other."""
+        other = Model(self.system, params, rest, config, path)
+        other._compiled = self._compiled
+        return other
+
     @property
     def name(self) -> str:
         return f"{self.path or 'this model'} (system {self.config['system']!r})"
@@ -240,6 +246,8 @@ class Model:
         failed: set[int] = set()
 
         def attempt(request: int, function, *args):
+            if request in failed:
+                return None
             try:
                 return function(*args)
             except ValueError as error:
@@ -253,7 +261,7 @@ class Model:
         pending: list[_Piece] = []
         for i, ((text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
             words = attempt(i, front.words, text, table, language)
-            codes = attempt(i, voice, prompt) if i not in failed else None
+            codes = attempt(i, voice, prompt)
             if i not in failed:
                 pending.append(_Piece(i, words, seed, codes))
         early = {name: options.pop(name) for name in list(options) if name in self.programs["durations"].options}

@@ -29,10 +29,16 @@ from ns2_jax.runtime import state as states
 from ns2_jax.runtime.program import Program
 from ns2_jax.systems import system as systems
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/codec.py:base.", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Family and shape of a slice, as in v5p:4x4x4; or cpu:N.")
-_SLICES = flags.DEFINE_integer("slices", 1, "Slices joined by the data-centre network; config.mesh.data must be a multiple.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """When this file is the command; importing it defines none."""
+    config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/codec.py:base.", lock_config=True)
+    flags.DEFINE_string("topology", "v5e:4x4", "Family and shape of a slice, as in v5p:4x4x4; or cpu:N.")
+    flags.DEFINE_integer("slices", 1, "Slices joined by the data-centre network; config.mesh.data must be a multiple.")
+    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+
 
 # High-bandwidth memory of one device that a program may use, bytes (the compiler's own limits).
 HBM = {"v4": 32 << 30, "v5e": 16 << 30, "v5p": 95 << 30, "v6e": 32 << 30, "tpu7x": 96 << 30}
@@ -127,14 +133,15 @@ def lines(report: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     del argv
-    if _CONFIG.value is None:
+    if FLAGS.config is None:
         raise ValueError("--config is missing; for example --config=configs/codec.py:base (see --help)")
-    family, _, count = _TOPOLOGY.value.partition(":")
+    family, _, count = FLAGS.topology.partition(":")
     cluster.pretend(int(count) if family == "cpu" and count.isdigit() else 1)
-    report = measure(_CONFIG.value, _TOPOLOGY.value, _SLICES.value)
-    print(json.dumps(report) if _JSON.value else lines(report))
+    report = measure(FLAGS.config, FLAGS.topology, FLAGS.slices)
+    print(json.dumps(report) if FLAGS.json else lines(report))
     return cluster.DONE if report["fits"] else cluster.FAILED
 
 
 if __name__ == "__main__":
+    define_flags()
     cluster.run(main)

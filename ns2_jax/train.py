@@ -36,9 +36,14 @@ from ns2_jax.runtime import step as steps
 from ns2_jax.runtime.program import Program
 from ns2_jax.systems import system as systems
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/codec.py:small.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if needed, continued if it has checkpoints.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build, compile and count; write and train nothing.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """When this file is the command; importing it defines none."""
+    config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/codec.py:small.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder of the run; made if needed, continued if it has checkpoints.")
+    flags.DEFINE_bool("dry_run", False, "Build, compile and count; write and train nothing.")
 
 
 def say(text: str) -> None:
@@ -190,26 +195,27 @@ def leave(saved: checkpoints.Checkpoints, writer: metrics.Writer | None, bar: tq
 
 def main(argv: list[str]) -> int:
     del argv
-    config = _CONFIG.value
+    config = FLAGS.config
     if config is None:
         raise ValueError("--config is missing; for example --config=configs/codec.py:small (see --help)")
-    if not _DRY_RUN.value and not _WORKDIR.value:
+    if not FLAGS.dry_run and not FLAGS.workdir:
         raise ValueError("--workdir is missing: the folder to write to (or --dry_run)")
-    if not _DRY_RUN.value and not config.data.path:
+    if not FLAGS.dry_run and not config.data.path:
         raise ValueError("config.data.path is empty; make a data set with python -m data_pipelines.synth --out=data/default "
                          "and give --config.data.path=data/default")
     cluster.start(say)
     system = systems.make(config.system, config.model.to_dict())
     program = Program(config, system, meshes.make_mesh(config.mesh), lambda: systems.rules(meshes.RULES), say)
     describe(program)
-    if _DRY_RUN.value:
+    if FLAGS.dry_run:
         program.compiled(program.abstract_batch())
         return cluster.DONE
     codec = weights.codec_of(config, program.system.fields)
     dataset = feed.fingerprint(config.data)
     say(f"data {config.data.path} {dataset}" + (f", codec {codec}" if codec else ""))
-    return train(program, config, _WORKDIR.value, dataset, codec)
+    return train(program, config, FLAGS.workdir, dataset, codec)
 
 
 if __name__ == "__main__":
+    define_flags()
     cluster.run(main)

@@ -12,12 +12,8 @@ from absl import flags
 
 
 def run(name: str, *args: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of `python -m <name> <args>`. The command's flags are its own: ours are put aside."""
+    """(exit code, stdout, stderr) of `python -m <name> <args>`; the flags that it defined are gone afterwards."""
     values = flags.FLAGS
-    ours = {flag: values[flag] for flag in list(values) if str(values.find_module_defining_flag(flag)).startswith(("ns2_jax", "data_pipelines"))}
-    owners = {flag: values.find_module_defining_flag(flag) for flag in ours}
-    for flag in ours:
-        delattr(values, flag)
     before = set(values)
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
@@ -32,10 +28,8 @@ def run(name: str, *args: str) -> tuple[int, str, str]:
         if saved is not None:
             sys.modules[name] = saved
         for flag in set(values) - before:
-            delattr(values, flag)
-        for flag, definition in ours.items():
-            values[flag] = definition
-            values.register_flag_by_module(owners[flag], definition)
+            if not str(values.find_module_defining_flag(flag)).startswith("absl"):  # those are made once and stay
+                delattr(values, flag)
     return int(code), out.getvalue(), err.getvalue()
 
 

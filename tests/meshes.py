@@ -2,13 +2,12 @@
 
     from tests import meshes
 
-    @pytest.mark.parametrize("wanted", meshes.MESHES, ids=meshes.name)
-    def test_mesh(wanted): meshes.check_system(system, batch, wanted)
+    meshes.check_system(system, params, rest, batch, rng)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -23,11 +22,9 @@ MESHES = (
     dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, sequence=2))
 """Seven shapes of eight devices; `batch_sharding` cuts rows into data x fsdp parts, so a batch needs eight rows."""
 
-_EXPECTED: dict[int, tuple] = {}
-
 
 def name(wanted: Mapping[str, int]) -> str:
-    """A readable test id: "fsdp2-tensor4"."""
+    """A readable name: "fsdp2-tensor4"."""
     return "-".join(f"{axis}{n}" for axis, n in wanted.items() if n > 1)
 
 
@@ -46,28 +43,27 @@ def differences(expected: Any, found: Any) -> dict[str, float]:
 
 
 def check_system(
-    system: Any, batch: Mapping[str, Any], wanted: Mapping[str, int], *, state: tuple[Any, Any] | None = None, step: int = 0,
-    tolerance: float = 2e-4,
+    system: Any, params: Any, rest: Any, batch: Mapping[str, Any], rng: jax.Array, *, step: int = 0,
+    meshes: Sequence[Mapping[str, int]] = MESHES, tolerance: float = 2e-4,
 ) -> None:
-    """Gradients, statistics, metrics and the next `rest` on the mesh `wanted` equal those of one device.
+    """Gradients, statistics, metrics and the next `rest` on every mesh equal those of one device.
 
-    Every parameter is cut wherever its names and length allow (the threshold for small arrays is off). `state` is
-    (params, rest); by default `system.init` makes it. The comparison is per leaf, relative to its largest value.
+    Every parameter is cut wherever its names and length allow (the threshold for small arrays is off). The
+    comparison is per leaf, relative to the leaf's largest value.
     """
     batch = {key: np.asarray(value) for key, value in batch.items()}
-    rng, step = jax.random.key(3), np.int32(step)
-    params, rest = jax.device_get(state if state is not None else jax.jit(system.init)(jax.random.key(0), batch))
-    if id(system) not in _EXPECTED:
-        _EXPECTED[id(system)] = system, jax.device_get(jax.jit(lambda *a: _run(system, *a))(params, rest, batch, rng, step))
-    expected = _EXPECTED[id(system)][1]
-    mesh = runtime_mesh.make_mesh({"data": 1, "fsdp": 1} | dict(wanted))
-    with mock.patch.object(runtime_mesh, "SMALL", 0):
-        where = runtime_mesh.shardings(mesh, system.axes(batch), (params, rest))
-    cut = sum(not s.is_fully_replicated for s in jax.tree.leaves(where))
-    assert cut or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1, "no parameter is sharded: the mesh tests nothing"
-    rows = runtime_mesh.batch_sharding(mesh)
-    with jax.set_mesh(mesh), systems.rules(runtime_mesh.RULES):
-        run = jax.jit(lambda *a: _run(system, *a), in_shardings=(*where, rows, None, None))
-        found = jax.device_get(run(*jax.device_put((params, rest), where), jax.device_put(batch, rows), rng, step))
-    off = {path: value for path, value in differences(expected, found).items() if not value < tolerance}
-    assert not off, f"{name(wanted)}: {len(off)} leaves differ, worst {sorted(off.items(), key=lambda x: -x[1])[:5]}"
+    params, rest, step = jax.device_get(params), jax.device_get(rest), np.int32(step)
+    expected = jax.device_get(jax.jit(lambda *a: _run(system, *a))(params, rest, batch, rng, step))
+    names = system.axes(batch)
+    for wanted in meshes:
+        mesh = runtime_mesh.make_mesh({"data": 1, "fsdp": 1} | dict(wanted))
+        with mock.patch.object(runtime_mesh, "SMALL", 0):
+            where = runtime_mesh.shardings(mesh, names, (params, rest))
+        cut = sum(not s.is_fully_replicated for s in jax.tree.leaves(where))
+        assert cut or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1, f"{name(wanted)}: no parameter is sharded, nothing is tested"
+        rows = runtime_mesh.batch_sharding(mesh)
+        with jax.set_mesh(mesh), systems.rules(runtime_mesh.RULES):
+            run = jax.jit(lambda *a: _run(system, *a), in_shardings=(*where, rows, None, None))
+            found = jax.device_get(run(*jax.device_put((params, rest), where), jax.device_put(batch, rows), rng, step))
+        off = {path: value for path, value in differences(expected, found).items() if not value < tolerance}
+        assert not off, f"{name(wanted)}: {len(off)} leaves differ, worst {sorted(off.items(), key=lambda x: -x[1])[:5]}"

@@ -27,7 +27,8 @@ DOORS = {
     "layers": {"maths"},
     "audio": {"maths"},
     "data": {"audio"},
-    "text": set(), "maths": set(), "runtime": set(), "configs": set(), "package": set(), "launch": {"inference", "evals", "data", "audio", "maths"},
+    "text": set(), "maths": set(), "runtime": set(), "configs": set(), "package": set(),
+    "launch": {"inference", "runtime", "evals", "data", "audio", "maths"},
 }
 Rule = Callable[[str, ast.Module], Iterator[str]]
 
@@ -134,7 +135,7 @@ RULES: dict[str, Rule] = {
     "mesh": only(r"(.*\.)?(PartitionSpec|NamedSharding|Mesh|AbstractMesh)|jax\.make_mesh", "ns2_jax/runtime/mesh.py"),
     "environment": only(r"os\.(environ|getenv|putenv)(\..*)?|import signal|(.*\.)?SIGTERM", "ns2_jax/runtime/cluster.py", "ns2_jax/data/",
                         "configs/", "launch/", "data_pipelines/shards.py"),  # shards: a killed pool takes its workers along
-    "flags": only(r"absl(\.(flags|app))?", "ns2_jax/runtime/cluster.py", "data_pipelines/", "launch/", "ns2_jax/data/feed.py", *(  # Grain's flags
+    "flags": only(r"absl(\.(flags|app))?", "ns2_jax/runtime/cluster.py", "data_pipelines/", "launch/", "ns2_jax/data/feed.py", *(  # Grain's
         f"ns2_jax/{name}" for name in ("train", "evaluate", "synthesize", "codec.py", "export", "precompile", "bench", "doctor", "serve"))),
     "grain": only(r"grain(\..*)?", "ns2_jax/data/", "ns2_jax/audio/", "data_pipelines/"),
     "soundfile": only(r"(soundfile|soxr)(\..*)?", "ns2_jax/data/", "ns2_jax/audio/", "data_pipelines/"),
@@ -210,15 +211,18 @@ def test_every_rule_has_an_example_and_every_room_is_seen():
 # Words. The patterns are put together from pieces so that this file does not contain what it forbids.
 WORDS = {
     "unfinished": r"\b(TO" + r"DO|FIX" + r"ME|X" + r"XX)\b",
-    "registry": r"(?i)py" + r"pi\.org|python" + r"hosted|npm" + r"js\.|deb\." + r"debian\.org|archive\." + r"ubuntu\.com|crates" + r"\.io|proxy\.golang",
-    "origin": r"(?i)work" + r"place|/wor" + r"k/|\bcla" + r"ude\b|anth" + r"ropic|contract" + r"\.md|\bthe bri" + r"ef\b|\b(develo" + r"per|co"
-                 + r"ding|wor" + r"k|parallel) sessi" + r"ons?\b",
+    "registry": r"(?i)py" + r"pi\.org|python" + r"hosted|npm" + r"js\.|deb\." + r"debian\.org|archive\." + r"ubuntu\.com|crates"
+                + r"\.io|proxy\.golang",
+    "origin": r"(?i)work" + r"place|/wor" + r"k/|\bcla" + r"ude\b|anth" + r"ropic|contract" + r"\.md|\bthe bri" + r"ef\b|\b(develo"
+              + r"per|co"
+              + r"ding|wor" + r"k|parallel) sessi" + r"ons?\b",
 }
 
 
 def texts() -> list[pathlib.Path]:
     """Everything a reader can open: code, scripts, prose."""
-    found = [path for name in sorted(TOP - {"LICENSE"}) + [".ci", ".gitignore"] for path in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*"))]
+    tops = [ROOT / name for name in (*sorted(TOP - {"LICENSE"}), ".ci", ".gitignore")]
+    found = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))]
     kinds = {".py", ".sh", ".md", ".sbatch", ".yaml", ".ipynb", ".json", ""}
     return [p for p in found if p.is_file() and p.suffix in kinds and "__pycache__" not in p.parts]
 
@@ -226,7 +230,8 @@ def texts() -> list[pathlib.Path]:
 @pytest.mark.parametrize("name", WORDS)
 def test_words_that_do_not_belong(name):
     pattern = re.compile(WORDS[name])
-    hits = [f"{relative(path)}: {match.group(0)}" for path in texts() for match in [pattern.search(path.read_text(encoding="utf8", errors="replace"))] if match]
+    found = ((path, pattern.search(path.read_text(encoding="utf8", errors="replace"))) for path in texts())
+    hits = [f"{relative(path)}: {match.group(0)}" for path, match in found if match]
     assert not hits, "\n".join(hits)
 
 

@@ -22,20 +22,28 @@ SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
 CONFIGS = {"codec": codec_config, "naturalspeech2": ns2_config}
 
 
+def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Numbers of a sensible size for a parameter of that name: nothing is compiled to get them."""
+    noise = rng.normal(size=shape).astype(np.float32)
+    name = path.rsplit("/", 1)[-1]
+    if name == "kernel":
+        quiet = 0.3 if path.startswith("params/duration/") else 1.0  # or some phones would be longer than the bucket
+        return noise * np.float32(quiet * np.prod(shape[:-1]) ** -0.5)
+    if name in ("scale", "gain", "alpha", "deviation", "counts"):
+        return 1 + np.float32(0.03) * noise
+    return noise * np.float32(0.5 if name in ("codebooks", "sums") else 0.03)  # not zero anywhere, or all outputs would be equal
+
+
 @functools.cache
 def _model(name: str, seed: int) -> tuple[dict, dict]:
     config = CONFIGS[name].get_config("smoke")
     system = systems.make(name, config.model.to_dict())
     bucket = dict(config.data.buckets[0])
-    batch = {k: np.zeros(f.shape({**system.sizes, **bucket, "s": bucket["t"] * 200}), f.dtype) for k, f in system.fields.items()}
+    batch = systems.shapes(system.fields, {**system.sizes, **bucket, "s": bucket["t"] * 200})
+    params, rest = jax.eval_shape(system.init, jax.random.key(0), batch)
     rng = np.random.default_rng(seed)
-    batch["weight"][:] = 1
-    if "audio" in batch:
-        batch["audio"] = rng.normal(0, 0.1, batch["audio"].shape).astype(np.float32)
-    params, rest = jax.device_get(jax.jit(system.init)(jax.random.key(seed), batch))
-    # Output layers start at zero: without noise every sample would be silence, and equal to every other.
-    params = jax.tree.map(lambda x: x + rng.normal(0, 0.03, x.shape).astype(x.dtype), params)
-    return {"params": params, "rest": rest}, json.loads(json.dumps(config.to_dict(), default=list))
+    flat = {path: _fill(path, leaf.shape, rng) for path, leaf in state.flatten({"params": params, "rest": rest}).items()}
+    return state.nest(flat), json.loads(json.dumps(config.to_dict(), default=list))
 
 
 def write_model(name: str, folder: Path, seed: int = 0, kept_only: bool = False) -> str:

@@ -113,7 +113,10 @@ def write(path: str | os.PathLike, audio: np.ndarray, rate: int) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix.lower(), dir=path.parent)
     os.close(handle)
     try:
-        soundfile.write(temporary, np.clip(audio, -1.0, 1.0), rate, subtype=SUBTYPES[path.suffix.lower()])
+        audio, subtype = np.clip(audio, -1.0, 1.0), SUBTYPES[path.suffix.lower()]
+        if subtype == "PCM_16":  # rounded here: libsndfile truncates for one format and rounds for another
+            audio = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
+        soundfile.write(temporary, audio, rate, subtype=subtype)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:

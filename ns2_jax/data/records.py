@@ -305,7 +305,7 @@ class ShardReader:
     """Random access to one committed shard. Raises FileNotFoundError without a marker, Corrupt for damage."""
 
     def __init__(self, path: pathlib.Path, group: str, base_hop: int = BASE_HOP):
-        self._fd = -1
+        self._file = None
         self.path, self.group, self.base_hop = path, group, base_hop
         if not marker_path(path).exists():
             raise FileNotFoundError(
@@ -332,21 +332,18 @@ class ShardReader:
 
     def read(self, i: int) -> dict[str, Value]:
         """Record `i` of the shard, checked and unpacked."""
-        if self._fd < 0:
-            self._fd = os.open(self.path, os.O_RDONLY)
+        if self._file is None:
+            self._file = open(self.path, "rb", buffering=0)
         offset, length, _ = self.index[i].item()
-        return unpack(self.group, read_record(self._fd, offset, length, str(self.path)))
+        return unpack(self.group, read_record(self._file.fileno(), offset, length, str(self.path)))
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fd": -1}  # a file descriptor means nothing in another process
-
-    def __del__(self) -> None:
-        self.close()
+        return {**self.__dict__, "_file": None}  # an open file means nothing in another process
 
 
 def read_all(path: pathlib.Path, group: str) -> Sequence[dict[str, Value]]:

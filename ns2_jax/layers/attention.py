@@ -24,7 +24,9 @@ class MultiHeadAttention(nn.Module):
     def setup(self):
         if self.width % self.heads:
             raise ValueError(f"attention width={self.width} is not a multiple of heads={self.heads}")
-        self.query, self.key, self.value = (Dense(self.width, ("embed", "heads"), dtype=self.dtype) for _ in range(3))
+        self.query, self.value = (Dense(self.width, ("embed", "heads"), dtype=self.dtype) for _ in range(2))
+        # No bias: it would add the same number to every logit of a query, which the softmax takes out again.
+        self.key = Dense(self.width, ("embed", "heads"), use_bias=False, dtype=self.dtype)
         self.out = Dense(self.width, ("heads", "embed"), dtype=self.dtype)
 
     def _split(self, x: jax.Array) -> jax.Array:

@@ -77,7 +77,8 @@ class Checkpoints:
     under others is refused.
     """
 
-    def __init__(self, workdir: str, keep: int = 3, dataset: str = "", seed: int = 0):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3, dataset: str = "", seed: int = 0):
+        workdir = os.fspath(workdir)
         self.root = workdir if "://" in workdir else os.path.abspath(workdir)
         self.dataset, self.seed = dataset, seed
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)

@@ -64,8 +64,9 @@ def start(report: Callable[[str], None] = print) -> None:
     if not environment("JAX_PLATFORMS") and not any(glob.glob(g) for g in ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia[0-9]*", "/dev/kfd")):
         jax.config.update("jax_platforms", "cpu")  # an installed libtpu would look for chips, at length and aloud
     if is_cluster():
-        report("cluster: this is one process of several; waiting for the others (the command must run on every host, "
-               "e.g. gcloud ... ssh --worker=all; NS2_JAX_DISTRIBUTED=0 if it is alone)")
+        # Not `report`: asking which process this is would start the backend before the others are met.
+        print("cluster: this is one process of several; waiting for the others (the command must run on every host, "
+              "e.g. gcloud ... ssh --worker=all; NS2_JAX_DISTRIBUTED=0 if it is alone)", flush=True)
         numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
         given = {key: int(environment(name)) for key, name in numbers.items() if environment(name)}
         jax.distributed.initialize(**given)
@@ -139,9 +140,8 @@ def is_user_error(error: BaseException) -> bool:
         return True
     if not isinstance(error, ValueError):
         return False
-    from_jax = any("JAX" in note for note in getattr(error, "__notes__", ())) or "StackTrace" in type(error.__cause__).__name__
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(_OURS) and not from_jax
+    return bool(frames) and frames[-1].filename.startswith(_OURS)
 
 
 def _one_line(error: BaseException) -> str:
@@ -186,6 +186,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """`absl.app.run` for people: what is wrong with the command is one line on stderr and exit code 2, `--help` prints
     the module's docstring and its flags and exits 0, and what `main` returns is the exit code."""
     module = sys.modules[main.__module__]
+    jax.config.update("jax_traceback_filtering", "off")  # whose error it is shows in the last frame, JAX's included
 
     def parse(argv: Sequence[str]) -> list[str]:
         if any(word in ("--help", "-h", "-help", "--helpshort") for word in argv[1:]):

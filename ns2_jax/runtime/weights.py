@@ -7,7 +7,7 @@ reader opens it; writing it takes forty lines and no dependency. Three roundings
     bf16    matrices and kernels as bfloat16, vectors float32
     int8    kernels under `params/` as int8 with a float32 scale `<name>:scale`, all others as in bf16
 
-The header carries the sha256 of the tensors, checked on reading. The first 12 hex digits of the file's own sha256 are
+The header carries a sha256 of the tensors and of itself, checked on reading. The first 12 hex digits of the file's own sha256 are
 the name of an exported codec.
 """
 
@@ -48,6 +48,10 @@ def _round(name: str, array: np.ndarray, quantize: str) -> dict[str, np.ndarray]
     return {name: array.astype(ml_dtypes.bfloat16)}
 
 
+def _canonical(header: dict[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+
+
 def write_weights(path: str | os.PathLike, tree: Any, quantize: str = "none") -> str:
     """Writes a tree of arrays to `path` (a folder, or a `.safetensors` file); returns the hash, 12 hex digits.
 
@@ -69,8 +73,10 @@ def write_weights(path: str | os.PathLike, tree: Any, quantize: str = "none") ->
         header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, offset + len(raw)]}
         offset += len(raw)
         digest.update(raw)
-    header["__metadata__"] = {"format": "ns2_jax", "quantize": quantize, "sha256": digest.hexdigest()}
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    header["__metadata__"] = {"format": "ns2_jax", "quantize": quantize}
+    digest.update(_canonical(header))
+    header["__metadata__"]["sha256"] = digest.hexdigest()
+    text = _canonical(header)
     text += b" " * (-len(text) % 8)
     target = _file(path)
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
@@ -99,11 +105,16 @@ def read_stored(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[st
         header = json.loads(raw[8 : 8 + length])
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{target} is not a safetensors file, or is damaged: its header cannot be read") from error
-    metadata, data = header.pop("__metadata__", {}), memoryview(raw)[8 + length :]
-    if "sha256" in metadata and hashlib.sha256(data).hexdigest() != metadata["sha256"]:
-        raise ValueError(f"{target} is damaged: its tensors do not have the sha256 of its header; copy or export it again")
+    metadata, data = header.get("__metadata__", {}), memoryview(raw)[8 + length :]
+    expected = metadata.pop("sha256", None)
+    ours = metadata.get("format") == "ns2_jax"
+    if (ours or expected) and hashlib.sha256(bytes(data) + _canonical(header)).hexdigest() != expected:
+        raise ValueError(f"{target} is damaged: its contents do not have the sha256 it was written with; copy or export it again")
+    header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
+        if set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] not in _CODES:
+            raise ValueError(f"{target} is damaged: header entry {name!r} is not a tensor this code reads")
         begin, end = entry["data_offsets"]
         dtype = np.dtype(_CODES[entry["dtype"]])
         if end > len(data) or end - begin != math.prod(entry["shape"]) * dtype.itemsize:

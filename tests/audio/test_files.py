@@ -22,6 +22,17 @@ def test_round_trip(tmp_path, suffix, error):
     assert [p.name for p in tmp_path.iterdir()] == [f"a{suffix}"]  # no temporary file is left
 
 
+def test_wav_and_flac_hold_the_same_rounded_samples(tmp_path):
+    noise = np.random.default_rng(0).uniform(-1, 1, 4000).astype(np.float32)
+    for suffix in (".wav", ".flac"):
+        files.write(tmp_path / f"a{suffix}", noise, 16000)
+    wav, flac = (files.read(tmp_path / f"a{suffix}") for suffix in (".wav", ".flac"))
+    np.testing.assert_array_equal(wav, flac)
+    assert np.abs(wav - noise).max() <= 1.0001 / 32768 and np.abs(wav - noise).mean() < 0.27 / 32768  # half a step at most, but at +1
+    files.write(tmp_path / "b.wav", wav, 16000)
+    np.testing.assert_array_equal(files.read(tmp_path / "b.wav"), wav)  # reading and writing again changes nothing
+
+
 def test_mp3_is_read(tmp_path):
     soundfile.write(tmp_path / "a.mp3", tone(2.0, 22050), 22050)
     audio = files.read(tmp_path / "a.mp3", 16000)

@@ -60,7 +60,7 @@ def dies(k: int) -> int:
 
 
 def digests(root: pathlib.Path) -> dict[str, str]:
-    files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -180,10 +180,11 @@ def one_device(count, noise=0.1):
 def trained(mesh_sizes, count=4, micro=1, noise=0.1):
     program = Program(config(micro=micro, rows=32), dataclasses.replace(BIG, noise=noise), meshes.make_mesh(mesh_sizes), contextlib.nullcontext)
     data = lambda i: meshes.put_batch(program.mesh, {n: np.asarray(x) for n, x in batch(32, 512, 256, i).items()})
-    state, halted = program.create(data(0)), program.go()
+    state, halted, history = program.create(data(0)), program.go(), []
     for i in range(count):
         state, metrics = program(state, data(i), halted)
-    return program, state, metrics
+        history.append(jax.device_get(state))
+    return program, state, metrics, history
 
 
 BIG = Toy(inputs=512, outputs=256)
@@ -192,14 +193,13 @@ MESHES = [dict(fsdp=8), dict(data=8), dict(data=2, fsdp=4), dict(fsdp=4, tensor=
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_the_same_training_on_every_mesh(sizes):
-    _, one, m1 = one_device(4)
-    program, many, m2 = trained(sizes)
+    _, one, m1, ones = one_device(4)
+    program, many, m2, manies = trained(sizes)
     # Adam divides tiny gradients by themselves: after 4 steps a few of 131 K numbers are free by a part of the rate.
     close(jax.device_get(one), jax.device_get(many), 5e-3)
-    (_, one, _), (_, first_of_many, _) = one_device(1), trained(sizes, 1)
     linear = lambda state: {p: x for p, x in states.flatten(state).items() if "/mu/" in p or "rest/" in p}
     assert len(linear(one)) == 4
-    close(jax.device_get(linear(one)), jax.device_get(linear(first_of_many)), 2e-6)
+    close(linear(ones[0]), linear(manies[0]), 2e-6)
     assert float(m1["loss"]) == pytest.approx(float(m2["loss"]), rel=1e-5)
     kernel = many["params"]["gen"]["kernel"]
     held = kernel.addressable_shards[0].data.size * (program.mesh.shape["fsdp"] * program.mesh.shape["tensor"])
@@ -210,8 +210,8 @@ def test_the_same_training_on_every_mesh(sizes):
 
 
 def test_micro_batches_on_a_mesh():
-    _, one, _ = one_device(4, 0.0)
-    _, many, _ = trained(dict(fsdp=8), micro=4, noise=0.0)
+    _, one, _, _ = one_device(4, 0.0)
+    _, many, _, _ = trained(dict(fsdp=8), micro=4, noise=0.0)
     close(jax.device_get(one), jax.device_get(many), 5e-3)
     np.testing.assert_allclose(one["rest"]["mean"], many["rest"]["mean"], rtol=1e-5, atol=1e-6)
 

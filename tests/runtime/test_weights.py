@@ -87,7 +87,7 @@ def test_we_read_what_the_package_writes(tmp_path):
         np.testing.assert_array_equal(flat[path], array)
 
 
-@pytest.mark.parametrize("where", [3, 40, -1, -1000])
+@pytest.mark.parametrize("where", [3, 12, 40, 100, 300, -1, -1000])
 def test_tampering_is_seen(tmp_path, where):
     weights.write_weights(tmp_path, tree(), "bf16")
     raw = bytearray((tmp_path / weights.FILE).read_bytes())

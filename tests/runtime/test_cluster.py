@@ -1,0 +1,121 @@
+"""Exit codes, error lines, help, and what counts as a cluster; the command line is a real subprocess."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from ns2_jax.runtime import cluster
+
+SCRIPT = '''"""Says hello.
+
+    python -m hello --name=you
+"""
+import sys
+from absl import flags
+from ml_collections import config_flags
+from ns2_jax.runtime import cluster, weights
+NAME = flags.DEFINE_string("name", "you", "Whom to greet.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.")
+
+def main(argv):
+    if NAME.value == "ours":
+        weights.write_weights("x", {}, "int3")
+    if NAME.value == "file":
+        open("/no/such/file")
+    if NAME.value == "bug":
+        raise RuntimeError("a bug")
+    if NAME.value == "library":
+        import numpy
+        numpy.zeros(3).reshape(2)
+    if NAME.value == "jax":
+        import jax.numpy
+        jax.numpy.zeros(3) + jax.numpy.zeros(2)
+    print("hello", NAME.value)
+    return {"three": 3}.get(NAME.value, 0)
+
+if __name__ == "__main__":
+    cluster.run(main)
+'''
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "hello.py").write_text(SCRIPT)
+    (folder / "config.py").write_text(textwrap.dedent('''
+        import ml_collections
+        def get_config(arg=""):
+            if arg == "wrong":
+                raise ValueError("config argument 'wrong' is unknown; there is 'right'")
+            config = ml_collections.ConfigDict({"train": {"steps": 3}, "seed": 0})
+            return config
+    '''))
+    root = os.path.dirname(os.path.dirname(os.path.dirname(cluster.__file__)))
+
+    def call(*words):
+        env = {**os.environ, "PYTHONPATH": root, "NS2_JAX_TRACEBACK": ""}
+        return subprocess.run([sys.executable, "hello.py", *words], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+
+    return call
+
+
+def test_exit_codes_and_error_lines(script):
+    done = script("--name=three")
+    assert (done.returncode, done.stdout) == (3, "hello three\n")
+    for words, line in {
+        ("--name=ours",): "error: quantize='int3' does not exist; roundings are ['none', 'bf16', 'int8']",
+        ("--name=file",): "error: /no/such/file: No such file or directory",
+        ("--nope=1",): "error: Unknown command line flag 'nope'",
+        ("word",): "error: 'word' is not a flag; flags look like --name=value (see --help)",
+        ("--config=nothing.py",): "error: --config=nothing.py: there is no such file",
+        ("--config=config.py:wrong",): "error: config argument 'wrong' is unknown; there is 'right'",
+        ("--config=config.py", "--config.train.stepz=1"): "error: --config.train.stepz: the config has no such field; there is ['steps']",
+        ("--config=config.py", "--config.train.steps=many"): "error: flag --config.train.steps=many: invalid literal for int()",
+    }.items():
+        failed = script(*words)
+        assert failed.returncode == 2, (words, failed.stderr)
+        assert failed.stderr.startswith(line) and failed.stderr.count("\n") == 1, failed.stderr
+
+
+@pytest.mark.parametrize("name, message", [("bug", "RuntimeError: a bug"), ("library", "cannot reshape"), ("jax", "incompatible shapes")])
+def test_bugs_keep_their_traceback(script, name, message):
+    failed = script(f"--name={name}")
+    assert failed.returncode == 1 and "Traceback" in failed.stderr and message in failed.stderr
+
+
+def test_help_teaches(script):
+    shown = script("--help")
+    assert shown.returncode == 0
+    assert "python -m hello --name=you" in shown.stdout
+    assert "--name: Whom to greet. (default you)" in shown.stdout and "--config: FILE." in shown.stdout
+
+
+@pytest.mark.parametrize("environment, expected", [
+    ({}, False),
+    ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "NS2_JAX_DISTRIBUTED": "0"}, False),
+    ({"NS2_JAX_DISTRIBUTED": "1"}, True),
+])
+def test_what_counts_as_a_cluster(monkeypatch, environment, expected):
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "TPU_WORKER_HOSTNAMES", "JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS",
+                 "OMPI_COMM_WORLD_SIZE", "NS2_JAX_DISTRIBUTED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cluster.is_cluster() is expected
+
+
+def test_facts():
+    facts = cluster.facts()
+    assert facts["versions"]["jax"].count(".") == 2 and facts["devices"] == 8 and facts["device"] == "cpu"
+    assert facts["revision"] == "unknown" or len(facts["revision"].removesuffix("+changes")) == 40

@@ -1,0 +1,82 @@
+"""The record of a run: lines, what resuming does to them, optional sinks, and the clock."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pytest
+
+from ns2_jax.runtime import metrics
+
+
+def test_lines_and_resume(tmp_path):
+    writer = metrics.Writer(str(tmp_path))
+    for step in (10, 20, 30):
+        writer.write(step, {"loss": step / 3, "bad": float("nan")})
+    writer.close()
+    with open(tmp_path / metrics.FILE, "a") as f:
+        f.write('{"step": 40, "lo')  # killed in the middle of a line
+    assert [line["step"] for line in metrics.read(tmp_path)] == [10, 20, 30]
+    writer = metrics.Writer(str(tmp_path), start_step=20)  # the checkpoint was older than the log
+    writer.write(30, {"loss": 1.0})
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / metrics.FILE).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert lines[0]["loss"] == pytest.approx(10 / 3, rel=1e-6) and lines[0]["bad"] is None and lines[-1]["loss"] == 1.0
+
+
+def test_tensorboard_files_when_installed(tmp_path):
+    pytest.importorskip("tensorboardX")
+    writer = metrics.Writer(str(tmp_path))
+    assert writer.sinks == [metrics.FILE, "tensorboard"]
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_without_optional_sinks(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    writer = metrics.Writer(str(tmp_path), project="speech")
+    assert writer.sinks == [metrics.FILE]
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    assert metrics.read(tmp_path)[0]["loss"] == 1.0
+
+
+def test_wandb_when_installed_and_asked_for(tmp_path, monkeypatch):
+    said = []
+    run = types.SimpleNamespace(log=lambda values, step: said.append((step, values)), finish=lambda: said.append("finished"))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: said.append(options["project"]) or run))
+    writer = metrics.Writer(str(tmp_path), project="speech")
+    writer.write(5, {"loss": 2.0})
+    writer.close()
+    assert said == ["speech", (5, {"loss": 2.0}), "finished"]
+
+
+def test_mean_and_line_and_duration():
+    assert metrics.mean([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0, "b": 2.0}
+    text = metrics.line(10, 100, {"loss": 1.5, "mel": 0.25, "weight": 8.0, "step_seconds": 2.0})
+    assert text == "step 10/100  loss 1.5  mel 0.25  2 s/step  3m00s left"
+    assert [metrics.duration(s) for s in (5, 65, 7265)] == ["5s", "1m05s", "2h01m"]
+
+
+def test_peaks():
+    assert metrics.peak("TPU v5 lite") == 197e12
+    assert metrics.peak("TPU v5p") == 459e12 == metrics.peak("TPU v5")
+    assert metrics.peak("NVIDIA H200") == 989e12
+    assert metrics.peak("cpu") is None
+
+
+def test_clock_adds_up(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    clock = metrics.Clock()
+    for _ in range(2):
+        with clock("data"):
+            now[0] += 3.0
+        now[0] += 1.0
+    assert clock.seconds == {"data": 6.0} and clock.total() == 8.0
+    assert clock.summary() == "8s in all: data 75 %, steps and the rest 25 %"

@@ -1,0 +1,64 @@
+"""The bench measures something, names the hardware, and makes batches that a system accepts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import naturalspeech2 as ns2_config
+from ns2_jax import bench
+from ns2_jax.systems import system as systems
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ["--config=configs/codec.py:smoke,levels=2,codes=8", "--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)",
+        "--config.model.judge_filters=8", "--config.model.codec.width=16", "--config.data.buckets=[{'b':4,'t':16}]", "--steps=2", "--repeats=3"]
+
+
+def call(*words):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([sys.executable, "-m", "ns2_jax.bench", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+
+
+def test_train():
+    done = call("train", *TINY, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["device"] == "cpu" and report["bench"] == "train" and report["data"] == "synthetic"
+    assert 0 < report["min_step_seconds"] <= report["median_step_seconds"] <= report["max_step_seconds"]
+    assert report["frames_per_second"] == pytest.approx(4 * 16 / report["median_step_seconds"])
+    assert report["flops_per_step"] > 1e5 and "mfu" not in report  # a CPU's peak is not in the table
+
+
+def test_sample():
+    done = call("sample", *TINY)
+    assert done.returncode == 0, done.stderr
+    for name in ("encode", "decode", "decode_latents"):
+        assert f"  {name}: median_step_seconds" in done.stdout
+
+
+@pytest.mark.parametrize("words, line", [
+    ([], "error: say what to time: one of ['data', 'sample', 'train'], not (nothing)"),
+    (["trian"], "error: say what to time"),
+    (["train"], "error: --config is missing"),
+    (["data", "--config=configs/codec.py:smoke"], "error: bench data needs a data set"),
+])
+def test_wrong_commands(words, line):
+    done = call(*words)
+    assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_synthetic_batches_are_plausible():
+    config = ns2_config.get_config("smoke")
+    system = systems.make(config.system, config.model.to_dict())
+    sizes = {**system.sizes, **dict(config.data.buckets[0])}
+    batch = bench.synthetic(system.fields, sizes, system.codes)
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {n: (f.shape(sizes), np.dtype(f.dtype)) for n, f in system.fields.items()}
+    assert batch["codes"].max() < system.codes and batch["phones"].min() >= 3
+    assert (batch["durations"].sum(1) <= sizes["t"]).all() and (batch["durations"] >= 1).all()
+    assert (batch["prompt_frames"] == sizes["u"]).all() and (batch["weight"] == 1).all()

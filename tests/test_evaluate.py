@@ -1,0 +1,153 @@
+"""The command that scores: who is chosen, what is written, what a score carries, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from commands import refused, run
+
+from data_pipelines import shards
+from ns2_jax import evaluate
+from ns2_jax.audio import files
+from ns2_jax.data.dataset import Dataset
+from ns2_jax.text import phones
+
+NAME = "ns2_jax.evaluate"
+TEXT = "The children walked along the river, and looked at the old bridge before dinner."
+
+
+def write_corpus(root, people: dict[str, int], splits=("train", "test")) -> str:
+    """Every speaker says the same sentence at a speed of their own, as often as `people` says."""
+    speech = files.read(tiny.SPEECH, 16000)
+    for split in splits:
+        rows = []
+        for n, (speaker, times) in enumerate(people.items()):
+            audio = np.interp(np.arange(0, len(speech), 1 + 0.06 * n), np.arange(len(speech)), speech)
+            for k in range(times):
+                pcm = (audio[: len(audio) - 160 * k] * 30000).astype(np.int16)
+                ends = np.linspace(len(pcm) / 40, len(pcm), 40).astype(np.int32)
+                meta = {"utt_id": f"{split}-{speaker}-{k}", "speaker": speaker, "source": "flite", "voice": "rms", "text": TEXT, "text_norm": TEXT.lower()}
+                rows.append((len(pcm), {"meta": meta, "audio": {"audio": pcm}, "align": {"phones": (3 + np.arange(40) % 20).astype(np.uint8), "ends": ends}}))
+        for group in ("meta", "audio", "align"):
+            with shards.ShardWriter(root, group, split, 0, 1) as writer:
+                for samples, values in rows:
+                    writer.write(values[group], samples)
+    shards.write_manifest(root, name="tiny", phones=phones.inventory_hash())
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), {"ann": 3, "bob": 2, "cid": 1})
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    return tiny.write_model("codec", tmp_path_factory.mktemp("codec"))
+
+
+# Choosing.
+
+
+def test_choice_goes_round_the_speakers_and_a_prompt_is_another_utterance(corpus):
+    items = evaluate.choose(Dataset.open(corpus), "test", 0, seed=0)
+    assert [item["speaker"] for item in items] == ["ann", "bob", "ann", "bob", "ann"]  # cid has nothing to be prompted with
+    assert all(item["prompt"] != item["id"] and item["prompt"].split("-")[1] == item["speaker"] for item in items)
+    assert len({item["id"] for item in items}) == 5
+    assert [item["speaker"] for item in evaluate.choose(Dataset.open(corpus), "test", 3, seed=0)] == ["ann", "bob", "ann"]
+
+
+def test_choice_follows_the_seed(corpus):
+    ids = lambda seed: [item["id"] for item in evaluate.choose(Dataset.open(corpus), "test", 0, seed)]
+    assert ids(1) == ids(1) and len({tuple(ids(seed)) for seed in range(8)}) > 1
+
+
+def test_table_and_summary():
+    line = lambda name, value, unit: {"name": name, "value": value, "unit": unit, "interval": [value - 1, value + 1]}
+    lines = [line("wer_recording", 4.0, "%"), line("wer_synthesis", 40.04, "%"), line("secs_own_recording", 0.9, "cosine"),
+             line("secs_own_synthesis", 0.7, "cosine"), line("secs_others_synthesis", 0.5, "cosine")]
+    rows = evaluate.table(lines).splitlines()
+    assert rows[0].split() == ["recording", "synthesis"]
+    assert rows[1].split() == ["wer", "%", "4.0", "(3.0-5.0)", "40.0", "(39.0-41.0)"]
+    summary = evaluate.summarise(lines)
+    assert summary["secs_own"] == 0.7 and summary["secs_others"] == 0.5 and summary["wer_recording"] == 4.0
+
+
+# The command.
+
+
+def test_codec_scores(codec, corpus, tmp_path):
+    code, out, err = run(NAME, f"--model={codec}", f"--data={corpus}", f"--out={tmp_path}/o", "--limit=2", "--save_audio",
+                         "--evals=speaker_similarity,codec_quality,predictability")
+    assert code == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    items = [json.loads(line) for line in (tmp_path / "o" / "items.jsonl").read_text().splitlines()]
+    names = {line["name"] for line in lines}
+    assert {f"{m}_{c}" for m in ("pesq", "stoi", "si_sdr", "secs_own") for c in ("codec", "codec_unquantised")} <= names
+    assert {"secs_own_recording", "predictability_latents", "predictability_log_mel"} <= names and "pesq_recording" not in names
+    assert len(items) == 2 and items[0]["codec_quality"]["codec"]["pesq"] > 0.9
+    for line in lines:
+        assert line["interval"][0] <= line["value"] <= line["interval"][1] and line["n"] > 0
+        about = line["fingerprint"]
+        assert about["data"] == Dataset.open(corpus).fingerprint and len(about["model"]) == 12 and about["evaluator"] and about["averaging"]
+    own, others = (next(line["value"] for line in lines if line["name"] == f"secs_{k}_recording") for k in ("own", "others"))
+    assert own > 0.98 and own > others  # the same speech but for a few samples, against the same speech faster
+    assert json.loads((tmp_path / "o" / "summary.json").read_text())["secs_own_recording"] == own
+    audio = sorted(path.name for path in (tmp_path / "o" / "audio").iterdir())
+    assert len(audio) == 6 and audio[0].endswith("-codec.flac") and files.read(tmp_path / "o" / "audio" / audio[0], 16000).size > 16000
+    assert "predictability" in out and "codec_unquantised" in out
+
+
+def test_synthesis_scores(corpus, tmp_path):
+    model = tiny.write_model("naturalspeech2", tmp_path / "m")
+    code, out, err = run(NAME, f"--model={model}", f"--data={corpus}", f"--out={tmp_path}/o", "--limit=2", "--steps=1", "--evals=speaker_similarity")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert summary["secs_own"] == summary["secs_own_synthesis"] < summary["secs_own_recording"]
+    line = json.loads((tmp_path / "o" / "scores.jsonl").read_text().splitlines()[-1])
+    assert line["fingerprint"]["sampler"]["steps"] == 1 and line["fingerprint"]["missing"] == 0 and "spoke" in out
+
+
+def test_word_error_of_recordings_needs_no_model(corpus, tmp_path):
+    code, out, err = run(NAME, "--task=recordings", f"--data={corpus}", "--limit=2", "--evals=word_error", f"--out={tmp_path}/o")
+    assert code == 0, err
+    (line,) = [json.loads(text) for text in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    assert line["name"] == "wer_recording" and 0 <= line["value"] < 40 and "pocketsphinx" in line["fingerprint"]["evaluator"]
+    items = [json.loads(text) for text in (tmp_path / "o" / "items.jsonl").read_text().splitlines()]
+    assert sum(item["word_error"]["recording"]["words"] for item in items) == 28
+
+
+def test_a_run_is_scored_into_its_folder_and_a_read_model_is_left_alone(codec, corpus, tmp_path):
+    folder = tiny.write_model("codec", tmp_path / "run")
+    args = [f"--data={corpus}", "--limit=2", "--evals=speaker_similarity", "--task=codec"]
+    assert run(NAME, f"--workdir={folder}", *args)[0] == 0
+    assert (tmp_path / "run" / "evaluation" / "scores.jsonl").is_file()
+    before = sorted(tmp_path.rglob("*"))
+    code, out, _ = run(NAME, f"--model={folder}", *args)
+    assert code == 0 and "secs_own" in out and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("args,message", [
+    ([], "--model=DIR (a run or an export) or --workdir=DIR is missing"),
+    (["--model=CODEC", "--workdir=CODEC"], "both given"),
+    (["--model=nowhere"], "nowhere does not exist"),
+    (["--model=CODEC"], "config.data.path is empty"),
+    (["--model=CODEC", "--data=nowhere"], "no data set at nowhere"),
+    (["--model=CODEC", "--data=DATA", "--split=dev"], "no split 'dev'"),
+    (["--model=CODEC", "--data=DATA", "--evals=beauty"], "'beauty' is not one of"),
+    (["--model=CODEC", "--data=DATA", "--task=tts"], "does not speak"),
+    (["--model=CODEC", "--data=DATA", "--save_audio"], "--save_audio needs --out"),
+    (["--model=CODEC", "--data=DATA", "--limit=-1"], "limit"),
+    (["--model=CODEC", "--data=DATA", "--out=CODEC/config.json"], "is a file"),
+    (["--task=recordings"], "--data=DIR is missing"),
+])
+def test_it_refuses(codec, corpus, args, message):
+    assert message in refused(NAME, *(arg.replace("CODEC", codec).replace("DATA", corpus) for arg in args))
+
+
+def test_speakers_with_one_utterance_cannot_be_scored(codec, tmp_path):
+    lonely = write_corpus(tmp_path / "d", {"ann": 1, "bob": 1})
+    assert "no speaker of split 'test' has two utterances" in refused(NAME, f"--model={codec}", f"--data={lonely}")

@@ -1,0 +1,229 @@
+"""An export is whole, checked, equal to its run, and its programs take the weights as arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import commands
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ns2_jax import export, inference
+from ns2_jax.audio import files
+from ns2_jax.runtime import state, weights
+from ns2_jax.text import phones
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    return {name: tiny.write_model(name, root / name) for name in ("codec", "naturalspeech2")}
+
+
+@pytest.fixture(scope="module")
+def codec(runs, tmp_path_factory):
+    """(folder, lines of the comparison) of an unrounded export of the codec."""
+    out = tmp_path_factory.mktemp("exports") / "codec"
+    return out, export.export(runs["codec"], out)
+
+
+def tone(seconds: float = 4.0) -> np.ndarray:
+    return (0.3 * np.sin(np.arange(int(16000 * seconds)) * 0.05)).astype(np.float32)
+
+
+def test_it_holds_what_it_says_and_the_sums_are_right(codec):
+    out, _ = codec
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    programs = {f"programs/{name}.stablehlo" for name in ("encode", "decode", "decode_latents")}
+    assert names == {"params.safetensors", "config.json", "phones.json", "README.md", "SHA256SUMS", *programs}
+    sums = dict(reversed(line.split("  ")) for line in (out / "SHA256SUMS").read_text().splitlines())
+    assert set(sums) == names - {"SHA256SUMS"}
+    assert all(hashlib.sha256((out / name).read_bytes()).hexdigest() == digest for name, digest in sums.items())
+
+
+def test_only_what_the_system_exports_is_in_it(codec):
+    flat = state.flatten(weights.read_weights(codec[0]))
+    assert {path.split("/")[0] + "/" + path.split("/")[1] for path in flat} == {"params/gen", "rest/codebooks", "rest/mean", "rest/deviation"}
+
+
+def test_config_tells_where_the_weights_come_from(codec):
+    config = json.loads((codec[0] / "config.json").read_text())
+    assert config["provenance"]["dataset"] == "tiny" and config["provenance"]["revision"] == "0" * 40
+    assert config["weights"] == {"hash": weights.weights_hash(codec[0]), "quantize": "none"}
+    assert config["system"] == "codec" and config["programs"]["encode"]["inputs"]["audio"]["shape"] == ["b", 64000]
+    card = (codec[0] / "README.md").read_text()
+    assert "inference.load" in card and "| dataset | tiny |" in card and "`decode`: codes [b, 320, 4] -> audio [b, 64000]" in card
+
+
+def test_unrounded_export_is_the_run_to_the_last_bit(runs, codec):
+    run, exported = inference.load(runs["codec"]), inference.load(codec[0])
+    audio = files.read(tiny.SPEECH, 16000)
+    np.testing.assert_array_equal(run.encode(audio), exported.encode(audio))
+    np.testing.assert_array_equal(run.latents(audio), exported.latents(audio))
+    assert any(line.startswith("encode: codes 100.0 % equal, latents equal") for line in codec[1])
+
+
+def test_programs_run_at_any_batch_size_and_obey_their_weights(codec):
+    out, _ = codec
+    model = inference.load(out)
+    program = jax.export.deserialize((out / "programs" / "encode.stablehlo").read_bytes())
+    batch = np.stack([tone(), 0.5 * tone(), np.roll(tone(), 7)])
+    result = program.call(model.params, model.rest, {"audio": batch}, np.uint32(0))
+    expected = [model.run("encode", [{"audio": row}], sizes={"s": 64000, "t": 320})[0] for row in batch]
+    np.testing.assert_array_equal(np.asarray(result["codes"]), np.stack([e["codes"] for e in expected]))
+    doubled = program.call(jax.tree.map(lambda x: 2 * x, model.params), model.rest, {"audio": batch}, np.uint32(0))
+    assert np.abs(np.asarray(doubled["latents"]) - np.asarray(result["latents"])).max() > 0.1
+
+
+def test_programs_do_not_contain_the_weights(codec):
+    out, _ = codec
+    flat = state.flatten(weights.read_weights(out))
+    for path in (out / "programs").iterdir():
+        data = path.read_bytes()
+        inside = [name for name, leaf in flat.items() if leaf.size >= 64 and leaf.astype("<f4").tobytes()[:128] in data]
+        assert not inside
+
+
+@pytest.mark.parametrize("quantize,at_least", [("bf16", 40), ("int8", 20)])
+def test_rounding_makes_it_smaller_and_costs_little(runs, codec, tmp_path, quantize, at_least):
+    export.export(runs["codec"], tmp_path / "x", quantize, programs=False)
+    size = lambda folder: (Path(folder) / weights.FILE).stat().st_size
+    assert size(tmp_path / "x") < 0.6 * size(codec[0])
+    assert not (tmp_path / "x" / "programs").exists()
+    whole, rounded = inference.load(codec[0]), inference.load(tmp_path / "x")
+    assert export.decibels(whole.latents(tone()), rounded.latents(tone())) > at_least
+
+
+def test_same_run_same_bytes(runs, codec, tmp_path):
+    export.export(runs["codec"], tmp_path / "x", programs=False)
+    assert (tmp_path / "x" / weights.FILE).read_bytes() == (codec[0] / weights.FILE).read_bytes()
+
+
+def test_an_export_can_be_exported_again(codec, tmp_path):
+    export.export(str(codec[0]), tmp_path / "x", programs=False)
+    assert weights.weights_hash(tmp_path / "x") == weights.weights_hash(codec[0])
+
+
+# NaturalSpeech 2: with its codec inside, and with its codec by name.
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    """A run whose codec is an export that exists: (run, codec)."""
+    root = tmp_path_factory.mktemp("speaker")
+    run = tiny.write_model("naturalspeech2", root / "run")
+    tree = weights.read_weights(run)
+    weights.write_weights(root / "codec", tree["rest"]["codec"])
+    return run, str(root / "codec")
+
+
+def test_codec_by_hash_and_path(speaker, tmp_path):
+    run, codec = speaker
+    export.export(run, tmp_path / "x", codec=codec, programs=False)
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    assert config["codec"]["hash"] == weights.weights_hash(codec)
+    assert (tmp_path / "x" / config["codec"]["path"]).resolve() == Path(codec).resolve()
+    assert not [path for path in state.flatten(weights.read_weights(tmp_path / "x")) if path.startswith("rest/codec")]
+    model, whole = inference.load(tmp_path / "x"), inference.load(run)
+    np.testing.assert_array_equal(model.encode(tone()), whole.encode(tone()))
+    assert json.loads((tmp_path / "x" / "phones.json").read_text())["phones"] == list(phones.PHONES)
+
+
+def test_another_codec_is_refused(speaker, runs, tmp_path):
+    tree = weights.read_weights(speaker[1])
+    tree["rest"]["codebooks"] = tree["rest"]["codebooks"] + 1
+    weights.write_weights(tmp_path / "other", tree)
+    with pytest.raises(ValueError, match="1 of .* tensors differ, first rest/codebooks"):
+        export.export(speaker[0], tmp_path / "x", codec=str(tmp_path / "other"), programs=False)
+    with pytest.raises(ValueError, match="contains no codec"):
+        export.export(runs["codec"], tmp_path / "x", codec=speaker[1], programs=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.slow
+def test_speaking_programs_equal_the_jitted_ones(runs, tmp_path):
+    lines = export.export(runs["naturalspeech2"], tmp_path / "x")
+    assert [line.split(":")[0] for line in lines] == ["encode", "decode", "durations", "sample"]
+    sample = next(line for line in lines if line.startswith("sample"))
+    assert "audio equal" in sample and "latents equal" in sample
+    assert float(sample.split("audio of the program ")[1].split(" dB")[0]) > 60
+
+
+# Overwriting and breaking.
+
+
+def test_folders_that_are_no_export_are_left_alone(runs, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not an export"):
+        export.export(runs["codec"], tmp_path / "mine", programs=False)
+    with pytest.raises(ValueError, match="not an export"):
+        export.export(runs["codec"], tmp_path / "mine" / "thesis.txt", programs=False)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_old_export_is_replaced_whole(runs, tmp_path):
+    export.export(runs["codec"], tmp_path / "x", programs=False)
+    (tmp_path / "x" / "leftover.txt").write_text("of the old one")
+    export.export(runs["codec"], tmp_path / "x", "bf16", programs=False)
+    assert not (tmp_path / "x" / "leftover.txt").exists()
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["weights"]["quantize"] == "bf16"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_failure_leaves_nothing_and_keeps_the_old_one(runs, tmp_path, monkeypatch):
+    export.export(runs["codec"], tmp_path / "x", programs=False)
+    before = (tmp_path / "x" / "SHA256SUMS").read_text()
+
+    def broken(*_):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(export, "compare", broken)
+    for out in ("x", "y"):
+        with pytest.raises(RuntimeError, match="disk full"):
+            export.export(runs["codec"], tmp_path / out, "bf16", programs=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x" / "SHA256SUMS").read_text() == before
+
+
+def test_damage_is_noticed(codec, tmp_path):
+    data = bytearray((codec[0] / weights.FILE).read_bytes())
+    data[-100] ^= 1
+    (tmp_path / weights.FILE).write_bytes(data)
+    (tmp_path / "config.json").write_bytes((codec[0] / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="damaged"):
+        inference.load(tmp_path)
+
+
+def test_decibels():
+    x = np.sin(np.arange(1000.0))
+    assert export.decibels(x, x) == 200 and export.decibels(0 * x, 0 * x) == 200
+    assert export.decibels(x, 1.1 * x) == pytest.approx(20) and export.decibels(0 * x, x) == -200
+
+
+# The command.
+
+
+def test_command(runs, tmp_path):
+    code, out, _ = commands.run("ns2_jax.export", f"--workdir={runs['codec']}", f"--out={tmp_path}/x", "--quantize=int8", "--noprograms")
+    assert code == 0 and "latents" in out and " dB" in out and weights.weights_hash(tmp_path / "x") in out
+
+
+@pytest.mark.parametrize("args,message", [
+    (["--out=OUT"], "--workdir=DIR is missing"),
+    (["--workdir=RUN"], "--out=DIR is missing"),
+    (["--workdir=nowhere", "--out=OUT"], "nowhere does not exist"),
+    (["--workdir=RUN", "--out=OUT", "--quantize=int3"], "int3"),
+    (["--workdir=RUN", "--out=OUT", "--platforms=abacus"], "abacus"),
+    (["--workdir=RUN", "--out=OUT", "--codec=nowhere"], "contains no codec"),
+    (["--workdir=RUN", "--out=OUT", "--colour=red"], "colour"),
+    (["--workdir=RUN", "--out=OUT", "extra"], "extra"),
+])
+def test_command_refuses(runs, tmp_path, args, message):
+    args = [arg.replace("RUN", runs["codec"]).replace("OUT", f"{tmp_path}/x") for arg in args]
+    assert message in commands.refused("ns2_jax.export", *args)
+    assert list(tmp_path.iterdir()) == []

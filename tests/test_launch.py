@@ -1,0 +1,184 @@
+"""The scripts of launch/: they parse, refuse nonsense, size the quickstart within its minutes, and report what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # launch/ is not installed
+
+from launch import quickstart  # noqa: E402
+
+SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "launch" / "slurm.sbatch", ROOT / ".ci" / "run"])
+KEYS = {"seconds", "corpus_hours", "codec", "naturalspeech2", "wer_recording", "wer_codec", "wer_synthesis", "secs_own", "secs_others"}
+
+
+def run(*command: str | os.PathLike, **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120, **kwargs)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_parse_and_stop_at_errors(path):
+    assert run("bash", "-n", path).returncode == 0
+    if path.name != "environment.sh":  # sourced
+        assert "set -euo pipefail" in path.read_text()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_thin(path):
+    assert len(path.read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("argument", ["--minutes=soon", "--minuts=20", "20", "--minutes="])
+def test_quickstart_refuses_what_it_does_not_know(argument):
+    out = run("bash", "launch/quickstart.sh", argument)
+    assert out.returncode == 2 and out.stderr.startswith("error: ") and len(out.stderr.splitlines()) == 1
+
+
+def test_every_module_and_flag_the_quickstart_calls_exists():
+    text = (ROOT / "launch" / "quickstart.sh").read_text()
+    modules = set(re.findall(r"python -m ((?:ns2_jax|data_pipelines)\.\w+)", text))
+    ours = {f"ns2_jax.{name}" for name in ("train", "evaluate", "export", "synthesize")}
+    assert modules == ours | {"data_pipelines.synth", "data_pipelines.encode"}
+    calls = re.findall(r"python -m ((?:ns2_jax|data_pipelines)\.\w+)((?:[^\n]|\\\n)*)", text.replace("\\\n", " "))
+    for module, arguments in calls:
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+        for flag in re.findall(r"--(\w+)", arguments):
+            assert flag in defined | {"config"}, f"{module} has no --{flag}"
+
+
+def test_the_pod_script_shows_what_it_would_do():
+    out = run("bash", "launch/tpu_vm.sh", "--dry-run", "pod", "zone-a", "--config=configs/codec.py:base", "--config.init_from={'a': 'b c'}")
+    assert out.returncode == 0, out.stderr
+    assert "gcloud compute tpus tpu-vm ssh pod --zone=zone-a --worker=all" in out.stdout
+    assert r"--config.init_from=\{\'a\':\ \'b\ c\'\}" in out.stdout  # one argument on the other side of ssh, too
+    assert run("bash", "launch/tpu_vm.sh").returncode == 2
+
+
+@pytest.mark.parametrize(("minutes", "installed", "size"), [(20, 90, "small"), (20, 700, "smoke"), (4, 0, "smoke"), (60, 90, "small")])
+def test_the_plan_follows_the_minutes(minutes, installed, size):
+    plan = quickstart.begin(minutes, installed)
+    assert plan["size"] == size
+    assert 0.1 <= plan["hours"] <= 1
+    assert quickstart.begin(40, 0)["hours"] == 1
+    buckets = eval(plan["buckets"])  # what the flag parser will read
+    assert isinstance(buckets, tuple) and all(set(bucket) == {"b", "t", "p", "u"} for bucket in buckets)
+
+
+@pytest.mark.parametrize(("size", "minutes"), [("smoke", 4), ("small", 20), ("small", 40)])
+@pytest.mark.parametrize("slow", [0.5, 1, 2])
+def test_both_trainings_and_what_is_beside_them_end_in_time(size, minutes, slow):
+    """Plays the whole thing with the durations the plan expects; a machine half as fast may only run over by the least steps."""
+    beside = {key: seconds * max(1, slow) for key, seconds in quickstart.BESIDE[size].items()}
+    step = {name: seconds * slow for name, seconds in quickstart.STEP[size].items()}
+    clock = 45.0 + beside["again"]  # corpus, first steps of the codec
+    codec = quickstart.train_steps(size, "codec", 60 * minutes - clock, step["codec"], 30)
+    clock += beside["again"] + (codec["steps"] - 30) * step["codec"] + beside["encode"] + beside["naturalspeech2"]
+    speech = quickstart.train_steps(size, "naturalspeech2", 60 * minutes - clock, step["naturalspeech2"], 30)
+    clock += beside["again"] + (speech["steps"] - 30) * step["naturalspeech2"] + beside["end"]
+    least = 20 * sum(step.values())
+    hopeless = minutes == 4 and slow == 2  # what is beside the trainings alone takes longer
+    assert clock <= 60 * minutes + least + 1 or hopeless
+    assert codec["steps"] >= 50 and speech["steps"] >= 50
+    if slow <= 1:
+        assert clock > 0.9 * 60 * minutes  # and the time is used
+
+
+def test_no_time_left_still_makes_a_few_steps():
+    stage = quickstart.train_steps("smoke", "naturalspeech2", -100.0, 0.1, 30)
+    assert stage["steps"] == 50 and stage["seconds"] == 0 and stage["limit"] > 20 * 0.1
+
+
+def test_a_step_is_the_median_without_compilations():
+    lines = [{"step": i, "step_seconds": t} for i, t in enumerate([30.0, 0.2, 0.3, 9.0, 0.25, 0.2, 0.2])]
+    assert quickstart.measured_step(lines) == 0.25
+
+
+@pytest.fixture
+def finished(tmp_path) -> pathlib.Path:
+    """The folder of a quickstart whose stages are done, with made-up numbers."""
+    out = tmp_path / "quickstart"
+    quickstart.start(out, 4.0, time.time() - 7)
+    for name, seconds in (("corpus", 20), ("codec", 60), ("naturalspeech2", 80)):
+        (out / "done" / name).write_text(f"{seconds}\n")
+    for name in ("codec", "naturalspeech2"):
+        (out / name).mkdir()
+        lines = [{"step": 5 * k, "loss": 8 / k, "step_seconds": 0.1} for k in range(1, 9)]
+        (out / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 45, "lo')
+    (out / "data").mkdir()
+    (out / "data" / "manifest.json").write_text(json.dumps({"splits": {"train": {"seconds": 3000.0}, "test": {"seconds": 600.0}}}))
+    (out / "scores").mkdir()
+    scores = {"wer_recording": 4.0, "wer_codec": 6.5, "wer_synthesis": 90.0, "secs_own": 0.61, "secs_others": 0.55, "wer_other": 1.0}
+    (out / "scores" / "summary.json").write_text(json.dumps(scores))
+    return out
+
+
+def test_summary_has_exactly_the_promised_keys(finished):
+    summary = quickstart.summarise(finished)
+    assert set(summary) == KEYS
+    assert summary["seconds"] == pytest.approx(167, abs=2)
+    assert summary["corpus_hours"] == 1.0
+    assert summary["codec"] == summary["naturalspeech2"] == {"loss_first": 8.0, "loss_last": 1.0}
+    assert summary["wer_synthesis"] == 90.0 and summary["secs_own"] == 0.61
+
+
+def test_table_says_what_it_is_and_names_the_longer_recipe(finished):
+    summary, plan = quickstart.summarise(finished), quickstart.read_plan(finished)
+    text = quickstart.table(summary, plan, ["a.flac"])
+    for part in ("4.0 %", "6.5 %", "90.0 %", "0.610", "0.550", "do not make a voice", "results/naturalspeech2/README.md", "a.flac"):
+        assert part in text
+    assert "a.flac" not in quickstart.table(summary, plan, [])
+    assert max(map(len, text.splitlines())) <= 130
+
+
+def test_a_training_is_sized_once(finished, capsys):
+    deadline = time.time() + 1000
+    first = quickstart.size_training(finished, "codec", deadline)
+    assert first["steps"] > 40 and first == quickstart.size_training(finished, "codec", deadline + 5000)
+    assert quickstart.read_plan(finished)["stages"]["codec"]["steps"] == first["steps"]
+    assert "0.1 s a step" in capsys.readouterr().err
+
+
+def test_a_training_that_never_began_is_named(finished):
+    shutil.rmtree(finished / "codec")
+    with pytest.raises(FileNotFoundError, match="codec.*did not begin.*codec.log"):
+        quickstart.size_training(finished, "codec", time.time())
+
+
+def test_again_goes_on_and_other_minutes_start_anew(finished):
+    assert quickstart.start(finished, 4.0, 0.0)["installed"] < 60  # the old plan, not one begun in 1970
+    assert (finished / "done" / "corpus").exists()
+    plan = quickstart.start(finished, 20.0, time.time())
+    assert plan["size"] == "small" and not list((finished / "done").iterdir())
+    assert (finished.with_name("quickstart-4min") / "done" / "corpus").exists()
+
+
+def test_assignments_survive_the_shell():
+    values = {"buckets": quickstart.SIZES["small"]["buckets"], "steps": 12, "stages": {"left": "out"}}
+    out = run("bash", "-c", f'{quickstart.assignments(values)}\nprintf "%s|%s" "$BUCKETS" "$STEPS"')
+    assert out.stdout == f"{values['buckets']}|12"
+
+
+def test_the_picture_shows_sound_phones_and_losses(tmp_path):
+    rate = 16000
+    audio = (0.2 * np.sin(2 * np.pi * 200 * np.arange(rate) / rate)).astype(np.float32)
+    curves = {name: [{"step": k, "loss": 5.0 / k} for k in range(1, 20)] for name in ("codec", "naturalspeech2")}
+    for name, sound in (("tone", audio), ("silence", 0 * audio)):
+        quickstart.draw(tmp_path / f"{name}.png", sound, rate, ["sil", "aa", "sil"], np.array([2000, 14000, 16000]), curves, "title")
+    tone, silence = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("tone", "silence"))
+    assert min(tone.shape[:2]) > 800
+    assert np.abs(tone - silence).mean() > 0.01  # it shows the sound
+    cyan = lambda image: ((image[..., 0] < 0.1) & (image[..., 1] > 0.9) & (image[..., 2] > 0.9)).sum()
+    assert cyan(tone) > cyan(silence) + 500  # and its pitch

@@ -1,0 +1,101 @@
+"""The command that speaks: what it writes, and that it refuses bad input in one line, before anything is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+from commands import refused, run
+
+from ns2_jax.audio import files
+
+NAME = "ns2_jax.synthesize"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_model("naturalspeech2", tmp_path_factory.mktemp("ns2"))
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    return tiny.write_model("codec", tmp_path_factory.mktemp("codec"))
+
+
+def test_it_speaks_one_and_a_list(model, tmp_path):
+    one = [f"--model={model}", "--text=Hello, you.", f"--prompt={tiny.SPEECH}", "--steps=2"]
+    code, out, err = run(NAME, *one, f"--out={tmp_path}/a.wav", "--seed=3")
+    assert code == 0 and "a.wav:" in out and "s of speech" in out, err
+    (tmp_path / "list.tsv").write_text(f"# out, text, prompt\n{tmp_path}/b.wav\tHello, you.\t{tiny.SPEECH}\n\n"
+                                       f"{tmp_path}/c.flac\tHello, you.\t{tiny.SPEECH}\n")
+    code, out, err = run(NAME, f"--model={model}", f"--batch={tmp_path}/list.tsv", "--steps=2", "--seed=3")
+    assert code == 0 and out.count("s of speech") == 3, err
+    a, b, c = (files.read(tmp_path / name, 16000) for name in ("a.wav", "b.wav", "c.flac"))
+    np.testing.assert_array_equal(b, c)
+    np.testing.assert_allclose(a, b, atol=2e-4)  # alone or in a batch, from the same seed
+    assert soundfile.info(str(tmp_path / "a.wav")).samplerate == 16000
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"model": None}, "--model=DIR is missing"),
+    ({"model": "nowhere"}, "nowhere does not exist"),
+    ({"text": None}, "--text is missing"),
+    ({"text": ""}, "empty"),
+    ({"text": "   "}, "empty"),
+    ({"text": "!?"}, "no pronounceable word"),
+    ({"prompt": None}, "--prompt is missing"),
+    ({"prompt": "nowhere.wav"}, "nowhere.wav: no such audio file"),
+    ({"prompt": "TMP/text.wav"}, "not an audio file"),
+    ({"prompt": "TMP/silent.wav"}, "silent"),
+    ({"prompt": "TMP/empty.wav"}, "no audio"),
+    ({"prompt": "TMP/nan.wav"}, "NaN"),
+    ({"prompt": "TMP/blip.wav"}, "at least 0.1 s"),
+    ({"out": None}, "--out is missing"),
+    ({"out": "TMP/out.doc"}, "must end in one of .wav .flac .ogg"),
+    ({"out": "TMP/nowhere/out.wav"}, "does not exist"),
+    ({"out": "TMP/folder.wav"}, "is a folder"),
+    ({"steps": "0"}, "steps"),
+    ({"steps": "many"}, "steps"),
+    ({"task": "sing"}, "sing"),
+    ({"sampler": "magic"}, "magic"),
+    ({"lexicon": "TMP/nowhere.txt"}, "nowhere.txt"),
+    ({"model": "CODEC"}, "does not speak"),
+])
+def test_it_refuses(model, codec, tmp_path, change, message):
+    (tmp_path / "text.wav").write_text("this is not audio")
+    (tmp_path / "folder.wav").mkdir()
+    for name, audio in {"silent": np.zeros(16000), "empty": np.zeros(0), "nan": np.full(16000, np.nan), "blip": np.ones(800)}.items():
+        soundfile.write(tmp_path / f"{name}.wav", audio, 16000, subtype="FLOAT")
+    before = sorted(tmp_path.iterdir())
+    flags = {"model": model, "text": "Hello.", "prompt": str(tiny.SPEECH), "out": f"{tmp_path}/out.wav"} | change
+    args = [f"--{k}={v}".replace("TMP", str(tmp_path)).replace("CODEC", codec) for k, v in flags.items() if v is not None]
+    assert message in refused(NAME, *args)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("text,message", [
+    ("", "no lines"),
+    ("# nothing but a comment\n", "no lines"),
+    ("TMP/a.wav\tHello.\n", "list.tsv:1: 2 columns, expected 3"),
+    ("TMP/a.wav\tHello.\tPROMPT\nTMP/b.wav\t\tPROMPT\n", "the text for TMP/b.wav is empty"),
+    ("TMP/a.wav\tHello.\tPROMPT\nTMP/b.wav\tHello.\tnowhere.wav\n", "nowhere.wav: no such audio file"),
+    ("TMP/a.wav\tHello.\tPROMPT\nTMP/a.wav\tYes.\tPROMPT\n", "written by two lines"),
+])
+def test_a_bad_list_is_refused_before_its_first_line_is_spoken(model, tmp_path, text, message):
+    text, message = (x.replace("TMP", str(tmp_path)).replace("PROMPT", str(tiny.SPEECH)) for x in (text, message))
+    (tmp_path / "list.tsv").write_text(text)
+    assert message in refused(NAME, f"--model={model}", f"--batch={tmp_path}/list.tsv")
+    assert [path.name for path in tmp_path.iterdir()] == ["list.tsv"]
+
+
+def test_a_list_and_a_text_do_not_go_together(model, tmp_path):
+    assert "does not go with --batch" in refused(NAME, f"--model={model}", "--batch=x.tsv", "--text=Hello.")
+    assert "no such file" in refused(NAME, f"--model={model}", f"--batch={tmp_path}/nowhere.tsv")
+    (tmp_path / "a.tsv").write_bytes(b"\xff\xfe\x00\x01")
+    assert "UTF-8" in refused(NAME, f"--model={model}", f"--batch={tmp_path}/a.tsv")
+
+
+def test_help_teaches(capsys):
+    code, out, _ = run(NAME, "--help")
+    assert code == 0 and "python -m ns2_jax.synthesize --model=" in out and "--prompt: " in out and "--guidance: " in out
