@@ -123,12 +123,9 @@ def finish(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | Non
         except (ValueError, SyntaxError, TypeError) as error:
             expected = type(node[name]).__name__
             raise ValueError(f"config argument {key}={value}: expected {expected}, as in {key}={node[name]!r}") from error
+    config.lock()
     config.optim.by_key.unlock()
     config.init_from.unlock()  # open dictionaries: their keys are paths
-    for name in config.keys():
-        if name not in ("init_from",) and isinstance(config[name], ml_collections.ConfigDict):
-            config[name].lock()
-    config.optim.by_key.unlock()
     return config
 
 
@@ -162,7 +159,9 @@ def _find(config: ml_collections.ConfigDict, key: str) -> str:
 def _convert(text: str, old: Any) -> Any:
     """`text` as a value of the type of `old`."""
     if isinstance(old, bool):
-        return {"true": True, "false": False, "1": True, "0": False}[text.lower()] if text.lower() in "true false 1 0".split() else _refuse()
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError("not a boolean")
+        return text.lower() in ("true", "1")
     if isinstance(old, int):
         return int(text) if "e" not in text.lower() else int(float(text))
     if isinstance(old, float):
@@ -171,7 +170,3 @@ def _convert(text: str, old: Any) -> Any:
         return text
     value = ast.literal_eval(text)
     return type(old)(value) if isinstance(old, (tuple, list)) else value
-
-
-def _refuse() -> Any:
-    raise ValueError("not a boolean")

@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = common.defaults(system="naturalspeech2", size=size)
     config.model = ml_collections.ConfigDict(model_numbers(size) | {
         "codec": codec_numbers(size), "prompt_in_denoiser": True, "prompt_in_predictors": True, "snr_cap": 5.0,
-        "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "unroll": 1 if size == "base" else 16})
+        "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "unroll": 16 if size == "small" else 1})
     config.data.transform = "cut_prompt"
     config.data.buckets = common.choose(
         size,

@@ -120,7 +120,9 @@ def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     run(WARM_UP)
     times = timed(run, repeats, steps)
     seconds = times["median_step_seconds"]
-    report = times | {"start_s": compiled, "steps_per_second": 1 / seconds, "batch": program.bucket, "data": config.data.path or "synthetic", "at_step": FLAGS.at_step}
+    report = times | {
+        "start_s": compiled, "steps_per_second": 1 / seconds, "batch": program.bucket, "data": config.data.path or "synthetic",
+        "at_step": FLAGS.at_step}
     if "t" in program.bucket:
         report["frames_per_second"] = program.bucket["b"] * program.bucket["t"] / seconds
     report["flops_per_step"] = program.flops(first)
@@ -148,7 +150,8 @@ def bench_data(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     frames.clear()
     times = timed(run, repeats, steps)
     audio = statistics.mean(frames) * config.data.hop / config.data.sample_rate
-    return times | {"batches_per_second": 1 / times["median_step_seconds"], "audio_seconds_per_second": audio / times["median_step_seconds"],
+    seconds = times["median_step_seconds"]
+    return times | {"batches_per_second": 1 / seconds, "audio_seconds_per_second": audio / seconds,
                     "workers": config.data.workers, "data": config.data.path}
 
 
@@ -174,7 +177,8 @@ def bench_sample(config: Any, steps: int, repeats: int) -> dict[str, Any]:
 
         run(1)
         times = timed(run, repeats, steps)
-        report["programs"][name] = times | {"speech_seconds_per_second": seconds_of_audio / times["median_step_seconds"], "options": dict(spec.options)}
+        rate = seconds_of_audio / times["median_step_seconds"]
+        report["programs"][name] = times | {"speech_seconds_per_second": rate, "options": dict(spec.options)}
     return report
 
 
@@ -204,7 +208,8 @@ def main(argv: list[str]) -> int:
     cluster.start(lambda text: None)
     config = FLAGS.config
     report = {
-        "bench": what[0], "config": config.system, "size": config.size, "device": jax.devices()[0].device_kind, "devices": len(jax.devices()),
+        "bench": what[0], "config": config.system, "size": config.size,
+        "device": jax.devices()[0].device_kind, "devices": len(jax.devices()),
         "machine": platform.machine(), "cores": cluster.cores(), "steps": FLAGS.steps, "repeats": FLAGS.repeats}
     report |= BENCHES[what[0]](config, FLAGS.steps, FLAGS.repeats)
     print(json.dumps(report, default=list) if FLAGS.json else lines(report))

@@ -60,7 +60,8 @@ def topology_devices(name: str, slices: int) -> list[Any]:
         return list(topologies.get_topology_desc(name, "tpu", **options).devices)
     except Exception as error:  # pylint: disable=broad-except
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"--topology={name}: the TPU compiler refuses it or libtpu is not installed (pip install 'ns2_jax[tpu]'): {reason}") from error
+        raise ValueError(
+            f"--topology={name}: the TPU compiler refuses it, or libtpu is not installed (pip install 'ns2_jax[tpu]'): {reason}") from error
 
 
 def array_bytes(text: str, largest: bool = False) -> int:

@@ -180,7 +180,8 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
             with clock("save"):
                 saved.save(state)
     say(clock.summary())
-    say(f"preempted: saved at step {step}; the same command continues" if preempted else f"done: {step} steps in {os.path.abspath(workdir)}")
+    done = f"done: {step} steps in {os.path.abspath(workdir)}"
+    say(f"preempted: saved at step {step}; the same command continues" if preempted else done)
     return leave(saved, writer, bar, cluster.PREEMPTED if preempted else cluster.DONE)
 
 

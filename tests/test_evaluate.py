@@ -29,8 +29,9 @@ def write_corpus(root, people: dict[str, int], splits=("train", "test")) -> str:
             for k in range(times):
                 pcm = (audio[: len(audio) - 160 * k] * 30000).astype(np.int16)
                 ends = np.linspace(len(pcm) / 40, len(pcm), 40).astype(np.int32)
-                meta = {"utt_id": f"{split}-{speaker}-{k}", "speaker": speaker, "source": "flite", "voice": "rms", "text": TEXT, "text_norm": TEXT.lower()}
-                rows.append((len(pcm), {"meta": meta, "audio": {"audio": pcm}, "align": {"phones": (3 + np.arange(40) % 20).astype(np.uint8), "ends": ends}}))
+                meta = {"utt_id": f"{split}-{speaker}-{k}", "speaker": speaker, "source": "flite", "voice": "rms"}
+                align = {"phones": (3 + np.arange(40) % 20).astype(np.uint8), "ends": ends}
+                rows.append((len(pcm), {"meta": meta | {"text": TEXT, "text_norm": TEXT.lower()}, "audio": {"audio": pcm}, "align": align}))
         for group in ("meta", "audio", "align"):
             with shards.ShardWriter(root, group, split, 0, 1) as writer:
                 for samples, values in rows:
@@ -103,7 +104,8 @@ def test_codec_scores(codec, corpus, tmp_path):
 
 def test_synthesis_scores(corpus, tmp_path):
     model = tiny.write_model("naturalspeech2", tmp_path / "m")
-    code, out, err = run(NAME, f"--model={model}", f"--data={corpus}", f"--out={tmp_path}/o", "--limit=2", "--steps=1", "--evals=speaker_similarity")
+    args = [f"--data={corpus}", f"--out={tmp_path}/o", "--limit=2", "--steps=1", "--evals=speaker_similarity"]
+    code, out, err = run(NAME, f"--model={model}", *args)
     assert code == 0, err
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert summary["secs_own"] == summary["secs_own_synthesis"] < summary["secs_own_recording"]

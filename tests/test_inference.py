@@ -115,7 +115,12 @@ def test_a_word_over_the_largest_bucket_is_refused():
 def test_smallest_bucket_that_holds_is_taken(toy):
     seen = []
     run = toy.run
-    toy.run = lambda name, rows, keys=None, sizes=None, **options: seen.append((name, sizes.get("t"))) or run(name, rows, keys, sizes, **options)
+
+    def watched(name, rows, keys=None, sizes=None, **options):
+        seen.append((name, sizes.get("t")))
+        return run(name, rows, keys, sizes, **options)
+
+    toy.run = watched
     try:
         toy.speak_batch([("Hello.", (VOICE[0], 800))])
         toy.speak_batch([("The sun came up over the hills now.", (VOICE[0], 800))])

@@ -46,12 +46,9 @@ def _model(name: str, seed: int) -> tuple[dict, dict]:
     return state.nest(flat), json.loads(json.dumps(config.to_dict(), default=list))
 
 
-def write_model(name: str, folder: Path, seed: int = 0, kept_only: bool = False) -> str:
+def write_model(name: str, folder: Path, seed: int = 0) -> str:
     """A model of size smoke that `inference.load` reads, with a run.json as a trained one has."""
     tree, config = _model(name, seed)
-    if kept_only and name == "codec":
-        flat = state.flatten(tree)
-        tree = state.nest({k: v for k, v in flat.items() if k.startswith("params/gen/") or k in ("rest/codebooks", "rest/mean", "rest/deviation")})
     weights.write_weights(folder, tree)
     (Path(folder) / "config.json").write_text(json.dumps(config))
     (Path(folder) / "run.json").write_text(json.dumps({"revision": "0" * 40, "dataset": "tiny", "seed": 0, "versions": {"jax": "0"}}))

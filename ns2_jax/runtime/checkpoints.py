@@ -113,7 +113,8 @@ class Checkpoints:
                 f"{self.root} was trained on data set {position['dataset']!r}, config.data.path is {self.dataset!r}: the step would "
                 "point at other data. Use another --workdir, with --config.init_from.params=THIS_WORKDIR to start from its weights")
         if position["seed"] != self.seed:
-            raise ValueError(f"{self.root} was trained with seed {position['seed']}, config.seed is {self.seed}; set it back, or use another --workdir")
+            raise ValueError(
+                f"{self.root} was trained with seed {position['seed']}, config.seed is {self.seed}; set it back, or use another --workdir")
         wanted = {"model": _plain({k: target[k] for k in MODEL}), "train": _plain({k: target[k] for k in TRAIN})}
         stored = {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")}
         lines = fewer(differences(stored, {**flatten(wanted["model"]), **flatten(wanted["train"])}))
@@ -174,7 +175,8 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
         if isinstance(codec, Mapping) and codec.get("path") and "codec" not in tree["rest"]:
             folder = os.path.normpath(os.path.join(path, codec["path"]))
             if weights.weights_hash(folder) != codec["hash"]:
-                raise ValueError(f"{path} needs codec {codec['hash']}, {folder} is {weights.weights_hash(folder)}; put the right export there")
+                found = weights.weights_hash(folder)
+                raise ValueError(f"{path} needs codec {codec['hash']}, {folder} is {found}; put the right export there")
             tree["rest"]["codec"] = {"params": {}, "rest": {}, **weights.read_weights(folder)}
         return tree, config
     found = steps(path)
@@ -202,7 +204,8 @@ def fill(state: dict[str, Tree], sources: Mapping[str, str]) -> dict[str, Tree]:
     for prefix, path in sources.items():
         inside = [name for name in flat if name == prefix or name.startswith(prefix + "/")]
         if not inside:
-            raise ValueError(f"config.init_from: {prefix!r} names no part of the state; there are {sorted({'/'.join(n.split('/')[:2]) for n in flat})}")
+            parts = sorted({"/".join(name.split("/")[:2]) for name in flat})
+            raise ValueError(f"config.init_from: {prefix!r} names no part of the state; there are {parts}")
         tree, _ = read_model(path)
         source, lines = flatten(tree), []
         for name in inside:

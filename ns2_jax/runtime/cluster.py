@@ -171,7 +171,8 @@ def _explain(error: BaseException, argv: Sequence[str]) -> BaseException:
             known = sorted(node) if hasattr(node, "keys") else []
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=3) or known
-                return ValueError(f"{word.split('=')[0]}: the config has no such field; there {'are' if len(near) > 1 else 'is'} {near or 'none'}")
+                there = f"there {'are' if len(near) > 1 else 'is'} {near or 'none'}"
+                return ValueError(f"{word.split('=')[0]}: the config has no such field; {there}")
     return error
 
 
@@ -199,7 +200,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         for flag in flags.FLAGS._flags().values():
             path = getattr(flag, "_config_filename", "").split(":")[0]
             if path and not os.path.exists(path):
-                _fail(FileNotFoundError(f"--{flag.name}={path}: there is no such file; configs are in configs/, run from the repository's root"))
+                _fail(FileNotFoundError(
+                    f"--{flag.name}={path}: there is no such file; configs are in configs/, run from the repository's root"))
         if left[1:] and not getattr(module, "TAKES_WORDS", False):
             _fail(ValueError(f"{left[1]!r} is not a flag; flags look like --name=value (see --help)"))
         return left

@@ -32,10 +32,14 @@ class Program:
     Raises ValueError for a bucket that cannot be cut over the mesh.
     """
 
-    def __init__(self, config: Any, system: Any, mesh: Any, context: Callable[[], AbstractContextManager], say: Callable[[str], None] | None = None):
+    def __init__(
+        self, config: Any, system: Any, mesh: Any, context: Callable[[], AbstractContextManager],
+        say: Callable[[str], None] | None = None,
+    ):  # fmt: skip
         if "dtype" not in config.model and "dtype" in {field.name for field in dataclasses.fields(system)}:
             system = dataclasses.replace(system, dtype=config.precision)
-        self.config, self.system, self.mesh, self._context, self._say = config, system, mesh, context, say or (lambda text: None)
+        self.config, self.system, self.mesh, self._context = config, system, mesh, context
+        self._say = say or (lambda text: None)
         self.optimiser = optim.make(config)
         for bucket in config.data.buckets:
             meshes.check_batch(mesh, bucket["b"], config.train.micro_batches)
@@ -100,4 +104,5 @@ def memory(executable: Any) -> str:
     if plan is None:
         return "unknown"
     mb = lambda n: f"{n / 2**20:.1f} MB"
-    return f"arguments {mb(plan.argument_size_in_bytes)}, temporary {mb(plan.temp_size_in_bytes)}, code {mb(plan.generated_code_size_in_bytes)}"
+    parts = {"arguments": plan.argument_size_in_bytes, "temporary": plan.temp_size_in_bytes, "code": plan.generated_code_size_in_bytes}
+    return ", ".join(f"{name} {mb(size)}" for name, size in parts.items())

@@ -156,7 +156,7 @@ def codec_of(config: Any, fields: Any) -> str:
     if not config.data.codes:
         sources = [path for prefix, path in dict(config.init_from).items() if prefix == "rest/codec"]
         if not sources:
-            raise ValueError(f"system {config.system!r} reads codes: say whose, with --config.init_from='{{\"rest/codec\": \"EXPORTED CODEC\"}}' "
-                             "or --config.data.codes=HASH")
+            way = """--config.init_from='{"rest/codec": "EXPORTED CODEC"}' or --config.data.codes=HASH"""
+            raise ValueError(f"system {config.system!r} reads codes: say whose, with {way}")
         config.data.codes = weights_hash(sources[0])
     return config.data.codes
