@@ -28,8 +28,8 @@ class PredictorGroup(nn.Module):
     def __call__(self, x_btc: jax.Array, mask_bt: jax.Array, prompt_buc: jax.Array, prompt_mask_bu: jax.Array, deterministic: bool) -> jax.Array:
         x, valid = x_btc, mask_bt[..., None].astype(self.dtype)
         for i in range(self.convs):
-            y = nn.relu(Conv1D(self.width, self.kernel, dtype=self.dtype, name=f"conv{i}")(x * valid))
-            y = LayerNorm(dtype=self.dtype, name=f"norm{i}")(y)
+            y = Conv1D(self.width, self.kernel, dtype=self.dtype, name=f"conv{i}")(constrain(x * valid))
+            y = LayerNorm(dtype=self.dtype, name=f"norm{i}")(nn.relu(constrain(y)))
             x = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
         y = LayerNorm(dtype=self.dtype, name="norm")(x)
         y = MultiHeadAttention(self.width, self.heads, self.dtype, name="attention")(y, prompt_buc, prompt_mask_bu)

@@ -55,6 +55,7 @@ class Transformer(nn.Module):
     def __call__(self, x_btc: jax.Array, mask_bt: jax.Array, deterministic: bool = True) -> jax.Array:
         valid = mask_bt[..., None].astype(self.dtype)
         x = (x_btc + sinusoid(jnp.arange(x_btc.shape[1]), self.width)).astype(self.dtype) * valid
+        x = constrain(x)
 
         def body(block: nn.Module, x: jax.Array, _: None) -> tuple[jax.Array, None]:
             return block(x, mask_bt, deterministic), None
@@ -102,7 +103,9 @@ class PhoneEncoder(nn.Module):
         valid = mask[..., None].astype(self.dtype)
         x = self.table(ids_bp) * self.width**0.5
         for conv, norm in zip(self.convs, self.norms):
-            x = x + self.drop(norm(nn.relu(conv(x * valid))), deterministic=deterministic)
+            # Pinned: on a data x fsdp x tensor mesh XLA otherwise computes convolution and attention after it wrongly.
+            y = constrain(conv(constrain(x * valid)))
+            x = constrain(x + self.drop(norm(nn.relu(y)), deterministic=deterministic))
         return self.transformer(x, mask, deterministic)
 
     def pitch(self, bins_bt: jax.Array) -> jax.Array:

@@ -36,8 +36,8 @@ class Film(nn.Module):
     @nn.compact
     def __call__(self, x_btc: jax.Array, valid_bt1: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.kind == "conv":
-            h = Conv1D(x_btc.shape[-1], 3, dtype=self.dtype, name="first")(x_btc * valid_bt1)
-            h = nn.leaky_relu(h, 0.2) * valid_bt1
+            h = Conv1D(x_btc.shape[-1], 3, dtype=self.dtype, name="first")(constrain(x_btc * valid_bt1))
+            h = constrain(nn.leaky_relu(h, 0.2) * valid_bt1)
             both = Conv1D(2 * self.features, 3, kernel_init=near_zero, dtype=self.dtype, name="second")(h)
         elif self.kind == "linear":
             both = Dense(2 * self.features, kernel_init=near_zero, dtype=self.dtype, name="only")(x_btc)
@@ -81,7 +81,7 @@ class WaveNetBlock(nn.Module):
         self, x_btc: jax.Array, time_bc: jax.Array, prepared: Prepared, tokens_mask: jax.Array, valid_bt1: jax.Array, deterministic: bool,
     ) -> tuple[jax.Array, jax.Array]:
         """(the next x, this block's skip), each `[b, t, width]`."""
-        y = (x_btc + self.time(time_bc)[:, None]) * valid_bt1
+        y = constrain((x_btc + self.time(time_bc)[:, None]) * valid_bt1)
         h = checkpoint_name(self.conv(y), "conv") + prepared["condition"]
         if self.attention:
             heard = self.listen.attend(self.norm(y), prepared["key"], prepared["value"], tokens_mask)

@@ -120,7 +120,7 @@ def test_every_recording_is_in_one_batch(data_set):
             np.testing.assert_array_equal(audio[row, : len(expected)], expected)
             assert not audio[row, len(expected) :].any()
     assert sorted(seen) == list(range(7)) and shapes == {(3, 16000), (1, 32000)}
-    assert [batches.padded_seconds(s) for s in (0.1, 1.0, 1.1, 29.0, 30.0, 31.0, 61.0)] == [1, 1, 2, 30, 30, 60, 90]
+    assert [batches.padded_seconds(s) for s in (0.1, 1.0, 1.1, 29.0, 30.0, 31.0, 61.0)] == [2, 2, 2, 30, 30, 60, 90]
 
 
 def test_f0_group(data_set):
