@@ -47,7 +47,7 @@ EXTRAS["quickstart"] = ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "matplotlib>=3.10
 # GE2E's weights come from the resemblyzer wheel, which asks for torch that nothing here imports:
 #     pip install --no-deps resemblyzer==0.1.4
 EXTRAS["test"] = [
-    "pytest>=8,<10", "hypothesis>=6.130,<7", "libtpu==0.0.42.*",  # libtpu compiles for TPU without one
+    "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.130,<7", "libtpu==0.0.42.*",  # libtpu compiles for TPU without one
     *EXTRAS["text"], *EXTRAS["eval"], *EXTRAS["export"], "tensorboardX>=2.6.4,<3",
 ]
 

@@ -95,6 +95,7 @@ def main(argv: list[str]) -> None:
     del argv
     if not flags.FLAGS.codec:
         raise ValueError("--codec is empty: give the run or export of a codec, e.g. --codec=results/codec/model")
+    cluster.start(lambda line: None)
     group = encode(flags.FLAGS.data, inference.load(flags.FLAGS.codec), flags.FLAGS.batch_seconds)
     logging.info("wrote %s; train with data.codes=%s", os.path.join(flags.FLAGS.data, group), group.removeprefix("codes-"))
 

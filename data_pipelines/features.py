@@ -49,6 +49,7 @@ def add_f0(root: str | os.PathLike, batch_seconds: float = 60.0) -> dict:
 
 def main(argv: list[str]) -> None:
     del argv
+    cluster.start(lambda line: None)
     manifest = add_f0(flags.FLAGS.data, flags.FLAGS.batch_seconds)
     logging.info("f0 of %d utterances", sum(split["records"] for split in manifest["splits"].values()))
 

@@ -268,6 +268,7 @@ def main(argv: list[str]) -> None:
     for name in ("wavs", "transcripts", "out"):
         if not given[name].value:
             raise ValueError(f"--{name} is empty; see --help")
+    cluster.start(lambda line: None)
     settings = Settings(given.rate, given.align, given.min_seconds, given.max_seconds, given.valid, given.level)
     counts = ingest(given.wavs, given.transcripts, given.out, speaker=given.speaker, settings=settings, workers=given.workers, f0=given.f0)
     logging.info("%d in, %d out; rejects: %s", counts.pop("in"), counts.pop("out"), counts or "none")

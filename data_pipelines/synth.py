@@ -296,6 +296,9 @@ def main(argv: list[str]) -> None:
         raise ValueError("--out is missing: the folder for the corpus, e.g. --out=data/default")
     if given.workers < 1:
         raise ValueError(f"--workers={given.workers} must be at least 1")
+    from ns2_jax.runtime import cluster  # imports jax, which the workers do without
+
+    cluster.start(lambda line: None)
     corpus = plan(given.hours, given.seed, [source for source in given.sources if source])
     build(given.out, corpus, given.workers)
     if given.check:

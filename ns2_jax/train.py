@@ -204,7 +204,7 @@ def main(argv: list[str]) -> int:
     if not FLAGS.dry_run and not config.data.path:
         raise ValueError("config.data.path is empty; make a data set with python -m data_pipelines.synth --out=data/default "
                          "and give --config.data.path=data/default")
-    cluster.start(say)
+    cluster.start(say, preemptible=True)
     system = systems.make(config.system, config.model.to_dict())
     program = Program(config, system, meshes.make_mesh(config.mesh), lambda: systems.rules(meshes.RULES), say)
     describe(program)

@@ -53,8 +53,11 @@ def is_cluster() -> bool:
     return on_tpu_vm and environment("TPU_SKIP_MDS_QUERY") in ("", "0")
 
 
-def start(report: Callable[[str], None] = print) -> None:
-    """Joins the cluster if there is one, turns on the compile cache, listens for SIGTERM. Before any use of devices."""
+def start(report: Callable[[str], None] = print, preemptible: bool = False) -> None:
+    """Joins the cluster if there is one and turns on the compile cache. Before any use of devices.
+
+    With `preemptible`, SIGTERM is noted instead of ending the process: the caller asks `terminated` and leaves by itself.
+    """
     cache = environment("NS2_JAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ns2_jax", "xla")
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", cache)
@@ -70,7 +73,7 @@ def start(report: Callable[[str], None] = print) -> None:
         numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
         given = {key: int(environment(name)) for key, name in numbers.items() if environment(name)}
         jax.distributed.initialize(**given)
-    else:
+    elif preemptible:
         signal.signal(signal.SIGTERM, _on_terminate)  # in a cluster JAX's own service agrees on a step
     devices = jax.devices()
     report(f"cluster: process {jax.process_index() + 1} of {jax.process_count()}, {len(devices)} x {devices[0].device_kind} "
