@@ -19,8 +19,8 @@ TINY = ["--config=configs/codec.py:smoke,levels=2,codes=8", "--config.model.mel_
         "--config.model.judge_filters=8", "--config.model.codec.width=16", "--config.data.buckets=[{'b':8,'t':16}]"]
 
 
-def call(*words):
-    env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+def call(*words, **variables):
+    env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"} | variables
     return subprocess.run([sys.executable, "-m", "ns2_jax.precompile", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=2400)
 
 
@@ -88,8 +88,9 @@ def test_two_slices():
 
 
 def test_the_papers_naturalspeech2_compiles_for_sixteen_v5e_chips():
-    """Minutes of one core: the whole train step of `base`, 410 M trained parameters (the frozen codec is in `rest`)."""
-    done = call("--config=configs/naturalspeech2.py:base", "--topology=v5e:4x4", "--json")
+    """The whole train step of `base`, 410 M trained parameters (the frozen codec is in `rest`). At full optimisation effort it
+    takes five times as long to compile and 3 % more memory."""
+    done = call("--config=configs/naturalspeech2.py:base", "--topology=v5e:4x4", "--json", JAX_EXEC_TIME_OPTIMIZATION_EFFORT="-1.0")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["fits"] is True and report["devices"] == 16
