@@ -25,7 +25,9 @@ class PredictorGroup(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_btc: jax.Array, mask_bt: jax.Array, prompt_buc: jax.Array, prompt_mask_bu: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, x_btc: jax.Array, mask_bt: jax.Array, prompt_buc: jax.Array, prompt_mask_bu: jax.Array, deterministic: bool,
+    ) -> jax.Array:
         x, valid = x_btc, mask_bt[..., None].astype(self.dtype)
         for i in range(self.convs):
             y = Conv1D(self.width, self.kernel, dtype=self.dtype, name=f"conv{i}")(constrain(x * valid))

@@ -139,10 +139,13 @@ class PromptEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z_buc: jax.Array, mask_bu: jax.Array, dropped_b: jax.Array, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, z_buc: jax.Array, mask_bu: jax.Array, dropped_b: jax.Array, deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
         """Returns (`[b, u, width]`, the mask `[b, u]` to attend with)."""
         null = self.param("null", named(nn.initializers.normal(1.0), ("embed",)), (self.width,)).astype(self.dtype)
         x = Dense(self.width, (None, "embed"), dtype=self.dtype, name="input")(z_buc)
-        x = Transformer(width=self.width, dropout=self.dropout, dtype=self.dtype, name="transformer", **self.encoder)(x, mask_bu, deterministic)
+        stack = Transformer(width=self.width, dropout=self.dropout, dtype=self.dtype, name="transformer", **self.encoder)
+        x = stack(x, mask_bu, deterministic)
         dropped_b = dropped_b | ~mask_bu.any(-1)
         return jnp.where(dropped_b[:, None, None], null, x), mask_bu | dropped_b[:, None]

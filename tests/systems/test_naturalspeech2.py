@@ -40,7 +40,8 @@ QUIET = {
 
 def still(**changes) -> System:
     """The smoke system without dropout, for comparisons between shapes."""
-    return system(**{name: QUIET[name] | value if isinstance(value, dict) and name in QUIET else value for name, value in (QUIET | changes).items()})
+    merge = lambda name, value: QUIET.get(name, {}) | value if isinstance(value, dict) else value
+    return system(**{name: merge(name, value) for name, value in (QUIET | changes).items()})
 
 
 def batch(one: System, b: int = 8, t: int = 24, p: int = 8, u: int = 12, seed: int = 0) -> dict:
@@ -88,6 +89,12 @@ def started() -> tuple:
 
 
 @functools.cache
+def smoke_grads():
+    """The smoke system's gradients, compiled once for all tests."""
+    return jax.jit(system().grads)
+
+
+@functools.cache
 def still_value_and_grad():
     one = still()
     fn = lambda params, rest, data, draws: one.loss_given(params, rest, data, draws)
@@ -113,7 +120,8 @@ def test_base_meets_every_parameter_row_of_the_paper():
     params, rest = jax.eval_shape(one.init, jax.random.key(0), abstract)
     codec = count(rest["codec"]["params"]["gen"]) + rest["codec"]["rest"]["codebooks"].size
     rows = {"codec": (27e6, codec), "phones": (72e6, count(params["phones"])), "duration": (34e6, count(params["duration"])),
-            "pitch": (50e6, count(params["pitch"])), "prompt": (69e6, count(params["prompt"])), "denoiser": (183e6, count(params["denoiser"]))}
+            "pitch": (50e6, count(params["pitch"])), "prompt": (69e6, count(params["prompt"])),
+            "denoiser": (183e6, count(params["denoiser"]))}
     assert set(params) == set(rows) - {"codec"}
     off = {name: f"{found / wanted - 1:+.2%}" for name, (wanted, found) in rows.items() if abs(found / wanted - 1) > 0.01}
     assert not off
@@ -260,10 +268,9 @@ def test_loss_and_gradients_are_those_of_one_device_on_every_mesh():
 
 
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero():
-    one = system()
-    data = batch(one)
+    data = batch(system())
     data["phones"] = np.where(data["phones"] > 0, 1 + np.arange(64).reshape(8, 8), 0).astype(np.int32)
-    grads, _, metrics = jax.jit(one.grads)(*started(), data, jax.random.key(8), 0)
+    grads, _, metrics = smoke_grads()(*started(), data, jax.random.key(8), 0)
     for path, g in jax.tree_util.tree_leaves_with_path(jax.device_get(grads)):
         assert np.isfinite(g).all(), path
         stacked = jax.tree_util.keystr(path).count("blocks']") or "groups']" in jax.tree_util.keystr(path)
@@ -340,7 +347,7 @@ def test_golden_metrics_of_one_training_step():
     """Update golden_naturalspeech2.json (delete it and run twice) only when a change to the mathematics was intended."""
     one = system()
     params, rest = jax.jit(one.init)(jax.random.key(0), batch(one))
-    grads, _, metrics = jax.jit(one.grads)(params, rest, batch(one), jax.random.key(1), 0)
+    grads, _, metrics = smoke_grads()(params, rest, batch(one), jax.random.key(1), 0)
     found = {name: float(value / metrics["weight"]) for name, value in metrics.items() if name != "weight"}
     found |= {f"grad_norm/{k}": float(optax.global_norm(g) / metrics["weight"]) for k, g in grads.items()}
     if not GOLDEN.exists():
@@ -443,7 +450,11 @@ def test_snapping_lands_on_the_nearest_codes():
 def test_durations_are_whole_frames_of_real_phones():
     one, data = system(), batch(system())
     inputs = {name: data[name] for name in ("phones", "prompt_codes", "prompt_frames")}
-    run = lambda **options: np.asarray(jax.jit(one.programs()["durations"].bind(SIZES, **options))(*started(), inputs, jax.random.key(0))["durations"])
+
+    def run(**options) -> np.ndarray:
+        program = jax.jit(one.programs()["durations"].bind(SIZES, **options))
+        return np.asarray(program(*started(), inputs, jax.random.key(0))["durations"])
+
     frames = run()
     assert ((frames >= 1) == (data["phones"] > 0)).all() and frames.dtype == np.int32
     assert (run(speed=0.25) >= frames).all() and run(speed=0.25).sum() > frames.sum()
@@ -467,7 +478,7 @@ def test_flops_are_those_the_compiler_counts():
                 duration=dict(width=128), pitch=dict(width=96), unroll=16,
                 denoiser=dict(width=128, filters=256, blocks=5, queries=8, time_hidden=256))
     for film in ("conv", "linear"):
-        one = still(**{**wide, "denoiser": wide["denoiser"] | {"film": film, "dropout": 0.0, "remat": ()}})
+        one = still(**{**wide, "denoiser": wide["denoiser"] | {"film": film}})
         data = batch(one)
         state = jax.eval_shape(one.init, jax.random.key(0), data)
         draws = jax.eval_shape(lambda: fixed_draws(one, 8, 24))

@@ -257,7 +257,8 @@ class System(SingleLoss):
     ) -> dict[str, jax.Array]:
         """Equation 6, each term `[b, t]` (mean over channels and levels)."""
         error = x0_hat - x0
-        terms = {"data": jnp.square(error).mean(-1), "score": process.score_loss(self.score_loss, error, alpha, sigma, self.snr_cap).mean(-1)}
+        score = process.score_loss(self.score_loss, error, alpha, sigma, self.snr_cap)
+        terms = {"data": jnp.square(error).mean(-1), "score": score.mean(-1)}
         if self.ce_weight:
             own = rest["codec"]["rest"]
             z = x0_hat * jnp.maximum(own["deviation"], 1e-4) + own["mean"]
