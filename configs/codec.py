@@ -52,6 +52,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.codec = codec_numbers(size, hop)
     config.data.transform = "crop"
     config.data.hop = hop
+    config.data.gain_db = common.choose(size, smoke=0.0, small=3.0, base=3.0)
     config.data.buckets = common.choose(size, smoke=(dict(b=8, t=32),), small=(dict(b=12, t=64),), base=(dict(b=1600, t=40),))
     config.optim.peak = common.choose(size, smoke=2e-3, small=7e-4, base=2e-4)
     config.optim.warmup = common.choose(size, smoke=10, small=100, base=1000)

@@ -72,7 +72,7 @@ def defaults(system: str, size: str = "base") -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()  # System(**model)
 
     config.data = data = ml_collections.ConfigDict()
-    data.path = ""  # a data set: a folder with manifest.json, local or gs://
+    data.path = ""  # a data set: a folder with manifest.json (a bucket: its mounted folder)
     data.split = "train"
     data.transform = "crop"  # crop | cut_prompt
     data.buckets = ()  # dicts of static lengths: b rows (of all hosts), t frames, p phones, u prompt frames
@@ -80,6 +80,7 @@ def defaults(system: str, size: str = "base") -> ml_collections.ConfigDict:
     data.hop = 200  # samples a frame
     data.codes = ""  # which codec's codes, 12 hex digits; "" means the codec of init_from
     data.workers = 0  # processes that decode; 0 is this one
+    data.gain_db = 0.0  # audio is made louder or softer by up to so many decibels
 
     config.optim = optim = ml_collections.ConfigDict()
     optim.peak = 5e-4  # learning rate
@@ -101,8 +102,7 @@ def defaults(system: str, size: str = "base") -> ml_collections.ConfigDict:
     train.frozen = ()  # regexes of paths ("params/encoder/.*") that are not trained
 
     config.mesh = ml_collections.ConfigDict(dict(data=1, fsdp=-1, sequence=1, tensor=1))  # -1 takes what is left
-    config.init_from = ml_collections.ConfigDict()  # {"rest/codec": "EXPORT OR RUN"}
-    config.evals = ()
+    config.init_from = ml_collections.ConfigDict()  # {"rest/codec": "EXPORT"}
     return config
 
 

@@ -63,9 +63,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.buckets = common.choose(
         size,
         smoke=(dict(b=8, t=64, p=24, u=32),),
-        small=(dict(b=16, t=160, p=32, u=96), dict(b=12, t=240, p=48, u=120), dict(b=8, t=400, p=80, u=160)),
-        base=(dict(b=320, t=320, p=80, u=240), dict(b=192, t=512, p=128, u=400), dict(b=96, t=1024, p=256, u=640),
-              dict(b=48, t=2048, p=448, u=800)))
+        small=(dict(b=16, t=160, p=32, u=80), dict(b=10, t=256, p=56, u=128), dict(b=6, t=448, p=96, u=224), dict(b=4, t=800, p=160, u=240)),
+        base=(dict(b=320, t=320, p=80, u=160), dict(b=192, t=512, p=128, u=256), dict(b=128, t=800, p=200, u=400),
+              dict(b=64, t=1600, p=400, u=800)))
     config.optim.peak = common.choose(size, smoke=2e-3, small=1e-3, base=5e-4)
     config.optim.warmup = common.choose(size, smoke=10, small=300, base=32_000)
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="inverse_sqrt")

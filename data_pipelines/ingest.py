@@ -235,6 +235,8 @@ def ingest(
     digest = hashlib.sha256(json.dumps([dataclasses.astuple(item) for item in items]).encode()).hexdigest()
     plan = {"command": "ingest", "items": digest, **dataclasses.asdict(settings)}
     path = root / "plan.json"
+    if root.exists() and not path.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
     root.mkdir(parents=True, exist_ok=True)
     if path.exists() and json.loads(path.read_text()) != plan:
         raise ValueError(f"--out={out} was made from other recordings, transcripts or settings; choose another folder or delete it")

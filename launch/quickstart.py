@@ -165,7 +165,7 @@ def losses(out: pathlib.Path, name: str) -> dict[str, float]:
 
 
 def summarise(out: pathlib.Path) -> dict[str, Any]:
-    """summary.json: seconds of all stages and the installation, hours, losses, word errors (shares) and similarities."""
+    """summary.json: seconds of all stages and the installation, hours, losses, word errors (percent) and similarities."""
     plan = read_plan(out)
     stages = sum(float(path.read_text()) for path in (out / "done").iterdir())
     scores = json.loads((out / "scores" / "summary.json").read_text())

@@ -31,7 +31,7 @@ from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
 from ns2_jax.evals import codec_quality, predictability, speaker_similarity, statistics, word_error
-from ns2_jax.runtime import checkpoints, cluster, weights
+from ns2_jax.runtime import cluster, weights
 
 FLAGS = flags.FLAGS
 EVALS = ("word_error", "speaker_similarity", "codec_quality", "predictability")
@@ -127,13 +127,13 @@ def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: 
     return lines
 
 
-def identity(path: str | None) -> dict[str, Any]:
+def identity(model: inference.Model | None) -> dict[str, Any]:
     """What a fingerprint says about the model: the hash of an export, the folder and step of a run."""
-    if path is None:
+    if model is None:
         return {}
-    if os.path.exists(os.path.join(path, weights.FILE)):
-        return {"model": weights.weights_hash(path)}
-    return {"model": os.path.abspath(path), "step": checkpoints.steps(path)[-1]}
+    if model.step is None:
+        return {"model": weights.weights_hash(model.path)}
+    return {"model": os.path.abspath(model.path), "step": model.step}
 
 
 def judge(evals: Sequence[str], made: Mapping[str, Sequence[np.ndarray | None]], items: Sequence[dict[str, Any]],
@@ -259,7 +259,7 @@ def main(argv: list[str]) -> None:
     seconds = sum(map(len, made["recording"])) / rate
     people = len({item["speaker"] for item in items})
     print(f"{len(items)} utterances ({seconds:.0f} s) of {people} speakers, split {FLAGS.split} of {dataset.root}")
-    common: dict[str, Any] = {"data": dataset.fingerprint, "split": FLAGS.split, **identity(path)}
+    common: dict[str, Any] = {"data": dataset.fingerprint, "split": FLAGS.split, **identity(model)}
     common["items"] = statistics.digest([item["id"], item["prompt"]] for item in items)
     if task != "recordings":
         made |= resynthesise(model, made["recording"], task)

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from ns2_jax import inference
-from ns2_jax.runtime import checkpoints, cluster, state, weights
+from ns2_jax.runtime import cluster, state, weights
 from ns2_jax.systems import system as systems
 
 FLAGS = flags.FLAGS
@@ -219,8 +219,9 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     digest = weights.write_weights(folder, state.nest(kept), quantize)
     config["weights"] = {"hash": digest, "quantize": quantize}
     history = Path(workdir) / "run.json"
-    provenance = json.loads(history.read_text()) if history.is_file() else {}
-    provenance["step"] = (checkpoints.steps(workdir) or [None])[-1]
+    provenance = json.loads(history.read_text()) if history.is_file() else dict(run.config.get("provenance", {}))
+    if run.step is not None:
+        provenance["step"] = run.step
     config["provenance"] = provenance
     rounded = {"params": {}, "rest": {}, **weights.read_weights(folder)}
     if codec:

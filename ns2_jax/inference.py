@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 
 from ns2_jax.audio import files
-from ns2_jax.runtime import checkpoints
+from ns2_jax.runtime import checkpoints, weights
 from ns2_jax.systems import system as systems
 from ns2_jax.text import front, phones as inventory
 
@@ -91,8 +91,9 @@ class _Piece:
 class Model:
     """A system with its weights. `load` makes it."""
 
-    def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = ""):
-        self.system, self.config, self.path = system, config, path
+    def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
+                 step: int | None = None):
+        self.system, self.config, self.path, self.step = system, config, path, step  # the step of a run; None for an export
         self.params, self.rest = jax.device_put((params, rest))
         self.rate, self.hop = int(config["data"]["sample_rate"]), int(config["data"]["hop"])
         self.programs = system.programs()
@@ -391,12 +392,13 @@ def load(path: str | os.PathLike) -> Model:
     Raises FileNotFoundError for a folder that is missing or is neither, ValueError for weights that don't fit it.
     """
     path = Path(path)
-    tree, config = checkpoints.read_model(path)
+    step = None if (path / weights.FILE).exists() else (checkpoints.steps(path) or [None])[-1]
+    tree, config = checkpoints.read_model(path, step)
     known = path / "phones.json"
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")
     system = systems.make(config["system"], config["model"])
-    return Model(system, tree["params"], tree["rest"], config, str(path))
+    return Model(system, tree["params"], tree["rest"], config, str(path), step)
 
 
 def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int]) -> None:

@@ -57,8 +57,10 @@ def read_jobs() -> list[tuple[str, str, str]]:
         if missing:
             raise ValueError(f"--{missing[0]} is missing (or give --batch=list.tsv)")
         jobs = [(FLAGS.out, FLAGS.text, FLAGS.prompt)]
-    seen = set()
+    seen, read = set(), {Path(prompt).resolve() for _, _, prompt in jobs} | {Path(FLAGS.batch).resolve() if FLAGS.batch else None}
     for out, text, prompt in jobs:
+        if Path(out).resolve() in read:
+            raise ValueError(f"{out} is also read (as a prompt or a list): it would be overwritten; choose another name")
         if not text.strip():
             raise ValueError(f"the text for {out} is empty")
         if not Path(prompt).is_file():

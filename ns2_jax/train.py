@@ -28,6 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from ns2_jax import inference
 from ns2_jax.data import feed
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 from ns2_jax.runtime import mesh as meshes
@@ -71,7 +72,7 @@ def write_json(path: str, content: Any) -> None:
 
 
 def record(workdir: str, config: Any, dataset: str, codec: str, step: int) -> None:
-    """config.json and run.json; says which fields changed since the last start."""
+    """config.json and run.json (this start, and under `starts` the earlier ones); says which fields changed since the last."""
     os.makedirs(workdir, exist_ok=True)
     resolved, path = json.loads(json.dumps(config.to_dict(), default=list)), os.path.join(workdir, "config.json")
     if os.path.exists(path):
@@ -82,15 +83,20 @@ def record(workdir: str, config: Any, dataset: str, codec: str, step: int) -> No
                 say(f"  config.{name.replace('/', '.')} was {old.get(name)}, is {new.get(name)}")
     if cluster.is_first():
         write_json(path, resolved)
-        write_json(os.path.join(workdir, "run.json"), {
-            **cluster.facts(), "dataset": dataset, "codec": codec, "seed": config.seed, "start_step": step,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        path = os.path.join(workdir, "run.json")
+        before = json.load(open(path, encoding="utf8")) if os.path.exists(path) else {}
+        earlier = before.pop("starts", [])
+        write_json(path, {
+            **cluster.facts(), "dataset": dataset, "codec": codec, "phones": inference.inventory.inventory_hash(), "seed": config.seed,
+            "start_step": step, "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "starts": earlier + ([before] if before else [])})
 
 
 def batches(config: Any, system: Any, start: int) -> Iterator[dict[str, np.ndarray]]:
     """This host's rows of the batches from `start` on."""
     return iter(feed.make_feed(
-        config.data, system.fields, system.sizes, config.seed, start, host=jax.process_index(), hosts=jax.process_count()))
+        config.data, system.fields, system.sizes, config.seed, start, host=jax.process_index(), hosts=jax.process_count(),
+        inventory=inference.inventory.inventory_hash()))
 
 
 def begin(program: Program, saved: checkpoints.Checkpoints, config: Any) -> dict:
@@ -112,15 +118,15 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any) -> dict
 def train(program: Program, config: Any, workdir: str, dataset: str, codec: str) -> int:
     """Restore, loop, save; returns the exit code."""
     clock = metrics.Clock()
-    saved = checkpoints.Checkpoints(workdir, config.train.keep, dataset, config.seed)
+    saved = checkpoints.Checkpoints(workdir, config.train.keep, dataset, config.seed, codec)
     with clock("start"):
         state = begin(program, saved, config)
     step, end = int(state["step"]), config.train.steps
-    record(workdir, config, dataset, codec, step)
     if step >= end:
         say(f"step {step} of {end}: nothing left to train; raise --config.train.steps to go on")
         saved.close()
         return cluster.DONE
+    record(workdir, config, dataset, codec, step)
     writer = metrics.Writer(workdir, step, cluster.environment("WANDB_PROJECT"), config.to_dict()) if cluster.is_first() else None
     source = batches(config, program.system, step)
     say(f"writing to {os.path.abspath(workdir)}: {', '.join(writer.sinks) if writer else 'nothing from this host'}, checkpoints/")
@@ -201,6 +207,8 @@ def main(argv: list[str]) -> int:
         raise ValueError("--config is missing; for example --config=configs/codec.py:small (see --help)")
     if not FLAGS.dry_run and not FLAGS.workdir:
         raise ValueError("--workdir is missing: the folder to write to (or --dry_run)")
+    if "://" in (FLAGS.workdir or ""):
+        raise ValueError(f"--workdir={FLAGS.workdir}: mount the bucket (gcsfuse) and give the mounted folder; URLs are not written yet")
     if not FLAGS.dry_run and not config.data.path:
         raise ValueError("config.data.path is empty; make a data set with python -m data_pipelines.synth --out=data/default "
                          "and give --config.data.path=data/default")

@@ -55,6 +55,7 @@ def test_it_speaks_one_and_a_list(model, tmp_path):
     ({"out": "TMP/out.doc"}, "must end in one of .wav .flac .ogg"),
     ({"out": "TMP/nowhere/out.wav"}, "does not exist"),
     ({"out": "TMP/folder.wav"}, "is a folder"),
+    ({"out": "TMP/blip.wav", "prompt": "TMP/blip.wav"}, "would be overwritten"),
     ({"steps": "0"}, "steps"),
     ({"steps": "many"}, "steps"),
     ({"task": "sing"}, "sing"),

@@ -24,6 +24,7 @@ from ns2_jax.data.plan import PADDING, StepPlan
 Batch = dict[str, np.ndarray]
 
 ENDLESS = 1 << 40  # steps; Grain wants a length
+MOST_LEFT_OUT = 0.5  # of the hours: a feed that leaves out more is a mistake
 PROMPT_SECONDS = 0.5  # the least a prompt should have
 
 # Field -> the group it comes from (None: known without reading); `prompt_` fields come from the same groups.
@@ -244,8 +245,11 @@ def make_feed(
         crop=data["transform"] == "crop",
     )
     if plan.left_out:
-        total = dataset.records(split)
-        logging.warning("%d of %d utterances of %s fit no bucket of config.data.buckets and are left out", plan.left_out, total, split)
+        lost = plan.left_out_frames / max(int(dataset.frames(split, data["hop"]).sum()), 1)
+        about = f"{plan.left_out} of {dataset.records(split)} utterances of {split} ({100 * lost:.0f} % of its hours)"
+        if lost > MOST_LEFT_OUT:
+            raise ValueError(f"{about} fit no bucket of config.data.buckets; add a longer bucket (t frames, p phones)")
+        logging.warning("%s fit no bucket of config.data.buckets and are left out", about)
     source = StepSource(
         dataset, plan, data, fields, constants, groups, split=split, start_step=start_step, host=host, hosts=hosts, epochs=epochs
     )

@@ -69,7 +69,7 @@ class StepPlan:
         self.fingerprint, self.seed = fingerprint, int(seed)
         bucket = assign(frames, self.buckets, phones, crop)
         self._members = [np.flatnonzero(bucket == i) for i in range(len(self.buckets))]
-        self.left_out = int((bucket < 0).sum())
+        self.left_out, self.left_out_frames = int((bucket < 0).sum()), int(np.asarray(frames)[bucket < 0].sum())
         self.batches = [-(-len(ids) // b["b"]) for ids, b in zip(self._members, self.buckets)]
         self.steps_per_epoch = sum(self.batches)
         if not self.steps_per_epoch:

@@ -1,7 +1,9 @@
 """Convolutions over time and over time-frequency, channels last (`NWC`/`WIO`, `NHWC`/`HWIO`).
 
-XLA multiplies some sharded 1-D convolutions by the size of a mesh axis: depthwise convolutions are written as
-shifted products here, grouped ones are not offered, and `runtime.mesh` refuses sequence and tensor axes together.
+XLA gets some sharded convolutions wrong without a word: it multiplies 1-D ones by the size of a mesh axis when time and
+channels are sharded, and on meshes with data, fsdp and tensor axes values of neighbouring convolutions come out off by
+more than their size. So depthwise convolutions are shifted products here, grouped ones are not offered, `runtime.mesh`
+refuses sequence and tensor axes together, and every convolution's output is pinned to batch sharding (`constrain`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ns2_jax.layers.linear import Init, default_init, named
+from ns2_jax.layers.linear import Init, constrain, default_init, named
 
 
 def normed(v: jax.Array, g: jax.Array) -> jax.Array:
@@ -57,7 +59,7 @@ class Conv1D(nn.Module):
             rhs_dilation=(self.dilation,), dimension_numbers=("NWC", "WIO", "NWC"))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
+        return constrain(y)
 
 
 class ConvTranspose1D(nn.Module):
@@ -81,7 +83,7 @@ class ConvTranspose1D(nn.Module):
         y = lax.conv_general_dilated(
             x.astype(self.dtype), kernel.astype(self.dtype), (1,), [(taps - 1 - left, taps - 1 - right)],
             lhs_dilation=(self.stride,), dimension_numbers=("NWC", "WIO", "NWC"))
-        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return constrain(y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))
 
 
 class DepthwiseConv1D(nn.Module):
@@ -124,4 +126,4 @@ class Conv2D(nn.Module):
         y = lax.conv_general_dilated(
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, pads,
             rhs_dilation=self.dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return constrain(y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))

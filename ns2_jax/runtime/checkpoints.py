@@ -1,7 +1,7 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint `<workdir>/checkpoints/<step>/` has three items: `model` (step, ema, rest: all that evaluation and export
-read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed). Trees are stored as plain nested
+read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed, codec). Trees are stored as plain nested
 dicts, so that a reader needs no optimiser. Saves are asynchronous and appear only when complete.
 """
 
@@ -73,14 +73,14 @@ def _like(plain: Tree, target: Tree) -> Tree:
 class Checkpoints:
     """The checkpoints of one workdir.
 
-    `dataset` (fingerprint) and `seed` travel with the step: together they are the position in the data. A restore
-    under others is refused.
+    `dataset` (fingerprint) and `seed` travel with the step: together they are the position in the data. So does the hash
+    of the `codec` whose codes are read. A restore under others is refused.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 3, dataset: str = "", seed: int = 0):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3, dataset: str = "", seed: int = 0, codec: str = ""):
         workdir = os.fspath(workdir)
         self.root = workdir if "://" in workdir else os.path.abspath(workdir)
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self.codec = dataset, seed, codec
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(os.path.join(self.root, FOLDER), options=options, item_names=("model", "train", "data"))
 
@@ -94,7 +94,7 @@ class Checkpoints:
         if self.latest() == step and not force:
             return False
         items = {"model": _plain({k: state[k] for k in MODEL}), "train": _plain({k: state[k] for k in TRAIN})}
-        position = {"step": step, "dataset": self.dataset, "seed": self.seed}
+        position = {"step": step, "dataset": self.dataset, "seed": self.seed, "codec": self.codec}
         return bool(self.manager.save(step, force=True, args=ocp.args.Composite(
             model=ocp.args.StandardSave(items["model"]), train=ocp.args.StandardSave(items["train"]), data=ocp.args.JsonSave(position))))
 
@@ -102,7 +102,7 @@ class Checkpoints:
         """The state at `step` (default latest), straight into the shards of `target` (ShapeDtypeStructs with shardings).
 
         Raises FileNotFoundError when there is none, Mismatch when the tree differs, ValueError when it was trained on
-        another data set or seed.
+        another data set, seed or codec.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -115,6 +115,10 @@ class Checkpoints:
         if position["seed"] != self.seed:
             raise ValueError(
                 f"{self.root} was trained with seed {position['seed']}, config.seed is {self.seed}; set it back, or use another --workdir")
+        if position["codec"] != self.codec:
+            raise ValueError(
+                f"{self.root} was trained on codes of codec {position['codec']}, the codes are now of {self.codec}: its own codec would not "
+                "understand them. Put the old codec's export back, or use another --workdir")
         wanted = {"model": _plain({k: target[k] for k in MODEL}), "train": _plain({k: target[k] for k in TRAIN})}
         stored = {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")}
         lines = fewer(differences(stored, {**flatten(wanted["model"]), **flatten(wanted["train"])}))

@@ -60,10 +60,11 @@ def bucket_sizes(bucket: Mapping[str, int], constants: Mapping[str, int], hop: i
 
 
 def largest(buckets: Any) -> dict[str, int]:
-    """The bucket with the most frames (`b * t`, then phones). Raises ValueError when there is none."""
+    """The bucket that needs most memory: frames `b * t`, each meeting `p` phones and `u` prompt frames. Raises ValueError
+    when there is none."""
     if not buckets:
         raise ValueError("config.data.buckets is empty; give at least one, as in [dict(b=8, t=64)]")
-    return max((dict(b) for b in buckets), key=lambda b: (b["b"] * b.get("t", 1), b.get("p", 0), b.get("u", 0)))
+    return max((dict(b) for b in buckets), key=lambda b: b["b"] * b.get("t", 1) * (1000 + b.get("p", 0) + b.get("u", 0)))
 
 
 def initialise(system: Any, optimiser: Any, rng: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, Tree]:

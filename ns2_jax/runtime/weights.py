@@ -40,7 +40,8 @@ def _file(path: str | os.PathLike) -> str:
 
 def _round(name: str, array: np.ndarray, quantize: str) -> dict[str, np.ndarray]:
     """One tensor as it is stored: itself, or int8 and its scale (symmetric, largest magnitude of each column)."""
-    if quantize == "none" or array.ndim < 2 or not np.issubdtype(array.dtype, np.floating):
+    frozen = name.startswith("rest/codec/")  # already rounded once: codes and statistics come from exactly these numbers
+    if quantize == "none" or frozen or array.ndim < 2 or not np.issubdtype(array.dtype, np.floating):
         return {name: array}
     if quantize == "int8" and "params/" in name and array.shape[-2] >= INT8_ROWS:
         scale = np.maximum(np.abs(array).max(-2, keepdims=True), 1e-30).astype(np.float32) / np.float32(127)
@@ -149,14 +150,19 @@ def weights_hash(path: str | os.PathLike) -> str:
 
 
 def codec_of(config: Any, fields: Any) -> str:
-    """The codec whose codes a run reads: `config.data.codes`, else the export that init_from puts at `rest/codec`, which
-    is then written to `config.data.codes`; "" when none of `fields` is codes. Raises ValueError when nothing says which."""
+    """The codec whose codes a run reads: the export that init_from puts at `rest/codec`, whose hash is then written to
+    `config.data.codes`; "" when none of `fields` is codes.
+
+    Raises ValueError when init_from names none (the codebooks would be random) or when `config.data.codes` is of another.
+    """
     if not {"codes", "prompt_codes"} & set(fields):
         return ""
-    if not config.data.codes:
-        sources = [path for prefix, path in dict(config.init_from).items() if prefix == "rest/codec"]
-        if not sources:
-            way = """--config.init_from='{"rest/codec": "EXPORTED CODEC"}' or --config.data.codes=HASH"""
-            raise ValueError(f"system {config.system!r} reads codes: say whose, with {way}")
-        config.data.codes = weights_hash(sources[0])
-    return config.data.codes
+    source = dict(config.init_from).get("rest/codec")
+    if not source:
+        way = """--config.init_from='{"rest/codec": "EXPORTED CODEC"}'"""
+        raise ValueError(f"system {config.system!r} reads codes: say whose, with {way}")
+    found = weights_hash(source)
+    if config.data.codes not in ("", found):
+        raise ValueError(f"config.data.codes={config.data.codes} but the codec of init_from, {source}, is {found}; leave data.codes empty")
+    config.data.codes = found
+    return found

@@ -71,7 +71,10 @@ class System(Base):
         return {"q": self.levels, "c": self.network.channels}
 
     def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
-        """Random networks, and codebooks by k-means on the first batch's latents (SoundStream III-C)."""
+        """Random networks, and codebooks by k-means on the first batch's latents (SoundStream III-C).
+
+        A batch of `small` has fewer frames (768) than codes: the start is rough and the decayed means do the rest.
+        """
         gen, disc, means = jax.random.split(rng, 3)
         params = {"gen": self.network.init(gen, batch["audio"])["params"], "disc": self.judges.init(disc, batch["audio"])["params"]}
         z = self.network.apply({"params": params["gen"]}, batch["audio"], method="encode")

@@ -150,6 +150,8 @@ def make(name: str, model: Mapping[str, Any]) -> System:
     try:
         module = importlib.import_module(f"ns2_jax.systems.{name}")
     except ModuleNotFoundError as error:
+        if error.name != f"ns2_jax.systems.{name}":
+            raise  # something that the system itself imports
         raise ValueError(f"config.system={name!r}: there is no ns2_jax/systems/{name}.py") from error
     known = {field.name for field in dataclasses.fields(module.System)}
     unknown = sorted(set(model) - known)

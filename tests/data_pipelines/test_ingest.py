@@ -137,6 +137,16 @@ def test_again_and_with_other_input(tmp_path):
         ingest.ingest(wavs, tmp_path / "t.csv", out, settings=KEEP, workers=0, f0=False)
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    wavs, out = tmp_path / "c" / "wavs", tmp_path / "mine"
+    (tmp_path / "t.csv").write_text("\n".join(good(wavs, 2)))
+    out.mkdir()
+    (out / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="was not made by this command"):
+        ingest.ingest(wavs, tmp_path / "t.csv", out, settings=KEEP, workers=0, f0=False)
+    assert [p.name for p in out.iterdir()] == ["letter.txt"]
+
+
 def test_processes_write_the_same_bytes(tmp_path):
     wavs = tmp_path / "c" / "wavs"
     (tmp_path / "t.csv").write_text("\n".join(good(wavs, 4)))

@@ -104,6 +104,8 @@ def test_another_position_in_the_data_is_refused(tmp_path):
         checkpoints.Checkpoints(tmp_path, dataset="abd", seed=1).restore(p.target)
     with pytest.raises(ValueError, match="trained with seed 1, config.seed is 2"):
         checkpoints.Checkpoints(tmp_path, dataset="abc", seed=2).restore(p.target)
+    with pytest.raises(ValueError, match="trained on codes of codec , the codes are now of 0123456789ab"):
+        checkpoints.Checkpoints(tmp_path, dataset="abc", seed=1, codec="0123456789ab").restore(p.target)
 
 
 def test_every_path_that_does_not_fit_is_listed(tmp_path):

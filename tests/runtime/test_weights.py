@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from ns2_jax.runtime import weights
+from ns2_jax.runtime.state import flatten
 
 
 def tree(seed=0):
@@ -124,3 +125,15 @@ def test_whose_codes_a_run_reads(tmp_path):
     assert weights.codec_of(config, {"codes": 0}) == name == config.data.codes
     with pytest.raises(ValueError, match="say whose"):
         weights.codec_of(ml_collections.ConfigDict(dict(system="x", data=dict(codes=""), init_from={})), {"prompt_codes": 0})
+    config.data.codes = "deadbeef0000"
+    with pytest.raises(ValueError, match=f"data.codes=deadbeef0000 but the codec of init_from, {tmp_path}, is {name}"):
+        weights.codec_of(config, {"codes": 0})
+
+
+def test_a_frozen_codec_is_never_rounded_again(tmp_path):
+    inside = {"rest": {"codec": tree()}, "params": tree()["params"]}
+    weights.write_weights(tmp_path, inside, "int8")
+    read = flatten(weights.read_weights(tmp_path))
+    kept = {path: leaf for path, leaf in flatten(inside).items() if path.startswith("rest/codec/")}
+    assert kept and all(np.array_equal(read[path], leaf) for path, leaf in kept.items())
+    assert any(not np.array_equal(read[path], leaf) for path, leaf in flatten(inside).items() if path.startswith("params/"))

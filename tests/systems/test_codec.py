@@ -185,14 +185,25 @@ def train(one, params, rest, steps: int, data, seed: int = 0):
     return params, rest, log
 
 
-def test_it_learns_and_its_statistics_follow_the_latent(started):
+def test_it_learns(started):
     one, params, rest = started
     quiet = system(adversarial_from=10**6)
     params, rest, log = train(quiet, params, rest, 60, batch())
     assert np.mean([m["mel"] for m in log[-5:]]) < 0.6 * np.mean([m["mel"] for m in log[:3]])
     assert log[-1]["quantisation_error"] < 0.5
-    z = quiet.network.apply({"params": params["gen"]}, batch()["audio"], method="encode")
-    assert float(jnp.abs(rest["deviation"] - z.std((0, 1))).max()) < 0.5 * float(z.std()) + 0.3
+
+
+def test_statistics_are_decayed_means_of_the_latent(started):
+    """By hand: 0.995 of the old, 0.005 of the weighted mean (and mean square) over rows and frames; row 7 weighs nothing."""
+    one, params, rest = started
+    data = batch(seed=4) | {"weight": jnp.ones(8).at[7].set(0)}
+    _, stats, _ = jax.jit(one.grads)(params, rest, data, jax.random.key(0), jnp.int32(0))
+    new = one.update(params, rest, stats, jax.random.key(1), jnp.int32(0))
+    z = np.asarray(one.network.apply({"params": params["gen"]}, data["audio"], method="encode"))[:7].reshape(-1, 16)
+    mean = 0.995 * np.asarray(rest["mean"]) + 0.005 * z.mean(0)
+    square = 0.995 * np.asarray(rest["square"]) + 0.005 * (z**2).mean(0)
+    np.testing.assert_allclose(new["mean"], mean, atol=1e-5)
+    np.testing.assert_allclose(new["deviation"], np.sqrt(square - mean**2), atol=1e-4)
 
 
 def test_golden_metrics_of_one_training_step(started):
@@ -214,6 +225,17 @@ def test_golden_metrics_of_one_training_step(started):
 def test_the_same_on_every_mesh(started):
     one, params, rest = started
     meshes.check_system(one, params, rest, batch(), jax.random.key(5), step=50)
+
+
+def test_the_papers_convolutions_on_meshes():
+    """Strided, transposed, dilated and two-dimensional convolutions, where XLA has been wrong: one mesh of each kind."""
+    numbers = dict(kind="conv", rate=16000, hop=200, channels=8, width=8, decoder_width=32, strides=(2, 4, 5, 5))
+    one = system(codec=numbers, judge="2d", judge_sizes=(256,), judge_filters=8, mel_scales=((256, 20),), codes=8, levels=2)
+    data = batch(8, 8)
+    params, rest = jax.jit(one.init)(jax.random.key(0), data)
+    some = [m for m in meshes.MESHES if meshes.name(m) in ("fsdp8", "data2-fsdp2-tensor2", "fsdp4-sequence2")]
+    assert len(some) == 3
+    meshes.check_system(one, params, rest, data, jax.random.key(5), step=50, meshes=some)
 
 
 def test_flops_equal_the_compilers_count():
