@@ -228,10 +228,10 @@ def test_a_codec_that_is_not_the_groups(corpus, tmp_path):
 
 def test_what_is_left_out_is_reported(corpus, caplog):
     with caplog.at_level("WARNING"):
-        feed.make_feed(speech_data(corpus, buckets=[dict(b=2, t=120, p=24, u=40)]), SPEECH, {"q": 8}, 0, 0)
+        feed.make_feed(speech_data(corpus, buckets=[dict(b=2, t=280, p=64, u=40)]), SPEECH, {"q": 8}, 0, 0)
     with pytest.raises(ValueError, match="utterances of train .* fit no bucket.*add a longer bucket"):
         feed.make_feed(speech_data(corpus, buckets=[dict(b=2, t=60, p=12, u=40)]), SPEECH, {"q": 8}, 0, 0)
-    longer = int(((Dataset.open(corpus).frames("train") > 120) | (Dataset.open(corpus).phones("train") > 24)).sum())
+    longer = int(((Dataset.open(corpus).frames("train") > 280) | (Dataset.open(corpus).phones("train") > 64)).sum())
     assert longer > 0 and f"{longer} of 40 utterances of train" in caplog.text
 
 
