@@ -8,6 +8,7 @@ One process, because the accelerator belongs to one; finished shards are skipped
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import tempfile
@@ -97,7 +98,8 @@ def main(argv: list[str]) -> None:
         raise ValueError("--codec is empty: give the run or export of a codec, e.g. --codec=results/codec/model")
     cluster.start(lambda line: None)
     group = encode(flags.FLAGS.data, inference.load(flags.FLAGS.codec), flags.FLAGS.batch_seconds)
-    logging.info("wrote %s; train with data.codes=%s", os.path.join(flags.FLAGS.data, group), group.removeprefix("codes-"))
+    source = json.dumps({"rest/codec": flags.FLAGS.codec})
+    logging.info("wrote %s; train with --config.init_from='%s'", os.path.join(flags.FLAGS.data, group), source)
 
 
 if __name__ == "__main__":

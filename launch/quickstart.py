@@ -194,8 +194,8 @@ def table(summary: Mapping[str, Any], plan: Mapping[str, Any], shipped: Sequence
         row("", "own voice", "others"),
         row("similarity of synthesis (SECS)", *(f"{summary[f'secs_{name}']:.3f}" for name in ("own", "others"))), "",
         f"{plan['minutes']:g} minutes of training do not make a voice that speaks well: this shows that every part works.",
-        "The longer recipe (--config=configs/codec.py:small, then configs/naturalspeech2.py:small, hours on two cores or minutes",
-        f"on a GPU) with its commands, curves and scores is {SHIPPED}/README.md.",
+        "The longer recipe (--config=configs/codec.py:small, then configs/naturalspeech2.py:small, hours on two cores)",
+        f"is in {SHIPPED}/README.md.",
     ]
     if shipped:
         lines += ["How that one sounds: " + ", ".join(shipped)]

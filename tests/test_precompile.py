@@ -88,8 +88,7 @@ def test_two_slices():
 
 
 def test_the_papers_naturalspeech2_compiles_for_sixteen_v5e_chips():
-    """The whole train step of `base`, 410 M trained parameters (the frozen codec is in `rest`). At full optimisation effort it
-    takes five times as long to compile and 3 % more memory."""
+    """The whole train step of `base`, 410 M trained parameters (the frozen codec is in `rest`), at low compiler effort."""
     done = call("--config=configs/naturalspeech2.py:base", "--topology=v5e:4x4", "--json", JAX_EXEC_TIME_OPTIMIZATION_EFFORT="-1.0")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -187,7 +187,7 @@ class FrameDecoder(nn.Module):
 
 
 LOG_MEL_MEAN, LOG_MEL_DEVIATION = -2.3, 2.2
-"""Round figures of averaged log magnitudes over the default corpus: they only set the latent's scale."""
+"""Round figures, not measured ones: they only set the latent's scale."""
 
 
 class Codec(nn.Module):

@@ -111,7 +111,7 @@ class Checkpoints:
         if position["dataset"] != self.dataset:
             raise ValueError(
                 f"{self.root} was trained on data set {position['dataset']!r}, config.data.path is {self.dataset!r}: the step would "
-                "point at other data. Use another --workdir, with --config.init_from.params=THIS_WORKDIR to start from its weights")
+                "point at other data. Use another --workdir, with --config.init_from='{\"params\": \"THIS_WORKDIR\"}' to start from its weights")
         if position["seed"] != self.seed:
             raise ValueError(
                 f"{self.root} was trained with seed {position['seed']}, config.seed is {self.seed}; set it back, or use another --workdir")
