@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             adversarial_from=10, commitment_weight=1.0),
         small=dict(
             levels=16, codes=1024, mel_scales=((256, 20), (512, 40), (1024, 80), (2048, 128)), judge="1d",
-            judge_sizes=(512, 1024), judge_filters=192, adversarial_from=2000, commitment_weight=1.0),
+            judge_sizes=(512, 1024), judge_filters=192, adversarial_from=1000, commitment_weight=1.0),
         base=dict(
             levels=16, codes=1024, mel_scales=((128, 10), (256, 20), (512, 40), (1024, 80), (2048, 128)), judge="2d",
             judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25),
@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optim.b1, config.optim.b2 = 0.8, 0.99
     config.optim.clip = 10.0
     config.optim.by_key = {"disc": {"peak": common.choose(size, smoke=1e-3, small=3e-4, base=2e-4)}}
-    config.train.steps = common.choose(size, smoke=60, small=20_000, base=440_000)
+    config.train.steps = common.choose(size, smoke=60, small=5_300, base=440_000)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
     return common.finish(config, overrides)

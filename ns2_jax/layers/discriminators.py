@@ -54,10 +54,10 @@ class Spectral1D(nn.Module):
         x = nn.leaky_relu(Dense(self.filters, dtype=self.dtype)(x), 0.2)
         features = [x]
         for dilation in (1, 2, 4):
-            conv = Conv1D(self.filters, 3, dilation=dilation, weight_norm=True, dtype=self.dtype)
+            conv = Conv1D(self.filters, 3, dilation=dilation, weight_norm=True, as_product=True, dtype=self.dtype)
             x = nn.leaky_relu(conv(x), 0.2)
             features.append(x)
-        logits = Conv1D(1, 3, weight_norm=True, axes=("embed", None), dtype=self.dtype)(x)
+        logits = Conv1D(1, 3, weight_norm=True, as_product=True, axes=("embed", None), dtype=self.dtype)(x)
         return logits.reshape(logits.shape[0], -1).astype(jnp.float32), features
 
 
