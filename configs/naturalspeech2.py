@@ -36,13 +36,14 @@ def model_numbers(size: str) -> dict:
             duration=dict(kernel=3, **predictor), pitch=dict(kernel=5, **predictor), denoiser=denoiser)
     if size == "small":
         encoder = dict(hidden=320, heads=4)
-        predictor = dict(layers=6, every=3, width=128, kernel=3, heads=4, dropout=0.2, attention_dropout=0.1)
+        predictor = dict(every=3, width=128, heads=4, dropout=0.2, attention_dropout=0.1)
         denoiser = dict(width=256, filters=384, blocks=6, dilations=(1, 3, 9), kernel=3, heads=4, queries=32, film="linear",
                         dropout=0.0, time_hidden=512, time_scale=1000.0, remat=())
         return dict(
             levels=16, codes=1024, width=192, prenet=0, encoder_dropout=0.1, pitch_bins=256, phone_position=True, ce_weight=0.1,
             ce_levels=4, ce_by_signal=True, score_loss="min_snr", phone_encoder=dict(layers=2, kernel=5, **encoder),
-            prompt_encoder=dict(layers=1, kernel=3, **encoder), duration=predictor, pitch=predictor, denoiser=denoiser)
+            prompt_encoder=dict(layers=1, kernel=3, **encoder), duration=dict(layers=6, kernel=3, **predictor),
+            pitch=dict(layers=3, kernel=5, **predictor), denoiser=denoiser)  # pitch runs at frame rate: two groups cost a third of a step
     encoder = dict(layers=1, hidden=48, heads=2, kernel=3)
     predictor = dict(layers=2, every=2, width=24, heads=2, kernel=3, dropout=0.1, attention_dropout=0.1)
     denoiser = dict(width=32, filters=64, blocks=3, dilations=(1, 2), kernel=3, heads=2, queries=4, film="conv", dropout=0.1,
@@ -58,7 +59,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = common.defaults(system="naturalspeech2", size=size)
     config.model = ml_collections.ConfigDict(model_numbers(size) | {
         "codec": codec_numbers(size), "prompt_in_denoiser": True, "prompt_in_predictors": True, "snr_cap": 5.0,
-        "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "unroll": 16 if size == "small" else 1})
+        "whiten": 0.5 if size == "small" else 1.0, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1,
+        "unroll": 16 if size == "small" else 1})
     config.data.transform = "cut_prompt"
     config.data.buckets = common.choose(
         size,

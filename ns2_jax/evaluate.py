@@ -123,7 +123,7 @@ def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: 
         line = statistics.score(
             f"predictability_{name}", result["channels"], unit="share", seed=seed, averaging="mean over channels at unit deviation",
             evaluator="table of means per phone, third and voice", **common, split=split, fill=fill, test=len(items) - fill)
-        lines.append(line | {key: result[key] for key in ("best", "neighbours", "rank90")})
+        lines.append(line | {key: result[key] for key in ("power", "best", "neighbours", "rank90")})
     return lines
 
 

@@ -60,7 +60,7 @@ def explained(fill: Sequence[tuple], test: Sequence[tuple]) -> dict[str, float |
       fill, test: utterances as `(latents [t, c], phones [t] ints, third [t] ints, voice int)`, one phone and third a frame.
 
     Returns:
-      `mean` over channels at unit deviation, `best` channel, `channels [c]`, `neighbours` (correlation of neighbouring
+      `mean` over channels at unit deviation, `power` (share of all variance, strong channels counting more), `best` channel, `channels [c]`, `neighbours` (correlation of neighbouring
       frames) and `rank90` (directions that hold 90 % of the variance).
 
     Raises:
@@ -82,10 +82,11 @@ def explained(fill: Sequence[tuple], test: Sequence[tuple]) -> dict[str, float |
         guess_y = _look(fine(phone_y, third_y, voice_y), unique, means, guess_y)
         guess = _look(fine(phone, third, voice), unique, means, guess)
     channels = 1 - np.square(y - guess_y).mean(0) / np.maximum(np.square(y - y.mean(0)).mean(0), 1e-12)
+    power = np.average(channels, weights=np.square(deviation))
     centred = [np.asarray(item[0], np.float64) - y_mean for item, y_mean in zip(test, [item[0].mean(0) for item in test])]
     product = sum((x[1:] * x[:-1]).sum(0) for x in centred)
-    power = sum((np.square(x[1:]).sum(0) + np.square(x[:-1]).sum(0)) / 2 for x in centred)
+    energy = sum((np.square(x[1:]).sum(0) + np.square(x[:-1]).sum(0)) / 2 for x in centred)
     spectrum = np.sort(np.linalg.eigvalsh(np.cov(z.T)))[::-1] if z.shape[1] > 1 else np.ones(1)
     rank = int(np.searchsorted(np.cumsum(spectrum) / spectrum.sum(), 0.9) + 1)
-    return {"mean": float(channels.mean()), "best": float(channels.max()), "channels": channels,
-            "neighbours": float((product / np.maximum(power, 1e-12)).mean()), "rank90": rank}
+    return {"mean": float(channels.mean()), "power": float(power), "best": float(channels.max()), "channels": channels,
+            "neighbours": float((product / np.maximum(energy, 1e-12)).mean()), "rank90": rank}

@@ -59,6 +59,8 @@ class Conv1D(nn.Module):
         left = total if self.causal else (total + 1) // 2
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.as_product:
+            if self.stride != 1:
+                raise ValueError(f"Conv1D(as_product=True) has stride {self.stride}, expected 1")
             padded, size = jnp.pad(x, ((0, 0), (left, total - left), (0, 0))), x.shape[1]
             taps = [padded[:, i * self.dilation : i * self.dilation + size] for i in range(self.kernel)]
             y = jnp.concatenate(taps, -1) @ kernel.reshape(-1, self.features)

@@ -38,6 +38,14 @@ def test_white_noise_is_not_explained_and_has_full_rank():
     assert abs(result["mean"]) < 0.05 and abs(result["neighbours"]) < 0.05 and result["rank90"] == 18  # 90 % of 20
 
 
+def test_power_counts_channels_by_their_variance():
+    rng = np.random.default_rng(2)
+    means = rng.normal(size=(10, 3, 2, 2)) * [10.0, 0.0]  # one loud channel that is known, one faint one that is not
+    items = [(z * [1.0, 0.01], *keys) for z, *keys in corpus(rng, means, 1.0)]
+    result = predictability.explained(items[:40], items[40:])
+    assert result["mean"] == pytest.approx(0.5, abs=0.06) and result["power"] > 0.97
+
+
 def test_thirds():
     phone, third = predictability.thirds(np.array([3, 9]), 10)
     assert phone.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]  # a frame after the last end belongs to the last phone

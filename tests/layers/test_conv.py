@@ -24,11 +24,12 @@ def made(layer, x):
     return params, np.asarray(layer.apply({"params": params}, x))
 
 
-@pytest.mark.parametrize("kernel,stride,dilation", [(3, 1, 1), (7, 1, 3), (5, 1, 9), (4, 2, 1), (10, 5, 1)])
+@pytest.mark.parametrize("kernel,stride,dilation,as_product", [
+    (3, 1, 1, False), (7, 1, 3, False), (5, 1, 9, False), (4, 2, 1, False), (10, 5, 1, False), (7, 1, 3, True), (4, 1, 2, True)])
 @pytest.mark.parametrize("causal", [False, True])
-def test_conv1d_is_scipy_correlation(kernel, stride, dilation, causal):
+def test_conv1d_is_scipy_correlation(kernel, stride, dilation, as_product, causal):
     x = RNG.normal(size=(2, 40, 3)).astype(np.float32)
-    params, y = made(Conv1D(4, kernel, stride=stride, dilation=dilation, causal=causal), x)
+    params, y = made(Conv1D(4, kernel, stride=stride, dilation=dilation, as_product=as_product, causal=causal), x)
     assert y.shape == (2, 40 // stride, 4)
     taps = np.zeros(((kernel - 1) * dilation + 1, 3, 4), np.float32)
     taps[::dilation] = params["kernel"]
@@ -39,6 +40,11 @@ def test_conv1d_is_scipy_correlation(kernel, stride, dilation, causal):
         for o in range(4):
             full = sum(scipy.signal.correlate(padded[b, :, i], taps[:, i, o], "valid") for i in range(3))
             np.testing.assert_allclose(y[b, :, o], full[::stride] + params["bias"][o], atol=2e-5)
+
+
+def test_conv1d_as_product_refuses_a_stride():
+    with pytest.raises(ValueError, match="stride 2, expected 1"):
+        Conv1D(4, 4, stride=2, as_product=True).init(jax.random.key(0), RNG.normal(size=(1, 8, 3)))
 
 
 @pytest.mark.parametrize("stride", [2, 4, 5])

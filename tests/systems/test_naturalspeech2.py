@@ -325,6 +325,20 @@ def test_a_prompt_taken_away_has_no_say():
     assert loss(data | {"phones": np.roll(data["phones"], 1, 0)}) != loss(data)
 
 
+@pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
+def test_latents_have_mean_square_one_and_the_proportions_that_whiten_leaves(whiten):
+    rng, (_, rest) = np.random.default_rng(0), started()
+    deviation = np.geomspace(5.0, 0.1, rest["codec"]["rest"]["deviation"].size).astype(np.float32)
+    books = (rng.normal(size=(1, 4000, deviation.size)) * deviation + 3.0).astype(np.float32)
+    own = {"codebooks": books, "mean": books[0].mean(0), "deviation": books[0].std(0)}
+    one = system(whiten=whiten)
+    z = np.asarray(one.latents({"codec": {"rest": own}}, np.arange(4000)[None, :, None], np.ones((1, 4000), bool)))[0]
+    assert np.square(z).mean() == pytest.approx(1.0, rel=1e-3)
+    assert np.abs(z.mean(0)).max() < 1e-3
+    np.testing.assert_allclose(z.std(0) / z.std(0)[0], (deviation / deviation[0]) ** (1 - whiten), rtol=0.1)
+    np.testing.assert_allclose(z * np.asarray(one.scale({"codec": {"rest": own}})) + own["mean"], books[0], rtol=1e-3, atol=1e-3)
+
+
 def test_pitch_bins_are_log_spaced_with_unvoiced_apart():
     one = system("base")
     ids = np.asarray(one.pitch_ids(jnp.asarray([[0.0, 50.0, 49.0, 1099.9, 2000.0, math.sqrt(50 * 1100)]])))[0]

@@ -7,7 +7,9 @@ WaveNet predicts clean latents from noisy ones, listening to the prompt through 
     L = data + score + 0.1 CE-RVQ (equation 6) + duration + pitch (equation 7)
 
 Choices where the paper is silent, or where we leave it; every one is a number of `System`:
-  * Latents have unit deviation per channel (`rest/codec/rest/{mean,deviation}`), target and prompt alike.
+  * Latents, target and prompt alike, are centred and divided by their channels' deviations (`rest/codec/rest`) to the power
+    `whiten`. 1 makes every channel count alike, which drowns a codec's few telling channels in its many faint ones; 0
+    keeps their proportions. Mean square 1 in any case.
   * The score term is a second weight on the data loss (`maths.process.score_loss`); as printed it is 4e12 at t = 1e-5.
     The default `min_snr` caps it at 5; `literal`, `eps_l2` and `eps_l1` are there.
   * CE-RVQ divides squared distances by a scale per level; fine levels would otherwise see a uniform distribution.
@@ -76,6 +78,7 @@ class System(SingleLoss):
     pitch_range: tuple[float, float] = (50.0, 1100.0)  # Hz
     pitch_mean: float = 5.0  # of log F0 (148 Hz)
     pitch_deviation: float = 0.4
+    whiten: float = 1.0
     phone_position: bool = True
     prompt_in_denoiser: bool = True
     prompt_in_predictors: bool = True
@@ -168,10 +171,14 @@ class System(SingleLoss):
     # Conditions -------------------------------------------------------------------------------------------------------
 
     def latents(self, rest: Tree, codes_btq: jax.Array, mask_bt: jax.Array) -> jax.Array:
-        """Codes -> sum of their vectors at unit deviation per channel, zero at padding, float32 `[b, t, c]`."""
+        """Codes -> sum of their vectors, centred and scaled, zero at padding, float32 `[b, t, c]`."""
         own = rest["codec"]["rest"]
-        z = (quantize.rvq_lookup(own["codebooks"], codes_btq) - own["mean"]) / jnp.maximum(own["deviation"], 1e-4)
-        return z * mask_bt[..., None]
+        return (quantize.rvq_lookup(own["codebooks"], codes_btq) - own["mean"]) / self.scale(rest) * mask_bt[..., None]
+
+    def scale(self, rest: Tree) -> jax.Array:
+        """What a channel's latents are divided by, `[c]`: deviation ** whiten, times what makes their mean square 1."""
+        deviation = jnp.maximum(rest["codec"]["rest"]["deviation"], 1e-4)
+        return deviation**self.whiten * jnp.sqrt(jnp.mean(deviation ** (2 - 2 * self.whiten)))
 
     def prompts(self, params: Tree, rest: Tree, inputs: Batch, dropped_b: jax.Array, rng: jax.Array | None = None) -> dict[str, tuple]:
         """(encoded prompt, mask) for `predictors` and `denoiser` (the same, unless an ablation takes it from one)."""
@@ -261,7 +268,7 @@ class System(SingleLoss):
         terms = {"data": jnp.square(error).mean(-1), "score": score.mean(-1)}
         if self.ce_weight:
             own = rest["codec"]["rest"]
-            z = x0_hat * jnp.maximum(own["deviation"], 1e-4) + own["mean"]
+            z = x0_hat * self.scale(rest) + own["mean"]
             levels = self.ce_levels or self.levels
             loss, right = ce_rvq(z, codes_btq[..., :levels], own["codebooks"], self.unroll)
             weight = jnp.square(alpha[..., 0]) if self.ce_by_signal else 1.0
@@ -344,7 +351,7 @@ class System(SingleLoss):
         start = temperature * jax.random.normal(rng, (rows, size, self.sizes["c"])) * valid
         own = rest["codec"]["rest"]
         x0 = samplers.run(denoise, start, samplers.table(sampler, self.process, steps))
-        latents = (x0 * jnp.maximum(own["deviation"], 1e-4) + own["mean"]) * valid
+        latents = (x0 * self.scale(rest) + own["mean"]) * valid
         if snap:
             latents = quantize.rvq_lookup(own["codebooks"], quantize.rvq_encode(latents, own["codebooks"], snap)) * valid
         audio = self._decode(rest, latents) * jnp.repeat(mask, self.codec_network.hop, 1)
