@@ -274,11 +274,15 @@ def check(root: str, per_voice: int = 8) -> list[dict[str, Any]]:
         for (kind, voice), items in sorted(picked.items()):
             said, heard = [], []
             for text, pcm in items:
-                decoder.start_utt()
-                decoder.process_raw(np.asarray(pcm, "<i2").tobytes(), no_search=False, full_utt=True)
-                decoder.end_utt()
                 said.append(words(text))
-                heard.append(words(decoder.hyp().hypstr) if decoder.hyp() else "")
+                try:
+                    decoder.start_utt()
+                    decoder.process_raw(np.asarray(pcm, "<i2").tobytes(), no_search=False, full_utt=True)
+                    decoder.end_utt()
+                    heard.append(words(decoder.hyp().hypstr) if decoder.hyp() else "")
+                except RuntimeError:  # it gives up on some recordings: nothing heard, and a fresh one hears the next
+                    decoder = pocketsphinx.Decoder(samprate=RATE, loglevel="FATAL")
+                    heard.append("")
                 progress.update()
             error = jiwer.wer(said, heard)
             count = sum(len(text.split()) for text in said)

@@ -32,13 +32,13 @@ BESIDE = {
     "smoke": {"naturalspeech2": 60.0, "again": 12.0, "encode": 20.0, "end": 75.0},
     "small": {"naturalspeech2": 120.0, "again": 20.0, "encode": 60.0, "end": 200.0},
 }
-STEP = {"smoke": {"codec": 0.025, "naturalspeech2": 0.08}, "small": {"codec": 0.25, "naturalspeech2": 0.4}}
+STEP = {"smoke": {"codec": 0.025, "naturalspeech2": 0.08}, "small": {"codec": 0.36, "naturalspeech2": 0.45}}
 CODEC_SHARE = 0.35  # of the time for steps
 SIZES = {
     "smoke": dict(utterances=9, sampler=8, probe=30, warmup=20, ema=0.97,
                   buckets="({'b':6,'t':400,'p':80,'u':96},{'b':3,'t':800,'p':160,'u':96})"),
     "small": dict(utterances=16, sampler=20, probe=40, warmup=60, ema=0.99,
-                  buckets="({'b':10,'t':280,'p':64,'u':96},{'b':4,'t':800,'p':160,'u':160})"),
+                  buckets="({'b':6,'t':280,'p':64,'u':96},{'b':2,'t':800,'p':160,'u':160})"),
 }
 
 

@@ -1,6 +1,6 @@
 """SentencePiece units: the other text mode, learned from text instead of written by phoneticians.
 
-`sentencepiece` (the `text` extra) is imported at the first call. Id 0 is padding, 1 unknown, 2 and 3 begin and end.
+`sentencepiece` is imported at the first call. Id 0 is padding, 1 unknown, 2 and 3 begin and end.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import numpy as np
 
 
 def _sentencepiece() -> Any:
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise ValueError("text units need SentencePiece; install the `text` extra (sentencepiece)") from error
+    import sentencepiece
+
     return sentencepiece
 
 
