@@ -72,7 +72,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optim.warmup = common.choose(size, smoke=10, small=300, base=32_000)
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="inverse_sqrt")
     config.optim.weight_decay = common.choose(size, smoke=0.0, small=0.01, base=0.01)
-    config.train.steps = common.choose(size, smoke=60, small=6_800, base=300_000)
+    config.train.steps = common.choose(size, smoke=60, small=4_800, base=300_000)
     config.train.ema = common.choose(size, smoke=0.9, small=0.999, base=0.9999)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
