@@ -258,6 +258,8 @@ def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platfor
     FileNotFoundError for a missing run, checkpoint or codec.
     """
     out = Path(out)
+    if codec and (Path(codec).resolve() == out.resolve() or out.resolve() in Path(codec).resolve().parents):
+        raise ValueError(f"--out={out} would replace --codec={codec}; write to another folder")
     if out.exists() and not is_export(out) and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out={out} exists and is not an export; it will not be overwritten")
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
@@ -295,6 +297,8 @@ def main(argv: list[str]) -> None:
         if not FLAGS[name].value:
             raise ValueError(f"--{name}=DIR is missing")
     cluster.start(lambda line: None)
+    # Programs name the source lines they came from: without the folders of this machine.
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", r".*/(?=(ns2_jax|site-packages)/)")
     lines = export(FLAGS.workdir, FLAGS.out, FLAGS.quantize, FLAGS.platforms, FLAGS.codec, FLAGS.programs)
     print(f"{FLAGS.out}: {weights.weights_hash(FLAGS.out)}, {sum(p.stat().st_size for p in Path(FLAGS.out).rglob('*')) / 1e6:.1f} MB")
     print("run against export, on a fixed input:")

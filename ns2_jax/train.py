@@ -5,8 +5,8 @@
         --config.init_from='{"rest/codec": "runs/codec-export"}' --workdir=runs/ns2
 
 The config's argument is a size (smoke | small | base) and variants, `configs/codec.py:small,levels=8`; any field is
-also a flag, `--config.train.steps=5000`. The same command again continues from the newest checkpoint, bit for bit,
-also on another number of devices. SIGTERM saves and exits with 143: start it again. `--dry_run` builds, compiles and
+also a flag, `--config.train.steps=5000`. The same command again continues from the newest checkpoint: bit for bit on the
+same devices, with the same data and within rounding on others. SIGTERM saves and exits with 143: start it again. `--dry_run` builds, compiles and
 counts, and writes nothing. On a TPU pod run the same command on every host.
 
 The run folder holds config.json, run.json, metrics.jsonl, tensorboard/ (with tensorboardX) and checkpoints/.

@@ -228,6 +228,10 @@ def test_a_dry_run_writes_nothing(place):
     (["--config=" + CONFIG, "--workdir=/tmp/x", "--config.data.path=/no/data"], "error: no data set at /no/data"),
     (["--config=" + CONFIG, "--dry_run", "--config.mesh.sequence=2", "--config.mesh.tensor=2"], "error: config.mesh has sequence=2 and tensor=2"),
     (["--config=" + CONFIG, "--dry_run", "--config.train.micro_batches=3"], "error: a bucket has b=8 rows"),
+    (["--config=" + CONFIG, "--dry_run", "--config.train.micro_batches=0"], "error: config.train.micro_batches=0, expected 1 or more"),
+    (["--config=" + CONFIG, "--dry_run", "--config.train.save_every=0"], "error: config.train.save_every=0, expected 1 or more"),
+    (["--config=" + CONFIG, "--dry_run", "--config.data.sample_rate=24000"], "error: config.data.sample_rate=24000, but the model works at 16000"),
+    (["--config=" + CONFIG, "--dry_run", "--config.data.buckets=[{'b':8}]"], "error: config.data.buckets: {'b': 8} has no"),
     (["--config=" + CONFIG, "--dry_run", "--config.optim.schedule=linear"], "error: config.optim.schedule='linear' does not exist"),
     (["--config=" + CONFIG, "--dry_run", "--config.train.frozen=('params/nope',)"], "error: config.train.frozen: 'params/nope' matches no path"),
 ])

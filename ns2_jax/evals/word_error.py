@@ -20,6 +20,7 @@ import tqdm
 
 from ns2_jax.audio import files
 from ns2_jax.evals import statistics
+from ns2_jax.text import figures, numerals, tables
 from ns2_jax.text.normalise import normalise
 
 RATE = 16000
@@ -93,8 +94,8 @@ def recogniser() -> str:
 
 def normaliser() -> str:
     """Names the code that both sides are normalised by."""
-    module = inspect.getmodule(normalise)
-    return f"{module.__name__} {hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:8]}"
+    sources = "".join(inspect.getsource(module) for module in (inspect.getmodule(normalise), figures, numerals, tables))
+    return f"{normalise.__module__} {hashlib.sha256(sources.encode()).hexdigest()[:8]}"
 
 
 def evaluate(name: str, texts: Sequence[str], audios: Sequence[np.ndarray | None], rate: int = RATE, seed: int = 0, processes: int = 2,

@@ -49,7 +49,8 @@ def is_cluster() -> bool:
         return True
     if several("OMPI_COMM_WORLD_SIZE") or "," in environment("TPU_WORKER_HOSTNAMES"):
         return True
-    on_tpu_vm = bool(glob.glob("/dev/accel[0-9]*")) and "cpu" not in environment("JAX_PLATFORMS")
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")  # the second from v5p on
+    on_tpu_vm = bool(chips) and "cpu" not in environment("JAX_PLATFORMS")
     return on_tpu_vm and environment("TPU_SKIP_MDS_QUERY") in ("", "0")
 
 
@@ -121,7 +122,7 @@ def facts() -> dict[str, Any]:
             versions[package] = None
     devices = jax.devices()
     return {
-        "revision": revision(), "versions": {**versions, "python": platform.python_version()}, "argv": list(sys.argv),
+        "revision": revision(), "versions": {**versions, "python": platform.python_version()}, "argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
         "device": devices[0].device_kind, "devices": len(devices), "hosts": jax.process_count(),
         "machine": platform.machine(), "cores": cores()}
 

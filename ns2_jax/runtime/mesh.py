@@ -113,8 +113,24 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def check_hosts(mesh: Mesh) -> None:
+    """Raises ValueError when two hosts hold the same part of a batch: each reads rows of its own."""
+    owners: dict[tuple[int, ...], set[int]] = {}
+    order = [mesh.axis_names.index(axis) for axis in BATCH_AXES]
+    for place, device in np.ndenumerate(mesh.devices):
+        part = tuple(place[axis] for axis in order)
+        owners.setdefault(part, set()).add(device.process_index)
+    shared = [hosts for hosts in owners.values() if len(hosts) > 1]
+    if shared:
+        raise ValueError(
+            f"hosts {sorted(shared[0])} would hold the same rows of a batch: mesh.sequence and mesh.tensor must stay inside a host; "
+            "lower them, or raise mesh.fsdp")
+
+
 def check_batch(mesh: Mesh, rows: int, micro_batches: int = 1) -> None:
     """Raises ValueError when a bucket of `rows` cannot be cut evenly over the mesh and the micro-batches."""
+    if micro_batches < 1:
+        raise ValueError(f"config.train.micro_batches={micro_batches}, expected 1 or more")
     parts = batch_shards(mesh) * micro_batches
     if rows % parts:
         raise ValueError(
@@ -153,5 +169,6 @@ def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This host's rows of a batch (numpy) -> global arrays, cut over the mesh."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    sharding, hosts = batch_sharding(mesh), jax.process_count()
+    shape = lambda array: (array.shape[0] * hosts, *array.shape[1:])
+    return {name: jax.make_array_from_process_local_data(sharding, array, shape(array)) for name, array in batch.items()}

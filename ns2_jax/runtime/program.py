@@ -20,6 +20,21 @@ from ns2_jax.runtime import state as states
 from ns2_jax.runtime import step as steps
 
 
+def check_numbers(config: Any, system: Any) -> None:
+    """Raises ValueError for numbers of a config that do not go together."""
+    for name in ("log_every", "save_every"):
+        if config.train.get(name, 1) < 1:
+            raise ValueError(f"config.train.{name}={config.train[name]}, expected 1 or more")
+    for key, value in getattr(system, "audio", {}).items():
+        if config.data[key] != value:
+            raise ValueError(f"config.data.{key}={config.data[key]}, but the model works at {value} (config.model); they must be equal")
+    wanted = {axis for field in system.fields.values() for axis in field.axes} & set("btpu")
+    for bucket in config.data.buckets:
+        missing = sorted(wanted - set(bucket.keys()))
+        if missing:
+            raise ValueError(f"config.data.buckets: {dict(bucket)} has no {missing[0]!r}; the system needs {sorted(wanted)}")
+
+
 class Program:
     """The step of `config` for `system` on `mesh`; nothing is allocated until it is called.
 
@@ -40,7 +55,9 @@ class Program:
             system = dataclasses.replace(system, dtype=config.precision)
         self.config, self.system, self.mesh, self._context = config, system, mesh, context
         self._say = say or (lambda text: None)
+        check_numbers(config, system)
         self.optimiser = optim.make(config)
+        meshes.check_hosts(mesh)
         for bucket in config.data.buckets:
             meshes.check_batch(mesh, bucket["b"], config.train.micro_batches)
         self.bucket = states.largest(config.data.buckets)

@@ -67,6 +67,11 @@ class System(Base):
         return Discriminators(self.judge, tuple(self.judge_sizes), self.judge_filters, jnp.dtype(self.dtype))
 
     @property
+    def audio(self) -> dict[str, int]:
+        """What `config.data` must say about the recordings."""
+        return {"sample_rate": self.network.rate, "hop": self.network.hop}
+
+    @property
     def sizes(self) -> dict[str, int]:
         return {"q": self.levels, "c": self.network.channels}
 

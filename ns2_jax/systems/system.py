@@ -100,6 +100,7 @@ class Base:
 
     fields: dict[str, Field]
     sizes: dict[str, int] = {}
+    audio: dict[str, int] = {}  # what `config.data` must say: sample_rate and hop, where the model has its own
 
     def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         """(params, rest) with leaves boxed by `nn.LogicallyPartitioned` where they were born with names."""

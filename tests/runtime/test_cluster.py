@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import subprocess
 import sys
@@ -113,6 +114,17 @@ def test_what_counts_as_a_cluster(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cluster.is_cluster() is expected
+
+
+@pytest.mark.parametrize("device", ["/dev/accel0", "/dev/vfio/0"])
+def test_a_tpu_host_is_one_of_several(monkeypatch, device):
+    for name in ("SLURM_NTASKS", "TPU_WORKER_HOSTNAMES", "JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS",
+                 "OMPI_COMM_WORLD_SIZE", "NS2_JAX_DISTRIBUTED", "JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster.glob, "glob", lambda pattern: [device] if fnmatch.fnmatch(device, pattern) else [])
+    assert cluster.is_cluster()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert not cluster.is_cluster()
 
 
 def test_facts():

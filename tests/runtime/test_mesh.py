@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,20 @@ def test_smaller_mesh_takes_the_first_devices():
 def test_what_is_refused(wanted, message):
     with pytest.raises(ValueError, match=message):
         meshes.make_mesh(wanted)
+
+
+@pytest.mark.parametrize("shape, shared", [
+    ((1, 8, 1, 1), False), ((2, 2, 1, 2), False), ((1, 2, 4, 1), False), ((1, 1, 1, 8), True), ((1, 1, 8, 1), True)])
+def test_hosts_hold_rows_of_their_own(shape, shared):
+    host = lambda i: types.SimpleNamespace(process_index=i // 4)  # two hosts of four chips
+    devices = np.empty(8, object)
+    devices[:] = [host(i) for i in range(8)]
+    place = types.SimpleNamespace(axis_names=meshes.AXES, devices=devices.reshape(shape))
+    if shared:
+        with pytest.raises(ValueError, match=r"hosts \[0, 1\] would hold the same rows"):
+            meshes.check_hosts(place)
+    else:
+        meshes.check_hosts(place)
 
 
 def test_specs():

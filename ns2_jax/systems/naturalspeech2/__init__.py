@@ -114,6 +114,11 @@ class System(SingleLoss):
     # Networks ---------------------------------------------------------------------------------------------------------
 
     @property
+    def audio(self) -> dict[str, int]:
+        """What `config.data` must say about the recordings."""
+        return {"sample_rate": self.codec_network.rate, "hop": self.codec_network.hop}
+
+    @property
     def sizes(self) -> dict[str, int]:
         return {"q": self.levels, "c": self.codec_network.channels}
 
