@@ -59,7 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = common.defaults(system="naturalspeech2", size=size)
     config.model = ml_collections.ConfigDict(model_numbers(size) | {
         "codec": codec_numbers(size), "prompt_in_denoiser": True, "prompt_in_predictors": True, "snr_cap": 5.0,
-        "whiten": 0.5 if size == "small" else 1.0, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1,
+        "whiten": 0.5 if size == "small" else 1.0, "prediction": "v" if size == "small" else "x0", "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1,
         "unroll": 16 if size == "small" else 1})
     config.data.transform = "cut_prompt"
     config.data.buckets = common.choose(
@@ -72,7 +72,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optim.warmup = common.choose(size, smoke=10, small=300, base=32_000)
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="inverse_sqrt")
     config.optim.weight_decay = common.choose(size, smoke=0.0, small=0.01, base=0.01)
-    config.train.steps = common.choose(size, smoke=60, small=4_800, base=300_000)
+    config.train.steps = common.choose(size, smoke=60, small=9_000, base=300_000)
     config.train.ema = common.choose(size, smoke=0.9, small=0.999, base=0.9999)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)

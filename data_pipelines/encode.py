@@ -98,8 +98,12 @@ def main(argv: list[str]) -> None:
         raise ValueError("--codec is empty: give the run or export of a codec, e.g. --codec=results/codec/model")
     cluster.start(lambda line: None)
     group = encode(flags.FLAGS.data, inference.load(flags.FLAGS.codec), flags.FLAGS.batch_seconds)
-    source = json.dumps({"rest/codec": flags.FLAGS.codec})
-    logging.info("wrote %s; train with --config.init_from='%s'", os.path.join(flags.FLAGS.data, group), source)
+    logging.info("wrote %s", os.path.join(flags.FLAGS.data, group))
+    if os.path.exists(os.path.join(flags.FLAGS.codec, weights.FILE)):
+        logging.info("train with --config.init_from='%s'", json.dumps({"rest/codec": flags.FLAGS.codec}))
+    else:
+        logging.info("to train on it, export this run first (unrounded, so that the codes stay its own): "
+                     "python -m ns2_jax.export --workdir=%s --out=DIR", flags.FLAGS.codec)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -225,11 +226,14 @@ def ingest(
 ) -> dict[str, int]:
     """Makes the data set and returns {"in": ..., "out": ..., reason: count}, where in = out + all reasons.
 
-    Raises FileNotFoundError for missing inputs; ValueError when `out` holds a data set of other recordings or settings, or
+    Raises FileNotFoundError for missing inputs; ImportError for a missing package; ValueError when `out` holds a data set of other recordings or settings, or
     when nothing is left.
     """
     if settings.align not in ALIGNERS:
         raise ValueError(f"--align={settings.align} is not one of {ALIGNERS}")
+    front.phonemise("one")  # a package that is missing is no reason to reject every recording
+    if settings.align == "pocketsphinx" and importlib.util.find_spec("pocketsphinx") is None:
+        raise ImportError("--align=pocketsphinx needs the package pocketsphinx: pip install -e '.[eval]'; or give --align=none")
     items, rejects, inputs = find(wavs, transcripts, speaker)
     root = pathlib.Path(out)
     digest = hashlib.sha256(json.dumps([dataclasses.astuple(item) for item in items]).encode()).hexdigest()

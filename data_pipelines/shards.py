@@ -68,13 +68,13 @@ def run_shards(process_shard: Callable[[int], Any], n: int, workers: int, descri
     workers are stopped, finished shards stay.
     """
     if workers == 0:
-        return [process_shard(shard) for shard in tqdm.tqdm(range(n), description, disable=None)]
+        return [process_shard(shard) for shard in tqdm.tqdm(range(n), description, mininterval=2)]
     context = multiprocessing.get_context("spawn")
     results: dict[int, Any] = {}
     running: dict[multiprocessing.connection.Connection, tuple[int, Any]] = {}
     waiting = iter(range(n))
     try:
-        with tqdm.tqdm(total=n, desc=description, disable=None) as progress:
+        with tqdm.tqdm(total=n, desc=description, mininterval=2) as progress:
             while len(results) < n:
                 while len(running) < workers and (shard := next(waiting, None)) is not None:
                     ours, theirs = context.Pipe(duplex=False)

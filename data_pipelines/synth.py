@@ -248,13 +248,13 @@ def check(root: str, per_voice: int = 8) -> list[dict[str, Any]]:
     """Word error of pocketsphinx on up to `per_voice` recordings of every voice and split, as rows; prints them as a table.
 
     Splits are told apart because only mild warps are in valid, test and heldout. Both sides are normalised the same way.
-    Raises ValueError when the packages of the `eval` extra are missing.
+    Raises ImportError when the packages of the `eval` extra are missing.
     """
     try:
         import jiwer
         import pocketsphinx
     except ImportError as error:
-        raise ValueError(f"--check needs the package {error.name}: pip install -e '.[eval]'") from error
+        raise ImportError(f"--check needs the package {error.name}: pip install -e '.[eval]'") from error
     import tqdm
 
     from ns2_jax.data.dataset import Dataset
@@ -270,7 +270,7 @@ def check(root: str, per_voice: int = 8) -> list[dict[str, Any]]:
     words = lambda text: " ".join(re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower()))
     decoder = pocketsphinx.Decoder(samprate=RATE, loglevel="FATAL")
     rows = []
-    with tqdm.tqdm(total=sum(map(len, picked.values())), desc="recognising", disable=None) as progress:
+    with tqdm.tqdm(total=sum(map(len, picked.values())), desc="recognising", mininterval=2) as progress:
         for (kind, voice), items in sorted(picked.items()):
             said, heard = [], []
             for text, pcm in items:

@@ -165,13 +165,13 @@ def losses(out: pathlib.Path, name: str) -> dict[str, float]:
     return {"loss_first": lines[0]["loss"], "loss_last": lines[-1]["loss"]}
 
 
-def summarise(out: pathlib.Path) -> dict[str, Any]:
-    """summary.json: seconds of all stages and the installation, hours, losses, word errors (percent) and similarities."""
-    plan = read_plan(out)
-    stages = sum(float(path.read_text()) for path in (out / "done").iterdir())
+def summarise(out: pathlib.Path, began: float) -> dict[str, Any]:
+    """summary.json: seconds of all starts until now, hours, losses, word errors (percent) and similarities."""
+    earlier = out / "starts"  # seconds of the starts before this one, a line each
+    seconds = sum(map(float, earlier.read_text().split())) if earlier.exists() else 0.0
     scores = json.loads((out / "scores" / "summary.json").read_text())
     return {
-        "seconds": round(stages + plan["installed"], 1),
+        "seconds": round(seconds + time.time() - began, 1),
         "corpus_hours": round(corpus_hours(out / "data"), 3),
         "codec": losses(out, "codec"),
         "naturalspeech2": losses(out, "naturalspeech2"),
@@ -244,14 +244,13 @@ def draw(path: pathlib.Path, audio: np.ndarray, rate: int, phones: Sequence[str]
     plt.close(figure)
 
 
-def report(out: pathlib.Path) -> str:
-    """Writes summary.json and quickstart.png; returns what to print."""
+def report(out: pathlib.Path, began: float) -> str:
+    """Writes quickstart.png and, last, summary.json; returns what to print."""
     from ns2_jax import inference
     from ns2_jax.runtime import cluster
 
     cluster.start(lambda line: None)
-    plan, summary = read_plan(out), summarise(out)
-    write_json(out / "summary.json", summary)
+    plan = read_plan(out)
     model = inference.load(out / "export" / "naturalspeech2")
     speech = model.speak((out / "sentence.txt").read_text().strip(), out / "prompt.wav", seed=0, steps=plan["sampler"])
     curves = {name: read_metrics(out / name) for name in ("codec", "naturalspeech2")}
@@ -262,6 +261,8 @@ def report(out: pathlib.Path) -> str:
         shipped.append(str(out / f"shipped-{os.path.basename(path)}"))
     made = {"this model": "speech.wav", "the voice it was to take": "prompt.wav", "test sentences": "scores/audio",
             "picture": "quickstart.png", "summary": "summary.json", "model": "export/naturalspeech2"}
+    summary = summarise(out, began)
+    write_json(out / "summary.json", summary)
     paths = "\n".join(f"  {name:26s}{out / file}" for name, file in made.items() if (out / file).exists())
     return f"\n{table(summary, plan, shipped)}\n\n{paths}"
 
@@ -275,7 +276,7 @@ def main(argv: Sequence[str]) -> int:
     elif command == "prompt":
         prompt(out)
     elif command == "report":
-        print(report(out))
+        print(report(out, FLAGS.began))
     else:
         print(f"error: {' '.join(argv[1:])!r}: expected begin, steps NAME, prompt or report", file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ done
 OUT=runs/quickstart
 system_program flite flite "going on with espeak-ng alone: its voices are buzzy, and the recogniser hardly understands them" || true
 environment text quickstart
+trap 'if [ -d $OUT ]; then echo $(($(date +%s) - BEGAN)) >>$OUT/starts; fi' EXIT  # the report adds them up
 plan() { python -m launch.quickstart "$@" --out=$OUT --minutes="$MINUTES" --began="$BEGAN"; }
 
 say() { printf '\n== %s (%s of %s min): %s\n' "$1" "$(($(date +%s) - BEGAN))s" "$MINUTES" "${*:2}"; }

@@ -55,7 +55,8 @@ def timed(run: Callable[[], None], repeats: int, steps: int) -> dict[str, float]
         begin = time.perf_counter()
         run()
         seconds.append((time.perf_counter() - begin) / steps)
-    return {"median_step_seconds": statistics.median(seconds), "min_step_seconds": min(seconds), "max_step_seconds": max(seconds)}
+    return {"median_step_seconds": statistics.median(seconds), "mean_step_seconds": statistics.mean(seconds),
+            "min_step_seconds": min(seconds), "max_step_seconds": max(seconds)}
 
 
 def synthetic(fields: dict[str, Any], sizes: dict[str, int], codes: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
@@ -98,39 +99,52 @@ def source(config: Any, system: Any) -> Any:
 
 
 def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
-    """The step on the largest bucket; from the data set, with its waiting, when config.data.path is given."""
+    """The step on the largest bucket; with config.data.path on the batches of the data set, their waiting included.
+
+    Frames and FLOPs are those of the batches that were timed; `frames` are real ones, without padding.
+    """
     program = make(config)
-    first = batch_of(program, program.bucket)
     begin = time.perf_counter()
-    state = program.create(meshes.put_batch(program.mesh, first))
+    state = program.create(meshes.put_batch(program.mesh, batch_of(program, program.bucket)))
     state["step"] = jax.device_put(np.int32(FLAGS.at_step), meshes.replicated(program.mesh))
-    program.compiled(first)
+    made = [batch_of(program, bucket) for bucket in (config.data.buckets if config.data.path else [program.bucket])]
+    for batch in made:
+        program.compiled(batch)
     compiled = time.perf_counter() - begin
     batches = source(config, program.system) if config.data.path else None
-    halted = program.go()
+    halted, ran = program.go(), []
 
     def run(n: int = steps) -> None:
         nonlocal state, halted
         for _ in range(n):
-            local = next(batches) if batches else first
+            local = next(batches) if batches else made[0]
+            ran.append((frames_of(local, program), {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in local.items()}))
             state, values = program(state, meshes.put_batch(program.mesh, local), halted)
             halted = values["halted"]
         jax.block_until_ready(state)
 
     run(WARM_UP)
+    ran.clear()
     times = timed(run, repeats, steps)
-    seconds = times["median_step_seconds"]
+    seconds = times["mean_step_seconds" if batches else "median_step_seconds"]  # buckets differ, so all that ran over all its time
     report = times | {
-        "start_s": compiled, "steps_per_second": 1 / seconds, "batch": program.bucket, "data": config.data.path or "synthetic",
-        "at_step": FLAGS.at_step}
+        "start_s": compiled, "steps_per_second": 1 / times["median_step_seconds"], "at_step": FLAGS.at_step,
+        "batch": program.bucket if batches is None else "as the data set's plan has them", "data": config.data.path or "synthetic"}
     if "t" in program.bucket:
-        report["frames_per_second"] = program.bucket["b"] * program.bucket["t"] / seconds
-    report["flops_per_step"] = program.flops(first)
+        report["frames_per_second"] = sum(frames for frames, _ in ran) / len(ran) / seconds
+    report["flops_per_step"] = sum(program.flops(batch) for _, batch in ran) / len(ran)
     if peak := metrics.peak(jax.devices()[0].device_kind):
         report["mfu"] = report["flops_per_step"] / seconds / (peak * program.mesh.size)
     if bool(halted):
         raise ValueError("the step met a number that is not finite; train with this config to see where")
     return report
+
+
+def frames_of(batch: dict[str, np.ndarray], program: Program) -> float:
+    """Frames in a batch, without padding where the batch says how long its rows are."""
+    if "frames" in batch:
+        return float(batch["frames"].sum())
+    return float(batch["weight"].sum()) * batch["audio"].shape[1] / program.config.data.hop
 
 
 def bench_data(config: Any, steps: int, repeats: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from absl import flags
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import codec_quality, predictability, speaker_similarity, statistics, word_error
+from ns2_jax.evals import codec_quality, ge2e, predictability, speaker_similarity, statistics, word_error
 from ns2_jax.runtime import cluster, weights
 
 FLAGS = flags.FLAGS
@@ -70,6 +70,22 @@ def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str
                 items.append({"id": mine[turn][2]["utt_id"], "index": mine[turn][1], "speaker": speaker, "voice": mine[turn][2]["voice"],
                               "text": mine[turn][2]["text"], "prompt": prompt[2]["utt_id"], "prompt_index": prompt[1]})
     return items
+
+
+def check(evals: Sequence[str], dataset: Dataset, items: Sequence[Mapping[str, Any]]) -> None:
+    """Raises before hours of synthesis what the judges would raise after it: ImportError and FileNotFoundError for what is
+    not installed, ValueError for what the data set lacks."""
+    if "word_error" in evals:
+        word_error.check()
+        for item in items:
+            if not word_error.words(item["text"]):
+                raise ValueError(f"{dataset.root}: utterance {item['id']} has no words in its text {item['text']!r}; leave word_error out")
+    if "codec_quality" in evals:
+        codec_quality.check()
+    if "speaker_similarity" in evals:
+        ge2e.find_weights()
+    if "predictability" in evals:
+        dataset.check_group("align")
 
 
 def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task: str) -> dict[str, list[np.ndarray]]:
@@ -254,6 +270,7 @@ def main(argv: list[str]) -> None:
     if rate != dataset.sample_rate:
         raise ValueError(f"{path} works at {rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
     items = choose(dataset, FLAGS.split, FLAGS.limit, FLAGS.seed)
+    check(evals, dataset, items)
     made: dict[str, list[np.ndarray | None]] = {"recording": [read_audio(dataset, FLAGS.split, item["index"]) for item in items]}
     prompts = [read_audio(dataset, FLAGS.split, item["prompt_index"]) for item in items]
     seconds = sum(map(len, made["recording"])) / rate

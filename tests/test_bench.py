@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -33,6 +35,24 @@ def test_train():
     assert 0 < report["min_step_seconds"] <= report["median_step_seconds"] <= report["max_step_seconds"]
     assert report["frames_per_second"] == pytest.approx(4 * 16 / report["median_step_seconds"])
     assert report["flops_per_step"] > 1e5 and "mfu" not in report  # a CPU's peak is not in the table
+
+
+def test_train_on_a_data_set_counts_what_it_was_given(monkeypatch):
+    """Buckets differ: frames and FLOPs are means over the batches that ran, not those of the largest bucket."""
+    from configs import codec as codec_config
+
+    config = codec_config.get_config("smoke,levels=2,codes=8")
+    config.model.update(mel_scales=((256, 20),), judge_sizes=(256,), judge_filters=8)
+    config.mesh.fsdp = 1
+    config.data.update(path="somewhere", buckets=(dict(b=4, t=16), dict(b=2, t=32)))
+    made = [bench.synthetic(systems.make("codec", config.model.to_dict()).fields, {"b": b, "s": 200 * t, "t": t}) for b, t in ((4, 16), (2, 32))]
+    made[1]["weight"][1] = 0.0  # a row that only fills the batch
+    monkeypatch.setattr(bench, "source", lambda config, system: itertools.cycle(made))
+    monkeypatch.setattr(bench, "FLAGS", types.SimpleNamespace(json=True, at_step=0))
+    report = bench.bench_train(config, steps=2, repeats=2)
+    assert report["frames_per_second"] == pytest.approx((4 * 16 + 1 * 32) / 2 / report["mean_step_seconds"])
+    program = bench.make(config)
+    assert report["flops_per_step"] == pytest.approx((program.flops(made[0]) + program.flops(made[1])) / 2)
 
 
 def test_sample():

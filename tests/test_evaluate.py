@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -100,6 +101,21 @@ def test_codec_scores(codec, corpus, tmp_path):
     audio = sorted(path.name for path in (tmp_path / "o" / "audio").iterdir())
     assert len(audio) == 6 and audio[0].endswith("-codec.flac") and files.read(tmp_path / "o" / "audio" / audio[0], 16000).size > 16000
     assert "predictability" in out and "codec_unquantised" in out
+
+
+def test_what_the_judges_lack_is_said_before_the_synthesis(corpus, monkeypatch):
+    dataset = Dataset.open(corpus)
+    items = evaluate.choose(dataset, "test", 0, seed=0)
+    evaluate.check(evaluate.EVALS, dataset, items)
+    with pytest.raises(ValueError, match="test-bob-0 has no words in its text '...'"):
+        evaluate.check(["word_error"], dataset, [{"id": "test-bob-0", "text": "..."}])
+    dataset.groups = ("meta", "audio")
+    with pytest.raises(ValueError, match="no group 'align'"):
+        evaluate.check(["predictability"], dataset, items)
+    for name, package in (("word_error", "pocketsphinx"), ("codec_quality", "pesq")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=package):
+            evaluate.check([name], dataset, items)
 
 
 def test_synthesis_scores(corpus, tmp_path):

@@ -113,6 +113,7 @@ def finished(tmp_path) -> pathlib.Path:
     quickstart.start(out, 4.0, time.time() - 7)
     for name, seconds in (("corpus", 20), ("codec", 60), ("naturalspeech2", 80)):
         (out / "done" / name).write_text(f"{seconds}\n")
+    (out / "starts").write_text("60\n100\n")  # an interrupted start, and one that ended before the report
     for name in ("codec", "naturalspeech2"):
         (out / name).mkdir()
         lines = [{"step": 5 * k, "loss": 8 / k, "step_seconds": 0.1} for k in range(1, 9)]
@@ -126,7 +127,7 @@ def finished(tmp_path) -> pathlib.Path:
 
 
 def test_summary_has_exactly_the_promised_keys(finished):
-    summary = quickstart.summarise(finished)
+    summary = quickstart.summarise(finished, time.time() - 7)
     assert set(summary) == KEYS
     assert summary["seconds"] == pytest.approx(167, abs=2)
     assert summary["corpus_hours"] == 1.0
@@ -135,7 +136,7 @@ def test_summary_has_exactly_the_promised_keys(finished):
 
 
 def test_table_says_what_it_is_and_names_the_longer_recipe(finished):
-    summary, plan = quickstart.summarise(finished), quickstart.read_plan(finished)
+    summary, plan = quickstart.summarise(finished, time.time() - 7), quickstart.read_plan(finished)
     text = quickstart.table(summary, plan, ["a.flac"])
     for part in ("4.0 %", "6.5 %", "90.0 %", "0.610", "0.550", "do not make a voice", "results/naturalspeech2/README.md", "a.flac"):
         assert part in text

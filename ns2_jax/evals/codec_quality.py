@@ -21,16 +21,23 @@ def si_sdr(reference: np.ndarray, estimate: np.ndarray) -> float:
     return float(10 * np.log10(max(target @ target, 1e-20) / max(np.square(estimate - target).sum(), 1e-20)))
 
 
+def check() -> None:
+    """Raises ImportError when a package that it needs is missing."""
+    try:
+        import pesq
+        import pystoi
+    except ImportError as error:
+        raise ImportError(f"codec quality needs the package {error.name}: pip install -e '.[eval]'") from error
+    del pesq, pystoi
+
+
 def measure(reference: np.ndarray, estimate: np.ndarray | None) -> dict[str, float]:
     """PESQ-WB (1.0 to 4.64), STOI (0 to 1), SI-SDR (dB) of `estimate [s]` against `reference [s]` at 16 kHz.
 
     Both are cut to the shorter. A missing estimate, or one in which PESQ finds no utterance, scores the scale's lowest.
     """
-    try:
-        import pesq
-        import pystoi
-    except ImportError as error:
-        raise ValueError(f"codec quality needs the package {error.name}: pip install -e '.[eval]'") from error
+    import pesq  # part of the eval extra
+    import pystoi
 
     worst = {"pesq": 1.0, "stoi": 0.0, "si_sdr": -30.0}
     if estimate is None or not np.isfinite(estimate).all() or np.abs(estimate).max(initial=0.0) < 1e-4:

@@ -53,6 +53,16 @@ def count(reference: str, hypothesis: str | None) -> dict[str, int]:
     return {**counts, "errors": sum(counts.values()), "words": len(truth)}
 
 
+def check() -> None:
+    """Raises ImportError when a package that it needs is missing."""
+    try:
+        import jiwer
+        import pocketsphinx
+    except ImportError as error:
+        raise ImportError(f"word error needs the package {error.name}: pip install -e '.[eval]'") from error
+    del jiwer, pocketsphinx
+
+
 def _start() -> None:
     global _decoder
     import pocketsphinx
@@ -78,10 +88,7 @@ def _hear(audio: np.ndarray | None) -> str | None:
 
 def transcribe(audios: Sequence[np.ndarray | None], processes: int = 2, progress: bool = True) -> list[str | None]:
     """What the recogniser hears in each `[s]` at 16 kHz (None stays None), in order; about a second each on one core."""
-    try:
-        importlib.metadata.version("pocketsphinx"), importlib.metadata.version("jiwer")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ValueError(f"word error needs the package {error.name}: pip install -e '.[eval]'") from error
+    check()
     # Spawned, not forked: a process that holds a JAX backend must not fork.
     with multiprocessing.get_context("spawn").Pool(max(1, min(processes, len(audios))), _start) as pool:
         heard = pool.imap(_hear, audios)

@@ -51,12 +51,12 @@ class Embed(nn.Module):
 
     num: int
     features: int
-    init: Init = nn.initializers.normal(0.02)
+    embedding_init: Init = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
-        table = self.param("table", named(self.init, ("vocab", "embed")), (self.num, self.features))
+        table = self.param("table", named(self.embedding_init, ("vocab", "embed")), (self.num, self.features))
         return jnp.take(table, ids, axis=0).astype(self.dtype)
 
 

@@ -138,10 +138,12 @@ def revision() -> str:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether an exception is about the command or its input: a file that is not there, or a ValueError that our own
-    code raised. A ValueError from inside a library is a bug and keeps its traceback."""
+    """Whether an exception is about the command or its input: a file that is not there, a package that our own code says is
+    missing, or a ValueError that our own code raised. A ValueError from inside a library is a bug and keeps its traceback."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
         return True
+    if isinstance(error, ImportError):
+        return error.name is None  # raised with a sentence; a failing import statement has the module's name
     if not isinstance(error, ValueError):
         return False
     frames = traceback.extract_tb(error.__traceback__)

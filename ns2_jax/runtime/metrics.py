@@ -6,6 +6,7 @@ The file is the record: plots, reports and the doctor read `metrics.jsonl`. Noth
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import json
 import math
@@ -60,9 +61,11 @@ class Writer:
         self._board = _tensorboard(os.path.join(workdir, "tensorboard"), start_step)
         self._wandb = None
         if project:
+            folder = os.path.abspath(workdir)
+            name = f"{os.path.basename(folder)}-{hashlib.sha256(folder.encode()).hexdigest()[:8]}"  # two runs/a on two disks are two runs
             with contextlib.suppress(ImportError):
                 self._wandb = importlib.import_module("wandb").init(
-                    project=project, dir=workdir, id=os.path.basename(os.path.abspath(workdir)), resume="allow", config=dict(config or {}))
+                    project=project, dir=workdir, id=name, name=name, resume="allow", config=dict(config or {}))
 
     @property
     def sinks(self) -> list[str]:

@@ -153,7 +153,8 @@ def codec_of(config: Any, fields: Any) -> str:
     """The codec whose codes a run reads: the export that init_from puts at `rest/codec`, whose hash is then written to
     `config.data.codes`; "" when none of `fields` is codes.
 
-    Raises ValueError when init_from names none (the codebooks would be random) or when `config.data.codes` is of another.
+    Raises ValueError when init_from names none (the codebooks would be random), when `config.data.codes` is of another, or
+    when `config.model.codec` has other numbers than it (shapes alone do not show another hop or kind).
     """
     if not {"codes", "prompt_codes"} & set(fields):
         return ""
@@ -164,5 +165,11 @@ def codec_of(config: Any, fields: Any) -> str:
     found = weights_hash(source)
     if config.data.codes not in ("", found):
         raise ValueError(f"config.data.codes={config.data.codes} but the codec of init_from, {source}, is {found}; leave data.codes empty")
+    with open(os.path.join(source, "config.json"), encoding="utf8") as f:
+        theirs = json.load(f)["model"]["codec"]
+    ours = json.loads(json.dumps(config.model.codec.to_dict()))
+    for key in sorted({*ours} & {*theirs}):
+        if ours[key] != theirs[key]:
+            raise ValueError(f"config.model.codec.{key} is {ours[key]}, the codec of init_from, {source}, was trained with {theirs[key]}")
     config.data.codes = found
     return found

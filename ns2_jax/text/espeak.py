@@ -30,8 +30,8 @@ def _library() -> ctypes.CDLL:
     try:
         import espeakng_loader
     except ImportError as error:
-        raise ValueError(
-            "espeak-ng is needed for this text; install the `text` extra (espeakng-loader) or add the words to a lexicon") from error
+        raise ImportError(
+            "espeak-ng is needed for this text: pip install -e '.[text]' (package espeakng-loader), or add the words to a lexicon") from error
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     rate = library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), _NO_EXIT)
     if rate <= 0:
@@ -44,8 +44,8 @@ def _library() -> ctypes.CDLL:
 def text_to_phonemes(text: str, language: str = "en-us", ipa: bool = True) -> list[str]:
     """One string per clause: IPA, or espeak mnemonics, with `_` between phones and spaces between words.
 
-    Raises ValueError for a language espeak does not have (it would keep the previous voice silently) and when
-    espeak-ng is not installed.
+    Raises ValueError for a language espeak does not have (it would keep the previous voice silently), ImportError
+    when espeak-ng is not installed.
     """
     with _LOCK:
         library = _library()

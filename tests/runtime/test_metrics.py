@@ -56,6 +56,15 @@ def test_wandb_when_installed_and_asked_for(tmp_path, monkeypatch):
     assert said == ["speech", (5, {"loss": 2.0}), "finished"]
 
 
+def test_runs_of_one_name_in_two_places_are_two_runs(tmp_path, monkeypatch):
+    said = []
+    run = types.SimpleNamespace(finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: said.append(options["id"]) or run))
+    for place in ("here/a", "there/a", "here/a"):
+        metrics.Writer(str(tmp_path / place), project="speech").close()
+    assert said[0] == said[2] != said[1] and all(name.startswith("a-") for name in said)
+
+
 def test_mean_and_line_and_duration():
     assert metrics.mean([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 2.0, "b": 2.0}
     text = metrics.line(10, 100, {"loss": 1.5, "mel": 0.25, "weight": 8.0, "step_seconds": 2.0})

@@ -120,11 +120,16 @@ def test_what_is_refused(tmp_path):
 
 def test_whose_codes_a_run_reads(tmp_path):
     name = weights.write_weights(tmp_path, tree())
-    config = ml_collections.ConfigDict(dict(system="x", data=dict(codes=""), init_from={"rest/codec": str(tmp_path)}))
+    (tmp_path / "config.json").write_text('{"model": {"codec": {"hop": 200, "blocks": [1, 2]}}}')
+    config = ml_collections.ConfigDict(dict(
+        system="x", data=dict(codes=""), init_from={"rest/codec": str(tmp_path)}, model=dict(codec=dict(hop=200, blocks=(1, 2)))))
     assert weights.codec_of(config, {"audio": 0}) == ""
     assert weights.codec_of(config, {"codes": 0}) == name == config.data.codes
     with pytest.raises(ValueError, match="say whose"):
         weights.codec_of(ml_collections.ConfigDict(dict(system="x", data=dict(codes=""), init_from={})), {"prompt_codes": 0})
+    config.model.codec.hop = 320  # every array still has its shape
+    with pytest.raises(ValueError, match="config.model.codec.hop is 320, the codec of init_from.* was trained with 200"):
+        weights.codec_of(config, {"codes": 0})
     config.data.codes = "deadbeef0000"
     with pytest.raises(ValueError, match=f"data.codes=deadbeef0000 but the codec of init_from, {tmp_path}, is {name}"):
         weights.codec_of(config, {"codes": 0})

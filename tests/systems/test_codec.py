@@ -227,17 +227,6 @@ def test_the_same_on_every_mesh(started):
     meshes.check_system(one, params, rest, batch(), jax.random.key(5), step=50)
 
 
-def test_the_papers_convolutions_on_meshes():
-    """Strided, transposed, dilated and two-dimensional convolutions, where XLA has been wrong: one mesh of each kind."""
-    numbers = dict(kind="conv", rate=16000, hop=200, channels=8, width=8, decoder_width=32, strides=(2, 4, 5, 5))
-    one = system(codec=numbers, judge="2d", judge_sizes=(256,), judge_filters=8, mel_scales=((256, 20),), codes=8, levels=2)
-    data = batch(8, 8)
-    params, rest = jax.jit(one.init)(jax.random.key(0), data)
-    some = [m for m in meshes.MESHES if meshes.name(m) in ("fsdp8", "data2-fsdp2-tensor2", "fsdp4-sequence2")]
-    assert len(some) == 3
-    meshes.check_system(one, params, rest, data, jax.random.key(5), step=50, meshes=some)
-
-
 def test_flops_equal_the_compilers_count():
     one = system()
     sizes = {"b": 2, "t": 16, "s": 3200}

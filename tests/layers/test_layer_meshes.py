@@ -1,0 +1,134 @@
+"""Every layer by itself: a row alone is the row in a batch, and outputs and gradients are the same on every mesh.
+
+Layers that the smoke systems contain are held to the meshes there, parameter by parameter (`tests/systems`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ns2_jax.layers import attention, codec, conv, discriminators, linear, predictors, quantize, recurrent, transformer, wavenet
+from ns2_jax.systems import system as systems
+from tests import meshes
+
+B, T, U, C, S = 8, 12, 8, 16, 1600  # rows, frames, prompt frames, channels, samples
+RNG = np.random.default_rng(0)
+FRAMES = RNG.normal(size=(B, T, C)).astype(np.float32)
+PROMPT = RNG.normal(size=(B, U, C)).astype(np.float32)
+AUDIO = (0.1 * RNG.normal(size=(B, S))).astype(np.float32)
+MASK = np.arange(T) < np.arange(T - B + 1, T + 1)[:, None]
+PROMPT_MASK = np.arange(U) < np.arange(1, B + 1)[:, None]
+TIMES = np.linspace(0.05, 0.95, B).astype(np.float32)
+IDS = np.where(MASK, RNG.integers(1, 32, (B, T)), 0).astype(np.int32)
+ENCODER = dict(layers=2, hidden=32, heads=4, kernel=3)
+CODEC = dict(rate=16000, hop=200, channels=8)
+
+
+class Lstm(nn.Module):
+    """The function with arrays of its own."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        array = lambda name, shape, names: self.param(name, linear.named(nn.initializers.normal(0.3), names), shape)
+        return recurrent.lstm(x, array("kernel", (C, 64), ("embed", "mlp")), array("recurrent", (16, 64), ("embed", "mlp")),
+                              array("bias", (64,), ("mlp",)))
+
+
+class Rvq(nn.Module):
+    """The quantiser on codebooks of its own; straight through, as in training."""
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        books = self.param("codebooks", linear.named(nn.initializers.normal(0.5), ("codebook", "vocab", "embed")), (3, 32, C))
+        return quantize.rvq_lookup(books, quantize.rvq_encode(z, books)) + z
+
+
+conv1d = lambda **numbers: (conv.Conv1D(32, 5, **numbers), (FRAMES,))
+LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
+    "conv1d": conv1d(),
+    "conv1d_stride": (conv.Conv1D(32, 4, stride=2), (FRAMES,)),
+    "conv1d_dilation": conv1d(dilation=3),
+    "conv1d_weight_norm": conv1d(weight_norm=True),
+    "conv1d_product": conv1d(dilation=2, as_product=True),
+    "conv_transpose": (conv.ConvTranspose1D(32, 5), (FRAMES,)),
+    "conv_depthwise": (nn.Sequential([linear.Dense(32), conv.DepthwiseConv1D(7)]), (FRAMES,)),
+    "conv2d": (conv.Conv2D(32, (3, 9), (1, 2), (2, 1)), (RNG.normal(size=(B, T, 16, 8)).astype(np.float32),)),
+    "dense_norm": (nn.Sequential([linear.Dense(32), linear.LayerNorm()]), (FRAMES,)),
+    "embed": (linear.Embed(32, 16), (IDS,)),
+    "attention": (attention.MultiHeadAttention(16, 4), (FRAMES, PROMPT, PROMPT_MASK)),
+    "phone_encoder": (transformer.PhoneEncoder(32, 16, ENCODER, dropout=0.0), (IDS,)),
+    "prompt_encoder": (transformer.PromptEncoder(16, ENCODER), (PROMPT, PROMPT_MASK, np.arange(B) == 2)),
+    "predictor": (predictors.Predictor(layers=4, every=2, width=16, heads=4), (FRAMES, MASK, PROMPT, PROMPT_MASK)),
+    "wavenet": (wavenet.WaveNet(8, width=16, filters=32, blocks=4, dilations=(1, 2, 4), heads=4, queries=4, time_hidden=32),
+                (FRAMES[..., :8], TIMES, FRAMES, PROMPT, PROMPT_MASK, MASK)),
+    "codec_conv": (codec.Codec("conv", width=8, decoder_width=32, strides=(2, 4, 5, 5), **CODEC), (AUDIO,)),
+    "codec_frame": (codec.Codec("frame", cepstrum=4, width=16, blocks=(1, 1), size=800, mels=40, **CODEC), (AUDIO,)),
+    "judge_1d": (discriminators.Discriminators("1d", (256,), 16), (AUDIO,)),
+    "judge_2d": (discriminators.Discriminators("2d", (128,), 8), (AUDIO,)),
+    "lstm": (Lstm(), (FRAMES,)),
+    "rvq": (Rvq(), (FRAMES,)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OneLayer(systems.Base):
+    """A layer as a system: its outputs, each number with a weight of its own, are the loss. `stats` are the gradients of
+    what goes in (floats only)."""
+
+    layer: nn.Module
+    count: int
+
+    def build(self, rng: jax.Array, batch: dict) -> tuple[Any, Any]:
+        return self.layer.init(rng, *self.given(batch))["params"], {}
+
+    def given(self, batch: dict) -> list[jax.Array]:
+        return [batch[str(i)] for i in range(self.count)]
+
+    def outputs(self, params: Any, *given: jax.Array) -> Any:
+        return self.layer.apply({"params": params}, *given)
+
+    def grads(self, params: Any, rest: Any, batch: dict, rng: jax.Array, step: jax.Array) -> tuple[Any, Any, dict]:
+        floats = {name: x for name, x in batch.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+
+        def loss(params: Any, floats: dict) -> jax.Array:
+            leaves = jax.tree.leaves(self.outputs(params, *self.given(batch | floats)))
+            weigh = lambda x: jnp.sin(0.3 + jnp.arange(x[0].size, dtype=jnp.float32)).reshape(x.shape[1:])
+            return sum((leaf.astype(jnp.float32) * weigh(leaf)).sum() for leaf in leaves)
+
+        value, (grads, inputs) = jax.value_and_grad(loss, (0, 1))(params, floats)
+        return grads, inputs, {"loss": value, "weight": jnp.float32(B)}
+
+
+def started(name: str) -> tuple[OneLayer, Any, dict]:
+    """(the layer as a system, params without a zero in the last layers, its batch)."""
+    layer, given = LAYERS[name]
+    one, batch = OneLayer(layer, len(given)), {str(i): x for i, x in enumerate(given)}
+    params, _ = one.init(jax.random.key(0), batch)
+    noise: Callable[[Any], Any] = lambda x: np.asarray(x) + 0.05 * RNG.normal(size=x.shape).astype(np.float32)
+    return one, jax.tree.map(noise, params), batch
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_row_alone_is_the_row_in_a_batch(name):
+    one, params, batch = started(name)
+    together = jax.jit(one.outputs)(params, *one.given(batch))
+    alone = jax.jit(one.outputs)(params, *(x[3:4] for x in one.given(batch)))
+    for whole, single in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(np.asarray(whole[3:4], np.float32), np.asarray(single, np.float32), atol=2e-5, rtol=2e-5)
+
+
+IN_SYSTEMS = ("phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "judge_1d")
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in IN_SYSTEMS])
+def test_the_same_on_every_mesh(name):
+    one, params, batch = started(name)
+    meshes.check_system(one, params, {}, batch, jax.random.key(0))
