@@ -1,7 +1,7 @@
 """The codec's networks: waveform -> latent frames -> waveform.
 
-`kind="conv"` is the paper's: SoundStream's convolutional encoder and decoder in the widths of
-`reference/naturalspeech2` section 2.4 (27.0 M with its codebooks). `kind="frame"` does everything at frame rate
+`kind="conv"` is the paper's: SoundStream's convolutional encoder and decoder. Its widths are ours, found so that with
+the codebooks they meet the paper's 27 M. `kind="frame"` does everything at frame rate
 (STFT in, ConvNeXt blocks, inverse STFT out), which is what trains on two CPU cores.
 """
 

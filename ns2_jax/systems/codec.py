@@ -1,9 +1,9 @@
 """The neural audio codec of NaturalSpeech 2 (section 3.1): encoder, residual vector quantiser, decoder, GAN.
 
-Read with `reference/naturalspeech2` section 2. From the paper: 16 kHz, hop 200, 16 levels x 1024 codes x 256
-channels, post-quantisation latent = sum of the codes. The paper says "loss as SoundStream" and gives no widths or
-weights; these follow section 2.4 of the fact sheet: least-squares GAN, multi-scale mel 15, relative feature matching
-2, adversarial 1, commitment 0.25, decayed-mean codebooks from a k-means start, quantiser dropout on half of the rows.
+From the paper (3.1, 4.3, Table 11): 16 kHz, hop 200, 16 levels x 1024 codes x 256 channels, post-quantisation
+latent = sum of the codes, 27 M. It says "loss as SoundStream" and gives no widths or weights. Ours, from what recent
+codecs share (DAC, EnCodec): least-squares GAN, multi-scale mel 15, relative feature matching 2, adversarial 1, commitment
+0.25, decayed-mean codebooks from a k-means start, quantiser dropout on half of the rows.
 
 Deviations, each a value in `configs/codec.py`: `kind="frame"` (everything at frame rate, for CPUs), the
 discriminators start at `adversarial_from`, the decoder hears unquantised latents before `quantise_from`, dead codes
@@ -26,7 +26,7 @@ from ns2_jax.layers import quantize
 from ns2_jax.layers.codec import Codec
 from ns2_jax.layers.discriminators import Discriminators
 from ns2_jax.maths import spectral
-from ns2_jax.systems.system import Base, Batch, Field, Program, Sizes, Tree
+from ns2_jax.systems.system import Base, Batch, Field, Program, Sizes, Tree, tuples
 
 STATISTICS_DECAY = 0.995  # of the latent's mean and deviation in `rest`
 
@@ -59,7 +59,7 @@ class System(Base):
 
     @property
     def network(self) -> Codec:
-        numbers = {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in self.codec.items()}
+        numbers = tuples(self.codec)
         return Codec(**numbers, dtype=jnp.dtype(self.dtype))
 
     @property

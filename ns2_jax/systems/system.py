@@ -137,6 +137,11 @@ def shapes(fields: Mapping[str, Field], sizes: Sizes) -> dict[str, jax.ShapeDtyp
     return {name: jax.ShapeDtypeStruct(f.shape(sizes), jnp.dtype(f.dtype)) for name, f in fields.items()}
 
 
+def tuples(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """`numbers` with its lists as tuples: a config read from JSON has lists, and a Linen module must be hashable."""
+    return {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in numbers.items()}
+
+
 def rules(pairs: tuple[tuple[str, Any], ...]):
     """Context in which logical axis names mean mesh axes (`runtime.mesh.RULES`)."""
     return nn.logical_axis_rules(pairs)

@@ -1,8 +1,7 @@
 """NaturalSpeech 2 (Shen et al., ICLR 2024, arXiv 2304.09116): latent diffusion over codec frames, steered by a prompt.
 
-Read with `reference/naturalspeech2`. Phones are encoded, expanded by durations, and joined by a pitch embedding; a
-WaveNet predicts clean latents from noisy ones, listening to the prompt through 32 queries and FiLM; the frozen codec in
-`rest` turns latents into audio.
+Phones are encoded, expanded by durations, and joined by a pitch embedding; a WaveNet predicts clean latents from noisy
+ones, listening to the prompt through 32 queries and FiLM; the frozen codec in `rest` turns latents into audio.
 
     L = data + score + 0.1 CE-RVQ (equation 6) + duration + pitch (equation 7)
 
@@ -40,7 +39,7 @@ from ns2_jax.layers.wavenet import WaveNet
 from ns2_jax.maths import alignment, process, samplers
 from ns2_jax.systems.naturalspeech2 import cost
 from ns2_jax.systems.naturalspeech2.rvq import ce_rvq
-from ns2_jax.systems.system import Batch, Field, Program, SingleLoss, Sizes, Tree
+from ns2_jax.systems.system import Batch, Field, Program, SingleLoss, Sizes, Tree, tuples
 
 
 KEYS = ("denoiser", "duration", "phones", "pitch", "prompt")
@@ -53,7 +52,7 @@ def _numbers(module: Any, given: Mapping[str, Any], own: Mapping[str, Any]) -> d
     unknown = sorted(set(given) - known)
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not a number of {module.__name__}; it takes {sorted(known)}")
-    return {name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in given.items()}
+    return tuples(given)
 
 
 def _make(module: Any, given: Mapping[str, Any], **own: Any) -> Any:
