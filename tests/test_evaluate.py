@@ -139,10 +139,11 @@ def test_word_error_of_recordings_needs_no_model(corpus, tmp_path):
 
 
 def test_a_run_is_scored_into_its_folder_and_a_read_model_is_left_alone(codec, corpus, tmp_path):
-    folder = tiny.write_model("codec", tmp_path / "run")
+    folder = tiny.write_run("codec", tmp_path / "run", step=7)
     args = [f"--data={corpus}", "--limit=2", "--evals=speaker_similarity", "--task=codec"]
     assert run(NAME, f"--workdir={folder}", *args)[0] == 0
-    assert (tmp_path / "run" / "evaluation" / "scores.jsonl").is_file()
+    first = json.loads((tmp_path / "run" / "evaluation" / "scores.jsonl").read_text().splitlines()[0])
+    assert first["fingerprint"]["step"] == 7
     before = sorted(tmp_path.rglob("*"))
     code, out, _ = run(NAME, f"--model={folder}", *args)
     assert code == 0 and "secs_own" in out and sorted(tmp_path.rglob("*")) == before

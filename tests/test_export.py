@@ -21,7 +21,7 @@ from ns2_jax.text import phones
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    return {name: tiny.write_model(name, root / name) for name in ("codec", "naturalspeech2")}
+    return {name: tiny.write_run(name, root / name) for name in ("codec", "naturalspeech2")}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 from configs import codec as codec_config
 from configs import naturalspeech2 as ns2_config
 from ns2_jax import inference
-from ns2_jax.runtime import state, weights
+from ns2_jax.runtime import checkpoints, state, weights
 from ns2_jax.systems import system as systems
 from ns2_jax.systems.system import Field, Program
 
@@ -50,6 +50,20 @@ def write_model(name: str, folder: Path, seed: int = 0) -> str:
     """A model of size smoke that `inference.load` reads, with a run.json as a trained one has."""
     tree, config = _model(name, seed)
     weights.write_weights(folder, tree)
+    return _about(config, folder)
+
+
+def write_run(name: str, folder: Path, seed: int = 0, step: int = 7) -> str:
+    """The same model as a run: one checkpoint whose average it is, while its newest params are others."""
+    tree, config = _model(name, seed)
+    store = checkpoints.Checkpoints(str(folder))
+    newest = jax.tree.map(lambda x: 2 * x, tree["params"])
+    store.save({"step": np.int32(step), "params": newest, "ema": tree["params"], "rest": tree["rest"], "opt": {"count": np.int32(step)}})
+    store.close()
+    return _about(config, folder)
+
+
+def _about(config: dict, folder: Path) -> str:
     (Path(folder) / "config.json").write_text(json.dumps(config))
     (Path(folder) / "run.json").write_text(json.dumps({"revision": "0" * 40, "dataset": "tiny", "seed": 0, "versions": {"jax": "0"}}))
     return str(folder)
