@@ -22,13 +22,11 @@ REQUIRES = [
     "ml-collections>=1.1,<2",
     "absl-py>=2.3,<3",
     "numpy>=2.1,<3",
-    "scipy>=1.15,<2",
     "librosa>=0.11,<0.12",
     "soundfile>=0.13,<1",
     "soxr>=1,<2",
     "sentencepiece>=0.2.1,<0.3",
     "google-crc32c>=1.7,<2",
-    "safetensors>=0.6,<1",
     "tqdm>=4.67,<5",
 ]
 
@@ -47,7 +45,8 @@ EXTRAS["quickstart"] = ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "matplotlib>=3.10
 # GE2E's weights come from the resemblyzer wheel, which asks for torch that nothing here imports:
 #     pip install --no-deps resemblyzer==0.1.4
 EXTRAS["test"] = [
-    "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.130,<7", "libtpu==0.0.42.*",  # libtpu compiles for TPU without one
+    "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.130,<7", "scipy>=1.15,<2", "safetensors>=0.6,<1",
+    "libtpu==0.0.42.*",  # compiles for TPU without one
     *EXTRAS["text"], *EXTRAS["eval"], *EXTRAS["export"], "tensorboardX>=2.6.4,<3",
 ]
 

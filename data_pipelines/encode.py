@@ -88,8 +88,9 @@ def encode(root: str | os.PathLike, model: inference.Model, batch_seconds: float
     for split in dataset.splits:
         work = functools.partial(_encode_shard, dataset, encoder, split, batch_seconds)
         shards.run_shards(work, dataset.manifest["splits"][split]["shards"], 0, f"codes {split}")
-    shards.write_manifest(root)
-    return f"codes-{encoder.hash}"
+    group = f"codes-{encoder.hash}"
+    shards.write_manifest(root, needed=[group])
+    return group
 
 
 def main(argv: list[str]) -> None:

@@ -44,7 +44,7 @@ def add_f0(root: str | os.PathLike, batch_seconds: float = 60.0) -> dict:
     for split in dataset.splits:
         work = functools.partial(_f0_shard, dataset, split, batch_seconds)
         shards.run_shards(work, dataset.manifest["splits"][split]["shards"], 0, f"f0 {split}")
-    return shards.write_manifest(root)
+    return shards.write_manifest(root, needed=["f0"])
 
 
 def main(argv: list[str]) -> None:

@@ -256,7 +256,8 @@ def ingest(
     if not splits:
         raise ValueError(f"no recording can be used; see {root / 'rejects.jsonl'} ({dict(reasons)})")
     manifest = shards.write_manifest(
-        root, name=root.name, sample_rate=settings.rate, f0_period=settings.rate // 100, phones=phones.inventory_hash()
+        root, name=root.name, sample_rate=settings.rate, f0_period=settings.rate // 100, phones=phones.inventory_hash(),
+        needed=["align"] if settings.align != "none" else []
     )
     kept = sum(split["records"] for split in manifest["splits"].values())
     if inputs != kept + sum(reasons.values()):

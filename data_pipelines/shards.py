@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tqdm
+from absl import logging
 
 from ns2_jax.data import records
 from ns2_jax.data.records import ShardWriter  # stages write through it; re-exported so that they need one import
 
-__all__ = ["ShardWriter", "committed", "run_shards", "shards_for", "split_of", "write_lines", "write_manifest"]
+__all__ = ["ShardWriter", "committed", "run_shards", "shards_for", "write_lines", "write_manifest"]
 
 FORMAT = 1
 
@@ -37,11 +38,6 @@ def committed(root: str | os.PathLike, groups: Iterable[str], split: str, shard:
 def shards_for(count: int, per_shard: int = 1000) -> int:
     """How many shards `count` records take; at least one."""
     return max(1, -(-count // per_shard))
-
-
-def split_of(position: int, shard: int, shards: int) -> bool:
-    """Whether the record at `position` belongs to `shard`: round robin, so shards are equally long without knowing the total."""
-    return position % shards == shard
 
 
 def _die_with_parent() -> None:
@@ -110,18 +106,31 @@ def write_lines(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> N
     records.write_atomic(pathlib.Path(path), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
 
 
-def _markers(root: pathlib.Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(group, split) -> markers in shard order. Raises ValueError when one is missing or the counts of shards differ."""
+def _markers(root: pathlib.Path, needed: set[str]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(group, split) -> markers in shard order, of the groups that every split has whole.
+
+    Another group is one whose command was interrupted or is at work: it is left out with a warning, and its own command
+    finishes it. Raises ValueError for a `needed` one.
+    """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(root.glob("*/*-of-*.json")):
         marker = json.loads(path.read_text())
         found.setdefault((marker["group"], marker["split"]), []).append(marker)
     if not found:
         raise ValueError(f"no finished shard under {root}")
+    lacking = {}
     for (group, split), markers in found.items():
         if [m["shard"] for m in markers] != list(range(markers[0]["shards"])):
-            raise ValueError(f"{root}/{group}: split {split!r} has {len(markers)} of {markers[0]['shards']} shards; run its command again")
-    return found
+            lacking[group] = f"{root}/{group}: split {split!r} has {len(markers)} of {markers[0]['shards']} shards; run its command again"
+    for group in {group for group, _ in found}:
+        for split in {split for _, split in found}:
+            if (group, split) not in found:
+                lacking[group] = f"{root}/{group} has no split {split!r} although another group has; run its command again"
+    for group, message in sorted(lacking.items()):
+        if group in needed:
+            raise ValueError(message)
+        logging.warning("%s. It is left out until then", message)
+    return {key: markers for key, markers in found.items() if key[0] not in lacking}
 
 
 def write_manifest(
@@ -132,6 +141,7 @@ def write_manifest(
     base_hop: int | None = None,
     f0_period: int | None = None,
     phones: str | None = None,
+    needed: Sequence[str] = (),
     order: Sequence[str] = ("train", "valid", "test", "heldout"),
 ) -> dict[str, Any]:
     """Merges the commit markers under `root` into `<root>/manifest.json` and returns it.
@@ -139,10 +149,11 @@ def write_manifest(
     What is not given comes from the manifest already there (a stage that adds a group only says `write_manifest(root)`), else
     from the defaults (16 kHz, base hop 200 samples, F0 period 160 samples). `phones` is the hash of the phone inventory. The
     fingerprint is the SHA-256 over the hashes of `meta` and `audio`: what the utterances are, not what was derived from
-    them, so adding codes changes no training order. Raises ValueError when shards are missing or groups disagree.
+    them, so adding codes changes no training order. Raises ValueError when groups disagree or shards of `meta`, `audio`
+    or a `needed` group are missing; another unfinished group is left out with a warning.
     """
     root = pathlib.Path(root)
-    found = _markers(root)
+    found = _markers(root, {"meta", "audio", *needed})
     path = root / "manifest.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     given = {"name": name, "sample_rate": sample_rate, "base_hop": base_hop, "f0_period": f0_period, "phones": phones}
@@ -155,11 +166,9 @@ def write_manifest(
     splits, speakers = {}, {}
     digest = hashlib.sha256()
     for split in names:
-        reference = found.get(("meta", split))
+        reference = found["meta", split]
         for group in groups:
-            markers = found.get((group, split))
-            if markers is None or reference is None:
-                raise ValueError(f"{root}/{group} has no split {split!r} although another group has; run its command again")
+            markers = found[group, split]
             if [(m["records"], m["samples"]) for m in markers] != [(m["records"], m["samples"]) for m in reference]:
                 raise ValueError(
                     f"{root}: split {split!r} of group {group!r} does not hold the "

@@ -231,7 +231,7 @@ def build(root: str, corpus: Corpus, workers: int = 1) -> dict[str, Any]:
                   f"{spent['audio'] / max(spent['cpu'], 1e-9):.0f}x per processor second")
     middle = time.perf_counter()
     if not (folder / "manifest.json").exists():
-        shards.write_manifest(root, name="default", phones=inventory.inventory_hash())
+        shards.write_manifest(root, name="default", phones=inventory.inventory_hash(), needed=["align"])
     from data_pipelines import features  # imports jax, which the workers do without
 
     manifest = features.add_f0(root)

@@ -256,7 +256,7 @@ def report(out: pathlib.Path, began: float) -> str:
     curves = {name: read_metrics(out / name) for name in ("codec", "naturalspeech2")}
     draw(out / "quickstart.png", speech.audio, speech.rate, speech.phones, speech.ends, curves, SENTENCE, speech.f0, speech.hop)
     shipped = []
-    for path in sorted(glob.glob(f"{SHIPPED}/*.flac")):
+    for path in sorted(glob.glob(f"{SHIPPED}/audio/*-synthesis.flac")):
         shutil.copy(path, out / f"shipped-{os.path.basename(path)}")
         shipped.append(str(out / f"shipped-{os.path.basename(path)}"))
     made = {"this model": "speech.wav", "the voice it was to take": "prompt.wav", "test sentences": "scores/audio",

@@ -118,7 +118,7 @@ def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
         nonlocal state, halted
         for _ in range(n):
             local = next(batches) if batches else made[0]
-            ran.append((frames_of(local, program), {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in local.items()}))
+            ran.append((frames_of(local, config.data.hop), {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in local.items()}))
             state, values = program(state, meshes.put_batch(program.mesh, local), halted)
             halted = values["halted"]
         jax.block_until_ready(state)
@@ -140,11 +140,11 @@ def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     return report
 
 
-def frames_of(batch: dict[str, np.ndarray], program: Program) -> float:
+def frames_of(batch: dict[str, np.ndarray], hop: int) -> float:
     """Frames in a batch, without padding where the batch says how long its rows are."""
     if "frames" in batch:
         return float(batch["frames"].sum())
-    return float(batch["weight"].sum()) * batch["audio"].shape[1] / program.config.data.hop
+    return float(batch["weight"].sum()) * batch["audio"].shape[1] / hop
 
 
 def bench_data(config: Any, steps: int, repeats: int) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def bench_data(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     def run(n: int = steps) -> None:
         for _ in range(n):
             batch = next(batches)
-            frames.append(float(batch["frames"].sum()) if "frames" in batch else float(batch["weight"].sum()) * config.data.buckets[0]["t"])
+            frames.append(frames_of(batch, config.data.hop))
 
     run(WARM_UP)
     frames.clear()

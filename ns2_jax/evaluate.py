@@ -72,9 +72,13 @@ def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str
     return items
 
 
-def check(evals: Sequence[str], dataset: Dataset, items: Sequence[Mapping[str, Any]]) -> None:
+def check(evals: Sequence[str], task: str, model: inference.Model | None, dataset: Dataset, items: Sequence[Mapping[str, Any]]) -> None:
     """Raises before hours of synthesis what the judges would raise after it: ImportError and FileNotFoundError for what is
-    not installed, ValueError for what the data set lacks."""
+    not installed, ValueError for what the task, the model or the data set lacks."""
+    if "codec_quality" in evals and task == "recordings":
+        raise ValueError("--evals=codec_quality compares a codec with the recordings; --task=recordings has none. Give --model")
+    if "predictability" in evals and (model is None or "latents" not in model.programs["encode"].outputs):
+        raise ValueError("--evals=predictability needs a codec, whose latents it explains; give its run or export as --model")
     if "word_error" in evals:
         word_error.check()
         for item in items:
@@ -149,7 +153,7 @@ def identity(model: inference.Model | None) -> dict[str, Any]:
         return {}
     if model.step is None:
         return {"model": weights.weights_hash(model.path)}
-    return {"model": os.path.abspath(model.path), "step": model.step}
+    return {"model": os.path.basename(os.path.abspath(model.path)), "step": model.step}
 
 
 def judge(evals: Sequence[str], made: Mapping[str, Sequence[np.ndarray | None]], items: Sequence[dict[str, Any]],
@@ -270,7 +274,7 @@ def main(argv: list[str]) -> None:
     if rate != dataset.sample_rate:
         raise ValueError(f"{path} works at {rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
     items = choose(dataset, FLAGS.split, FLAGS.limit, FLAGS.seed)
-    check(evals, dataset, items)
+    check(evals, task, model, dataset, items)
     made: dict[str, list[np.ndarray | None]] = {"recording": [read_audio(dataset, FLAGS.split, item["index"]) for item in items]}
     prompts = [read_audio(dataset, FLAGS.split, item["prompt_index"]) for item in items]
     seconds = sum(map(len, made["recording"])) / rate
@@ -293,7 +297,7 @@ def main(argv: list[str]) -> None:
                 if audio is not None:
                     inference.write(out / "audio" / f"{item['id'].replace('/', '_')}-{condition}.flac", (audio, rate))
     lines = judge(evals, made, items, prompts, rate, FLAGS.seed, FLAGS.processes, common)
-    if "predictability" in evals and task != "recordings" and "latents" in model.programs["encode"].outputs:
+    if "predictability" in evals:
         lines += table_of_means(model, dataset, FLAGS.seed, {k: v for k, v in common.items() if k not in ("split", "items")})
     print("\n" + table(lines))
     if out:

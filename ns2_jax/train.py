@@ -92,11 +92,11 @@ def record(workdir: str, config: Any, dataset: str, codec: str, step: int) -> No
             "starts": earlier + ([before] if before else [])})
 
 
-def batches(config: Any, system: Any, start: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(config: Any, program: Program, start: int) -> Iterator[dict[str, np.ndarray]]:
     """This host's rows of the batches from `start` on."""
+    system, parts = program.system, meshes.host_parts(program.mesh)
     return iter(feed.make_feed(
-        config.data, system.fields, system.sizes, config.seed, start, host=jax.process_index(), hosts=jax.process_count(),
-        inventory=inference.inventory.inventory_hash()))
+        config.data, system.fields, system.sizes, config.seed, start, parts=parts, inventory=inference.inventory.inventory_hash()))
 
 
 def begin(program: Program, saved: checkpoints.Checkpoints, config: Any) -> dict:
@@ -106,7 +106,7 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any) -> dict
         say(f"resuming from step {saved.latest()}")
         return saved.restore(program.target)
     # 2. From scratch, on the real first batch, born in its shards ...
-    first = meshes.put_batch(program.mesh, next(batches(config, program.system, 0)))
+    first = meshes.put_batch(program.mesh, next(batches(config, program, 0)))
     state = program.create(first)
     # 3. ... with the parts that other runs or exports give.
     if len(config.init_from):
@@ -128,7 +128,7 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
         return cluster.DONE
     record(workdir, config, dataset, codec, step)
     writer = metrics.Writer(workdir, step, cluster.environment("WANDB_PROJECT"), config.to_dict()) if cluster.is_first() else None
-    source = batches(config, program.system, step)
+    source = batches(config, program, step)
     say(f"writing to {os.path.abspath(workdir)}: {', '.join(writer.sinks) if writer else 'nothing from this host'}, checkpoints/")
     bar = tqdm(total=end, initial=step, unit="step", disable=not (cluster.is_first() and sys.stderr.isatty()), dynamic_ncols=True)
 

@@ -55,6 +55,18 @@ def test_train_on_a_data_set_counts_what_it_was_given(monkeypatch):
     assert report["flops_per_step"] == pytest.approx((program.flops(made[0]) + program.flops(made[1])) / 2)
 
 
+def test_data_counts_the_frames_of_every_bucket(monkeypatch):
+    from configs import codec as codec_config
+
+    config = codec_config.get_config("smoke")
+    config.data.update(path="somewhere", buckets=(dict(b=4, t=16), dict(b=2, t=64)))
+    made = [{"audio": np.zeros((b, 200 * t), np.float32), "weight": np.ones(b, np.float32)} for b, t in ((4, 16), (2, 64))]
+    monkeypatch.setattr(bench, "source", lambda config, system: itertools.cycle(made))
+    monkeypatch.setattr(bench, "FLAGS", types.SimpleNamespace(json=True))
+    report = bench.bench_data(config, steps=2, repeats=3)
+    assert report["audio_seconds_per_second"] == pytest.approx((4 * 16 + 2 * 64) / 2 * 0.0125 / report["median_step_seconds"])
+
+
 def test_sample():
     done = call("sample", *TINY)
     assert done.returncode == 0, done.stderr

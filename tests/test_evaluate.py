@@ -11,7 +11,7 @@ import tiny
 from commands import refused, run
 
 from data_pipelines import shards
-from ns2_jax import evaluate
+from ns2_jax import evaluate, inference
 from ns2_jax.audio import files
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import phones
@@ -103,19 +103,24 @@ def test_codec_scores(codec, corpus, tmp_path):
     assert "predictability" in out and "codec_unquantised" in out
 
 
-def test_what_the_judges_lack_is_said_before_the_synthesis(corpus, monkeypatch):
+def test_what_the_judges_lack_is_said_before_the_synthesis(codec, corpus, monkeypatch):
     dataset = Dataset.open(corpus)
     items = evaluate.choose(dataset, "test", 0, seed=0)
-    evaluate.check(evaluate.EVALS, dataset, items)
+    model = inference.load(codec)
+    evaluate.check(evaluate.EVALS, "codec", model, dataset, items)
     with pytest.raises(ValueError, match="test-bob-0 has no words in its text '...'"):
-        evaluate.check(["word_error"], dataset, [{"id": "test-bob-0", "text": "..."}])
+        evaluate.check(["word_error"], "codec", model, dataset, [{"id": "test-bob-0", "text": "..."}])
     dataset.groups = ("meta", "audio")
     with pytest.raises(ValueError, match="no group 'align'"):
-        evaluate.check(["predictability"], dataset, items)
+        evaluate.check(["predictability"], "codec", model, dataset, items)
     for name, package in (("word_error", "pocketsphinx"), ("codec_quality", "pesq")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ImportError, match=package):
-            evaluate.check([name], dataset, items)
+            evaluate.check([name], "codec", model, dataset, items)
+    with pytest.raises(ValueError, match="--task=recordings has none"):
+        evaluate.check(["codec_quality"], "recordings", None, dataset, items)
+    with pytest.raises(ValueError, match="predictability needs a codec"):
+        evaluate.check(["predictability"], "tts", None, dataset, items)
 
 
 def test_synthesis_scores(corpus, tmp_path):

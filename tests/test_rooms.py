@@ -223,7 +223,7 @@ def texts() -> list[pathlib.Path]:
     """Everything a reader can open: code, scripts, prose."""
     tops = [ROOT / name for name in (*sorted(TOP - {"LICENSE"}), ".ci", ".gitignore")]
     found = [path for top in tops for path in ([top] if top.is_file() else top.rglob("*"))]
-    kinds = {".py", ".sh", ".md", ".sbatch", ".yaml", ".ipynb", ".json", ""}
+    kinds = {".py", ".sh", ".md", ".sbatch", ".yaml", ".ipynb", ".json", ".jsonl", ""}
     return [p for p in found if p.is_file() and p.suffix in kinds and "__pycache__" not in p.parts]
 
 

@@ -6,10 +6,12 @@ state is ever saved: a feed starts at `start_step`.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -107,20 +109,20 @@ class StepSource:
 
     def __init__(
         self, dataset: Dataset, plan: StepPlan, data: Mapping[str, Any], fields: Mapping[str, Any], constants: Mapping[str, int],
-        groups: Mapping[str, str], *, split: str, start_step: int, host: int, hosts: int, epochs: int | None,
+        groups: Mapping[str, str], *, split: str, start_step: int, parts: tuple[Sequence[int], int], epochs: int | None,
     ):  # fmt: skip
         self.dataset, self.plan, self.groups, self.split = dataset, plan, dict(groups), split
         self.transform, self.hop = data["transform"], int(data["hop"])
         self.gain_db = float(data.get("gain_db", 0.0))
         self.fields = {name: (field.axes, np.dtype(field.dtype)) for name, field in fields.items()}
         self.constants = dict(constants)
-        self.start_step, self.host, self.hosts, self.epochs = start_step, host, hosts, epochs
+        self.start_step, (self.parts, self.total), self.epochs = start_step, parts, epochs
 
     def __len__(self) -> int:
         return ENDLESS if self.epochs is None else max(0, self.epochs * self.plan.steps_per_epoch - self.start_step)
 
     def __repr__(self) -> str:
-        place = f"split={self.split!r}, start_step={self.start_step}, host={self.host}/{self.hosts}"
+        place = f"split={self.split!r}, start_step={self.start_step}, parts={list(self.parts)} of {self.total}"
         return f"StepSource({self.dataset!r}, {self.plan!r}, {place})"
 
     def utterance(self, i: int) -> dict[str, Any]:
@@ -172,7 +174,8 @@ class StepSource:
         step = self.start_step + int(index)
         at, ids = self.plan.step(step)
         bucket = self.plan.buckets[at]
-        rows = range(self.host, len(ids), self.hosts)
+        size = len(ids) // self.total
+        rows = [row for part in self.parts for row in range(part * size, (part + 1) * size)]
         sizes = {**self.constants, **bucket, "s": bucket["t"] * self.hop, "b": len(rows)}
         batch = {name: np.zeros([sizes[axis] for axis in axes], dtype) for name, (axes, dtype) in self.fields.items()}
         for place, row in enumerate(rows):
@@ -190,10 +193,17 @@ class StepSource:
 
 
 def _worker(index: int, count: int) -> None:
-    """A killed trainer takes its workers and their shared memory along."""
+    """A killed trainer takes its workers and their shared memory along. One that is asked to end, with its whole group, needs
+    them until its last step: they end with it (`_end_workers`)."""
     del index, count
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _end_workers() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def make_feed(
@@ -203,8 +213,7 @@ def make_feed(
     seed: int,
     start_step: int,
     split: str | None = None,
-    host: int = 0,
-    hosts: int = 1,
+    parts: tuple[Sequence[int], int] = ((0,), 1),
     epochs: int | None = None,
     inventory: str | None = None,
 ) -> Iterator[Batch]:
@@ -216,7 +225,8 @@ def make_feed(
       fields: name -> anything with `.axes` and `.dtype`; axis letters get lengths from the bucket, `s` is `t * hop`, and
         `constants` fills the others (`q`).
       split: instead of `data.split`.
-      host, hosts: this host takes rows `host::hosts` of every batch.
+      parts: (which, of how many): every batch is cut into so many runs of rows, and these are this host's
+        (`runtime.mesh.host_parts`). A row is the same row, with the same noise, on any number of hosts.
       epochs: stop after so many from step 0; None goes on for ever.
       inventory: hash of the phone inventory in use; compared with the data set's when phones are read.
 
@@ -234,8 +244,8 @@ def make_feed(
         needed |= {"u", "p"} if data["transform"] == "cut_prompt" else set()
         if missing := sorted(needed - set(bucket)):
             raise ValueError(f"config.data.buckets: {bucket} has no {missing[0]!r}, which {sorted(fields)} need")
-        if bucket["b"] % hosts:
-            raise ValueError(f"config.data.buckets: b={bucket['b']} does not divide among {hosts} hosts")
+        if bucket["b"] % parts[1]:
+            raise ValueError(f"config.data.buckets: b={bucket['b']} does not divide into {parts[1]} parts")
     plan = StepPlan(
         dataset.frames(split, data["hop"]),
         buckets,
@@ -251,12 +261,13 @@ def make_feed(
             raise ValueError(f"{about} fit no bucket of config.data.buckets; add a longer bucket (t frames, p phones)")
         logging.warning("%s fit no bucket of config.data.buckets and are left out", about)
     source = StepSource(
-        dataset, plan, data, fields, constants, groups, split=split, start_step=start_step, host=host, hosts=hosts, epochs=epochs
+        dataset, plan, data, fields, constants, groups, split=split, start_step=start_step, parts=parts, epochs=epochs
     )
     feed = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=3))
     if workers := int(data.get("workers", 0)):
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its flags even in programs that have none
+        atexit.register(_end_workers)  # before multiprocessing's own end, which would wait for them
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         feed = feed.mp_prefetch(options, worker_init_fn=_worker)
     return iter(feed)

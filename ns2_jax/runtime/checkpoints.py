@@ -88,10 +88,10 @@ class Checkpoints:
         """The newest complete step, or None."""
         return self.manager.latest_step()
 
-    def save(self, state: dict[str, Tree], force: bool = False) -> bool:
+    def save(self, state: dict[str, Tree]) -> bool:
         """Starts saving `state` under its own step; returns at once, with the arrays copied. True when it will be there."""
         step = int(state["step"])
-        if self.latest() == step and not force:
+        if self.latest() == step:
             return False
         items = {"model": _plain({k: state[k] for k in MODEL}), "train": _plain({k: state[k] for k in TRAIN})}
         position = {"step": step, "dataset": self.dataset, "seed": self.seed, "codec": self.codec}

@@ -27,6 +27,9 @@ import jax
 from absl import app, flags
 
 DONE, FAILED, USER_ERROR, PREEMPTED = 0, 1, 2, 143
+PRECISION = "highest"
+"""Of products of float32 arrays: accelerators would round the operands, and STFT, quantiser and losses are float32 for a
+reason. Products of bfloat16 arrays, which is what the large networks compute, stay what they are."""
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _OURS = tuple(os.path.join(_ROOT, folder) + os.sep for folder in ("ns2_jax", "configs", "data_pipelines"))
 _terminated = False
@@ -54,6 +57,13 @@ def is_cluster() -> bool:
     return on_tpu_vm and environment("TPU_SKIP_MDS_QUERY") in ("", "0")
 
 
+def one_process_a_node() -> bool:
+    """Whether SLURM or MPI started as many processes as there are nodes (more than one)."""
+    tasks, nodes = (environment(name) or environment(other) for name, other in (
+        ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), ("SLURM_STEP_NUM_NODES", "SLURM_NNODES")))
+    return (bool(tasks) and tasks == nodes) or environment("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+
+
 def start(report: Callable[[str], None] = print, preemptible: bool = False) -> None:
     """Joins the cluster if there is one and turns on the compile cache. Before any use of devices.
 
@@ -74,9 +84,13 @@ def start(report: Callable[[str], None] = print, preemptible: bool = False) -> N
         numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
         given = {key: int(environment(name)) for key, name in numbers.items() if environment(name)}
         jax.distributed.initialize(**given)
-    elif preemptible:
-        signal.signal(signal.SIGTERM, _on_terminate)  # in a cluster JAX's own service agrees on a step
+        if one_process_a_node():  # JAX takes a task of SLURM or MPI to own one GPU; ours own their node's
+            jax.config.update("jax_cuda_visible_devices", "all")
+            jax.config.update("jax_rocm_visible_devices", "all")
+    jax.config.update("jax_default_matmul_precision", PRECISION)
     devices = jax.devices()
+    if preemptible and jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, _on_terminate)  # of several processes, JAX's own service makes all agree on a step
     report(f"cluster: process {jax.process_index() + 1} of {jax.process_count()}, {len(devices)} x {devices[0].device_kind} "
            f"({devices[0].platform}), {len(jax.local_devices())} here; compile cache {cache}")
 
@@ -89,6 +103,7 @@ def pretend(devices: int = 1) -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_default_matmul_precision", PRECISION)
 
 
 def _on_terminate(number: int, frame: Any) -> None:
@@ -139,7 +154,7 @@ def revision() -> str:
 
 def is_user_error(error: BaseException) -> bool:
     """Whether an exception is about the command or its input: a file that is not there, a package that our own code says is
-    missing, or a ValueError that our own code raised. A ValueError from inside a library is a bug and keeps its traceback."""
+    missing, or a ValueError that our own code raised. One from a library or a builtin is a bug and keeps its traceback."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
         return True
     if isinstance(error, ImportError):
@@ -147,7 +162,7 @@ def is_user_error(error: BaseException) -> bool:
     if not isinstance(error, ValueError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename.startswith(_OURS)
+    return bool(frames) and frames[-1].filename.startswith(_OURS) and (frames[-1].line or "").startswith("raise ")
 
 
 def _one_line(error: BaseException) -> str:

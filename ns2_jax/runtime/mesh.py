@@ -113,14 +113,25 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_hosts(mesh: Mesh) -> None:
-    """Raises ValueError when two hosts hold the same part of a batch: each reads rows of its own."""
-    owners: dict[tuple[int, ...], set[int]] = {}
+def _owners(mesh: Mesh) -> dict[int, set[int]]:
+    """Part of the batch -> the hosts that hold it."""
+    owners: dict[int, set[int]] = {}
     order = [mesh.axis_names.index(axis) for axis in BATCH_AXES]
     for place, device in np.ndenumerate(mesh.devices):
-        part = tuple(place[axis] for axis in order)
+        part = place[order[0]] * mesh.shape[BATCH_AXES[1]] + place[order[1]]
         owners.setdefault(part, set()).add(device.process_index)
-    shared = [hosts for hosts in owners.values() if len(hosts) > 1]
+    return owners
+
+
+def host_parts(mesh: Mesh, host: int | None = None) -> tuple[tuple[int, ...], int]:
+    """(the parts of a batch that `host`, default this one, holds, in order; into how many parts a batch is cut)."""
+    host = jax.process_index() if host is None else host
+    return tuple(sorted(part for part, hosts in _owners(mesh).items() if host in hosts)), batch_shards(mesh)
+
+
+def check_hosts(mesh: Mesh) -> None:
+    """Raises ValueError when two hosts hold the same part of a batch: each reads rows of its own."""
+    shared = [hosts for hosts in _owners(mesh).values() if len(hosts) > 1]
     if shared:
         raise ValueError(
             f"hosts {sorted(shared[0])} would hold the same rows of a batch: mesh.sequence and mesh.tensor must stay inside a host; "
@@ -168,7 +179,13 @@ def shardings(mesh: Mesh, names: Any, shapes: Any) -> Any:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of a batch (numpy) -> global arrays, cut over the mesh."""
-    sharding, hosts = batch_sharding(mesh), jax.process_count()
-    shape = lambda array: (array.shape[0] * hosts, *array.shape[1:])
-    return {name: jax.make_array_from_process_local_data(sharding, array, shape(array)) for name, array in batch.items()}
+    """This host's rows of a batch (numpy; those of `host_parts`, in order) -> global arrays, cut over the mesh."""
+    sharding, (parts, total) = batch_sharding(mesh), host_parts(mesh)
+
+    def put(local: np.ndarray) -> jax.Array:
+        rows = len(local) // len(parts)  # of a part
+        begin = {part * rows: place * rows for place, part in enumerate(parts)}
+        piece = lambda index: local[(at := begin[index[0].start or 0]) : at + rows]
+        return jax.make_array_from_callback((rows * total, *local.shape[1:]), sharding, piece)
+
+    return {name: put(np.asarray(array)) for name, array in batch.items()}

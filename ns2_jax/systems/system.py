@@ -61,7 +61,8 @@ class Program:
         chosen = {**self.options, **options}
 
         def program(params: Tree, rest: Tree, inputs: Batch, rng: jax.Array) -> dict[str, jax.Array]:
-            return self.fn(params, rest, inputs, rng, dict(sizes), **chosen)
+            with jax.default_matmul_precision("highest"):  # float32 stays float32 on accelerators, whoever calls
+                return self.fn(params, rest, inputs, rng, dict(sizes), **chosen)
 
         return program
 

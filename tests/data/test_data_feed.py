@@ -102,15 +102,17 @@ def test_audio_is_the_recording(corpus):
 
 @pytest.mark.parametrize("kind", ["crop", "cut_prompt"])
 def test_hosts_share_one_stream(corpus, kind):
-    """4, 2 and 1 hosts: row r of the global batch is row r // hosts of host r % hosts."""
+    """Hosts that hold the parts of a batch in runs, or interleaved as on a torus: the rows are the same rows."""
     data, fields = (crop_data(corpus), CROP) if kind == "crop" else (speech_data(corpus), SPEECH)
     alone = take(feed.make_feed(data, fields, {"q": 8}, 1, 0), 12)
-    for hosts in (2, 4):
-        parts = [take(feed.make_feed(data, fields, {"q": 8}, 1, 0, host=h, hosts=hosts), 12) for h in range(hosts)]
+    for owned in (((0,), (1,)), ((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0,), (1,), (2,), (3,))):
+        total = sum(map(len, owned))
+        made = [take(feed.make_feed(data, fields, {"q": 8}, 1, 0, parts=(mine, total)), 12) for mine in owned]
         for k, whole in enumerate(alone):
             for name, value in whole.items():
-                for h in range(hosts):
-                    np.testing.assert_array_equal(parts[h][k][name], value[h::hosts], err_msg=f"{name} host {h}")
+                cut = np.split(value, total)
+                for mine, batches in zip(owned, made):
+                    np.testing.assert_array_equal(batches[k][name], np.concatenate([cut[part] for part in mine]), err_msg=f"{name} {mine}")
 
 
 def test_resume_is_the_same_stream(corpus):
@@ -118,13 +120,8 @@ def test_resume_is_the_same_stream(corpus):
     straight = take(feed.make_feed(data, SPEECH, {"q": 8}, 5, 0), 15)
     pieces = []
     for start, stop, hosts in ((0, 4, 1), (4, 9, 2), (9, 15, 4)):
-        hosts_batches = [take(feed.make_feed(data, SPEECH, {"q": 8}, 5, start, host=h, hosts=hosts), stop - start) for h in range(hosts)]
-        for batches in zip(*hosts_batches):
-            merged = {name: np.empty((len(value) * hosts, *value.shape[1:]), value.dtype) for name, value in batches[0].items()}
-            for h, batch in enumerate(batches):
-                for name, value in batch.items():
-                    merged[name][h::hosts] = value
-            pieces.append(merged)
+        hosts_batches = [take(feed.make_feed(data, SPEECH, {"q": 8}, 5, start, parts=((h,), hosts)), stop - start) for h in range(hosts)]
+        pieces += [{name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]} for batches in zip(*hosts_batches)]
     same(straight, pieces)
 
 
@@ -164,6 +161,27 @@ if __name__ == "__main__":
     out = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300)
     digests = out.stdout.split()
     assert len(digests) == 2 and digests[0] == digests[1], out.stderr[-2000:]
+
+
+def test_workers_serve_on_when_their_group_is_asked_to_end(corpus, tmp_path):
+    """SLURM and `timeout` signal every process; a trainer goes on to the step that all hosts agree on."""
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
+sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+if __name__ == "__main__":
+    from test_data_feed import SPEECH, speech_data, take
+    from ns2_jax.data import feed
+    iterator = feed.make_feed(speech_data({corpus!r}, workers=1), SPEECH, {{"q": 8}}, 2, 3)
+    take(iterator, 1)
+    signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+    os.killpg(0, signal.SIGTERM)
+    print(len(take(iterator, 12)), flush=True)
+"""
+    path = tmp_path / "run.py"
+    path.write_text(script)
+    out = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120, start_new_session=True)
+    assert out.returncode == 0 and out.stdout.split() == ["asked", "12"], out.stderr[-2000:]
 
 
 def test_damage_stops_the_feed(tmp_path):
@@ -212,8 +230,8 @@ def test_more_errors(corpus):
     with pytest.raises(ValueError, match="phone inventory 'inventory', this code has 'other'"):
         feed.make_feed(speech_data(corpus), SPEECH, {"q": 8}, 0, 0, inventory="other")
     next(feed.make_feed(speech_data(corpus), SPEECH, {"q": 8}, 0, 0, inventory="inventory"))
-    with pytest.raises(ValueError, match="does not divide among 3 hosts"):
-        feed.make_feed(crop_data(corpus), CROP, {}, 0, 0, hosts=3)
+    with pytest.raises(ValueError, match="does not divide into 3 parts"):
+        feed.make_feed(crop_data(corpus), CROP, {}, 0, 0, parts=((1,), 3))
 
 
 def test_a_codec_that_is_not_the_groups(corpus, tmp_path):

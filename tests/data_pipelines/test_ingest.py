@@ -137,6 +137,17 @@ def test_again_and_with_other_input(tmp_path):
         ingest.ingest(wavs, tmp_path / "t.csv", out, settings=KEEP, workers=0, f0=False)
 
 
+def test_killed_while_f0_is_tracked_it_goes_on(tmp_path):
+    wavs, out = tmp_path / "c" / "wavs", tmp_path / "out"
+    (tmp_path / "t.csv").write_text("\n".join(good(wavs)))
+    first = ingest.ingest(wavs, tmp_path / "t.csv", out, settings=KEEP, workers=0)
+    manifest = (out / "manifest.json").read_text()
+    for path in out.glob("f0/train-*"):
+        path.unlink()
+    assert ingest.ingest(wavs, tmp_path / "t.csv", out, settings=KEEP, workers=0) == first
+    assert (out / "manifest.json").read_text() == manifest
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     wavs, out = tmp_path / "c" / "wavs", tmp_path / "mine"
     (tmp_path / "t.csv").write_text("\n".join(good(wavs, 2)))

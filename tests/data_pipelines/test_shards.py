@@ -143,6 +143,19 @@ def test_a_derived_group_does_not_change_the_fingerprint(tmp_path):
         shards.write_manifest(tmp_path)
 
 
+def test_an_unfinished_derived_group_is_left_out_until_it_is_finished(tmp_path, caplog):
+    data_set(tmp_path)
+    with shards.ShardWriter(tmp_path, "f0", "train", 0, 2) as writer:
+        for n in (500, 600):
+            writer.write({"f0": np.zeros(n // 160, np.float16)}, n)
+    assert list(shards.write_manifest(tmp_path)["groups"]) == ["audio", "meta"] and "1 of 2 shards" in caplog.text
+    with pytest.raises(ValueError, match="f0: split 'train' has 1 of 2 shards; run its command again"):
+        shards.write_manifest(tmp_path, needed=["f0"])
+    with shards.ShardWriter(tmp_path, "f0", "train", 1, 2) as writer:
+        writer.write({"f0": np.zeros(700 // 160, np.float16)}, 700)
+    assert "f0" in shards.write_manifest(tmp_path)["groups"]
+
+
 def test_rejects_are_added_up(tmp_path):
     data_set(tmp_path)
     writer = shards.ShardWriter(tmp_path, "meta", "train", 1, 2)

@@ -30,6 +30,8 @@ def main(argv):
         open("/no/such/file")
     if NAME.value == "bug":
         raise RuntimeError("a bug")
+    if NAME.value == "builtin":
+        max([])
     if NAME.value == "library":
         import numpy
         numpy.zeros(3).reshape(2)
@@ -83,7 +85,7 @@ def test_exit_codes_and_error_lines(script):
         assert failed.stderr.startswith(line) and failed.stderr.count("\n") == 1, failed.stderr
 
 
-@pytest.mark.parametrize("name, message", [("bug", "RuntimeError: a bug"), ("library", "cannot reshape"), ("jax", "incompatible shapes")])
+@pytest.mark.parametrize("name, message", [("bug", "RuntimeError: a bug"), ("builtin", "max()"), ("library", "cannot reshape"), ("jax", "incompatible shapes")])
 def test_bugs_keep_their_traceback(script, name, message):
     failed = script(f"--name={name}")
     assert failed.returncode == 1 and "Traceback" in failed.stderr and message in failed.stderr
@@ -125,6 +127,29 @@ def test_a_tpu_host_is_one_of_several(monkeypatch, device):
     assert cluster.is_cluster()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not cluster.is_cluster()
+
+
+@pytest.mark.parametrize("environment, expected", [
+    ({"SLURM_NTASKS": "2", "SLURM_NNODES": "2"}, True),
+    ({"SLURM_NTASKS": "16", "SLURM_NNODES": "2"}, False),
+    ({"SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}, True),
+    ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+    ({"OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, False),
+    ({}, False),
+])
+def test_one_process_a_node_keeps_all_its_gpus(monkeypatch, environment, expected):
+    """JAX gives a task of SLURM the GPU of its local number."""
+    for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "OMPI_COMM_WORLD_LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    said = []
+    monkeypatch.setattr(cluster, "is_cluster", lambda: True)
+    monkeypatch.setattr(cluster.jax.distributed, "initialize", lambda **given: said.append(("jax_cuda_visible_devices", "0")))
+    monkeypatch.setattr(cluster.jax.config, "update", lambda name, value: said.append((name, value)))
+    cluster.start(lambda line: None)
+    visible = [value for name, value in said if name == "jax_cuda_visible_devices"]
+    assert visible[-1] == ("all" if expected else "0") and ("jax_default_matmul_precision", "highest") in said
 
 
 def test_facts():

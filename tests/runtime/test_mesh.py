@@ -47,12 +47,26 @@ def test_hosts_hold_rows_of_their_own(shape, shared):
     host = lambda i: types.SimpleNamespace(process_index=i // 4)  # two hosts of four chips
     devices = np.empty(8, object)
     devices[:] = [host(i) for i in range(8)]
-    place = types.SimpleNamespace(axis_names=meshes.AXES, devices=devices.reshape(shape))
+    place = types.SimpleNamespace(axis_names=meshes.AXES, devices=devices.reshape(shape), shape=dict(zip(meshes.AXES, shape)))
     if shared:
         with pytest.raises(ValueError, match=r"hosts \[0, 1\] would hold the same rows"):
             meshes.check_hosts(place)
     else:
         meshes.check_hosts(place)
+
+
+def test_a_host_holds_the_parts_of_its_devices():
+    """In runs, or interleaved where a torus is walked in rows; the axes behind are copies."""
+    def place(shape, hosts):
+        devices = np.empty(8, object)
+        devices[:] = [types.SimpleNamespace(process_index=host) for host in hosts]
+        return types.SimpleNamespace(axis_names=meshes.AXES, devices=devices.reshape(shape), shape=dict(zip(meshes.AXES, shape)))
+
+    runs, woven = [0] * 4 + [1] * 4, [0, 0, 1, 1] * 2
+    assert meshes.host_parts(place((1, 8, 1, 1), runs), 1) == ((4, 5, 6, 7), 8)
+    assert meshes.host_parts(place((2, 4, 1, 1), woven), 1) == ((2, 3, 6, 7), 8)
+    assert meshes.host_parts(place((2, 2, 1, 2), runs), 0) == ((0, 1), 4)
+    assert meshes.host_parts(place((1, 4, 2, 1), woven), 1) == ((1, 3), 4)
 
 
 def test_specs():

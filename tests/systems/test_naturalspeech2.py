@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import optax
 import pytest
 
 from configs.naturalspeech2 import get_config
+from ns2_jax.runtime import weights
 from ns2_jax.systems.naturalspeech2 import System, rvq
 from ns2_jax.systems.system import make, shapes
 from tests import meshes
@@ -128,10 +130,12 @@ def test_base_meets_every_parameter_row_of_the_paper():
     assert abs(sum(found for _, found in rows.values()) / 435e6 - 1) < 0.01
 
 
-def test_small_fits_an_int8_export_of_8_megabytes():
+def test_small_fits_an_int8_export_of_8_megabytes(tmp_path):
     one = system("small")
     params, _ = jax.eval_shape(one.init, jax.random.key(0), shapes(one.fields, {"b": 2, "t": 32, "p": 8, "u": 16, **one.sizes}))
-    assert 4e6 < count(params) <= 7.3e6
+    rng = np.random.default_rng(0)
+    name = weights.write_weights(tmp_path, {"params": jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)}, "int8")
+    assert 4e6 < count(params) and (tmp_path / weights.FILE).stat().st_size < 8e6 and len(name) == 12
 
 
 # CE-RVQ ---------------------------------------------------------------------------------------------------------------
@@ -414,6 +418,17 @@ def sampled(options: tuple, seed: int = 0, t: int = 24) -> dict:
 
 
 FEW = (("steps", 4),)
+
+
+def test_programs_multiply_float32_as_float32():
+    """Accelerators round operands of products unless told: every product of float32 arrays in every program says "highest"."""
+    one = system()
+    sizes = {**SIZES, **one.sizes, "s": SIZES["t"] * one.codec_network.hop}
+    state = jax.eval_shape(one.init, jax.random.key(0), shapes(one.fields, sizes))
+    for name, program in one.programs().items():
+        text = str(jax.make_jaxpr(program.bind(sizes))(*state, shapes(program.inputs, sizes), jax.random.key(0)))
+        products = len(re.findall(r"= (?:dot_general|conv_general_dilated)\[", text))
+        assert products and len(re.findall(r"precision=\(Precision.HIGHEST, Precision.HIGHEST\)", text)) == products, name
 
 
 def test_programs_have_the_shapes_they_promise():
