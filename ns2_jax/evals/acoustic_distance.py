@@ -1,0 +1,103 @@
+"""How far synthesised speech is from a recording of the same words, after their frames have been matched in time.
+
+Mel-cepstral distortion (Kubichek 1993), F0 error and voicing error along one exact dynamic-time-warping path. The
+cepstrum is the DCT of our log-mel spectrum, not WORLD's: numbers compare with each other and not with other papers'.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from ns2_jax.audio import files
+from ns2_jax.evals import statistics
+from ns2_jax.maths import pitch, spectral
+
+RATE, HOP, SIZE, BANDS, ORDER = 16000, 160, 640, 80, 24
+ROWS = 8  # tracked at once
+LEVEL = 0.05  # both sides are brought to this RMS: the floor of the log-mel spectrum then means the same
+
+
+def cepstra(log_mel_tc: np.ndarray) -> np.ndarray:
+    """Coefficients 1 to ORDER of `sum_k c_k cos(k w)`, which describes the log-mel spectrum `[t, bands]`: `[t, ORDER]`."""
+    bands = log_mel_tc.shape[-1]
+    return (log_mel_tc @ spectral.dct_matrix(bands))[..., 1 : ORDER + 1] * np.sqrt(2 / bands)
+
+
+def distortion(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """dB between cepstra `[..., ORDER]`: `10 / ln 10 * sqrt(2 sum (a - b)^2)`, the RMS distance of the smoothed log spectra."""
+    return 10 / np.log(10) * np.sqrt(2 * np.square(a - b).sum(-1))
+
+
+def path(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cheapest monotonic pairing of frames `[t, c]` and `[u, c]`: int `[n, 2]`, both ends included (exact DTW, librosa)."""
+    import librosa
+
+    return librosa.sequence.dtw(C=distortion(a[:, None], b[None]), backtrack=True)[1][::-1]
+
+
+def tracks(audios: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(log-mel `[t, BANDS]`, F0 in Hz `[t]`, 0 unvoiced) of each `[s]` at RATE, silence at the ends trimmed."""
+    trimmed = [files.match_loudness(files.trim_silence(audio, RATE), RATE, LEVEL) for audio in audios]
+    out: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    order = sorted(range(len(trimmed)), key=lambda i: len(trimmed[i]))
+    for at in range(0, len(order), ROWS):
+        part = order[at : at + ROWS]
+        length = -(-max(len(trimmed[i]) for i in part) // RATE) * RATE + RATE  # whole seconds: few shapes to compile
+        rows = np.zeros((ROWS, length), np.float32)
+        for row, i in enumerate(part):
+            rows[row, : len(trimmed[i])] = trimmed[i]
+        samples = np.asarray([len(trimmed[i]) for i in part] + [0] * (ROWS - len(part)), np.int32)
+        f0 = np.asarray(pitch.track(rows, RATE, HOP, samples_b=samples))
+        mel = np.asarray(spectral.log_mel(rows, RATE, SIZE, HOP, BANDS, floor=1e-4))
+        for row, i in enumerate(part):
+            frames = max(len(trimmed[i]) // HOP, 1)
+            out[i] = mel[row, :frames], f0[row, :frames]
+    return [out[i] for i in range(len(trimmed))]
+
+
+def compare(reference: tuple[np.ndarray, np.ndarray], estimate: tuple[np.ndarray, np.ndarray]) -> dict[str, float | None]:
+    """`mcd` (dB), `f0_rmse` (Hz) and `f0_cents` over matched frames voiced on both sides (None without any), and
+    `voicing_error` (% of matched frames)."""
+    a, b = cepstra(reference[0]), cepstra(estimate[0])
+    i, j = path(a, b).T
+    f, g = reference[1][i].astype(np.float64), estimate[1][j].astype(np.float64)
+    both = (f > 0) & (g > 0)
+    root = lambda x: float(np.sqrt(np.mean(np.square(x))))
+    return {
+        "mcd": float(distortion(a[i], b[j]).mean()),
+        "f0_rmse": root(f[both] - g[both]) if both.any() else None,
+        "f0_cents": root(1200 * np.log2(f[both] / g[both])) if both.any() else None,
+        "voicing_error": float(100 * np.mean((f > 0) != (g > 0)))}
+
+
+def usable(audio: np.ndarray | None) -> bool:
+    """Whether there is a signal to measure."""
+    return audio is not None and audio.size > HOP and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
+
+
+def evaluate(condition: str, references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE, seed: int = 0,
+             progress: bool = True, **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any] | None]]:
+    """Score lines `mcd_*`, `f0_rmse_*`, `f0_cents_*`, `voicing_error_*` of one condition and one row per item.
+
+    An output without signal has no distance: its row is None, it is left out of the means and counted as `missing`.
+    """
+    references, audios = (files.resample_all(x, rate, RATE) for x in (references, audios))
+    good = [k for k, audio in enumerate(audios) if usable(audio)]
+    sides = [tracks([side[k] for k in good]) for side in (references, audios)]
+    found = dict(zip(good, (compare(r, e) for r, e in tqdm.tqdm(
+        zip(*sides, strict=True), f"distance of {condition}", len(good), disable=not progress, mininterval=2))))
+    rows = [found.get(k) for k in range(len(audios))]
+    about = dict(
+        seed=seed, missing=len(audios) - len(good), evaluator=f"ns2_jax, {BANDS} log-mel bands, order {ORDER}, exact DTW of librosa "
+        f"{importlib.metadata.version('librosa')}", averaging="mean over items that have a signal", **fingerprint)
+    lines = []
+    for key, unit in (("mcd", "dB"), ("f0_rmse", "Hz"), ("f0_cents", "cents"), ("voicing_error", "%")):
+        values = [row[key] for row in rows if row is not None and row[key] is not None]
+        if values:
+            lines.append(statistics.score(f"{key}_{condition}", values, unit=unit, **about))
+    return lines, rows
