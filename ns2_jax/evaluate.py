@@ -30,12 +30,15 @@ from absl import flags
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import codec_quality, ge2e, predictability, speaker_similarity, statistics, word_error
+from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, predictability, speaker_similarity, statistics, word_error
 from ns2_jax.runtime import cluster, weights
 
 FLAGS = flags.FLAGS
-EVALS = ("word_error", "speaker_similarity", "codec_quality", "predictability")
-DEFAULTS = {"recordings": EVALS[:2], "codec": EVALS, "tts": EVALS[:2]}
+EVALS = ("word_error", "speaker_similarity", "acoustic_distance", "dnsmos", "codec_quality", "predictability")
+DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[4:]), "tts": EVALS[:2]}
+MEASURES = (  # how score names begin; the condition follows
+    "wer_per_utterance", "wer", "cer", "secs_own", "secs_others", "secs_nearest", "mcd", "f0_rmse", "f0_cents", "voicing_error", "pesq", "stoi",
+    "si_sdr", "dnsmos_overall", "dnsmos_signal", "dnsmos_background", "dnsmos_p808", "predictability")
 LEVELS = (8, 4)  # besides all of them and none
 PROMPT_SECONDS = 2.0
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
@@ -86,6 +89,8 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
                 raise ValueError(f"{dataset.root}: utterance {item['id']} has no words in its text {item['text']!r}; leave word_error out")
     if "codec_quality" in evals:
         codec_quality.check()
+    if "dnsmos" in evals:
+        dnsmos.check()
     if "speaker_similarity" in evals:
         ge2e.find_weights()
     if "predictability" in evals:
@@ -169,13 +174,21 @@ def judge(evals: Sequence[str], made: Mapping[str, Sequence[np.ndarray | None]],
     for condition, audios in made.items():
         if "word_error" in evals:
             print(f"word error of {condition}", flush=True)
-            line, rows = word_error.evaluate(f"wer_{condition}", texts, audios, rate, seed, processes, **common)
-            lines.append(line)
+            more, rows = word_error.evaluate(condition, texts, audios, rate, seed, processes, **common)
+            lines += more
             keep("word_error", condition, rows)
         if "speaker_similarity" in evals:
             more, rows = speaker_similarity.evaluate(condition, audios, prompts, speakers, rate, seed, **common)
             lines += more
             keep("speaker_similarity", condition, rows)
+        if "acoustic_distance" in evals and condition != "recording":
+            more, rows = acoustic_distance.evaluate(condition, made["recording"], audios, rate, seed, **common)
+            lines += more
+            keep("acoustic_distance", condition, rows)
+        if "dnsmos" in evals:
+            more, rows = dnsmos.evaluate(condition, audios, rate, seed, **common)
+            lines += more
+            keep("dnsmos", condition, rows)
         if "codec_quality" in evals and condition.startswith("codec"):
             more, rows = codec_quality.evaluate(condition, made["recording"], audios, rate, seed, **common)
             lines += more
@@ -188,8 +201,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     measures: dict[str, dict[str, str]] = {}
     conditions: list[str] = []
     for line in lines:
-        measure = next((m for m in ("wer", "secs_own", "secs_others", "secs_nearest", "pesq", "stoi", "si_sdr", "predictability")
-                        if line["name"].startswith(m + "_")), line["name"])
+        measure = next((m for m in MEASURES if line["name"].startswith(m + "_")), line["name"])
         condition = line["name"].removeprefix(measure + "_")
         digits = 1 if line["unit"] in ("%", "dB") else 2 if measure == "pesq" else 3
         cell = f"{line['value']:.{digits}f} ({line['interval'][0]:.{digits}f}-{line['interval'][1]:.{digits}f})"

@@ -1,4 +1,4 @@
-"""Word error by an independent recogniser that works offline: pocketsphinx with its stock US English models.
+"""Word and character error by an independent recogniser that works offline: pocketsphinx with its stock US English models.
 
 Weak next to Whisper (about 20 % on clean human speech), so its numbers never stand beside another recogniser's and
 are read against the same recogniser's error on the recordings themselves. Both sides go through the same
@@ -37,7 +37,8 @@ def words(text: str) -> list[str]:
 
 
 def count(reference: str, hypothesis: str | None) -> dict[str, int]:
-    """Word edits from `reference` to `hypothesis` (None: missing): substitutions, deletions, insertions, errors, words.
+    """Word edits from `reference` to `hypothesis` (None: missing): substitutions, deletions, insertions, errors, words; and
+    `character_errors` of `characters`, the blanks between words included.
 
     Raises ValueError for a reference without words: it has no error rate.
     """
@@ -46,11 +47,13 @@ def count(reference: str, hypothesis: str | None) -> dict[str, int]:
     truth, heard = words(reference), words(hypothesis or "")
     if not truth:
         raise ValueError(f"reference {reference!r} has no words to compare")
+    said, understood = " ".join(truth), " ".join(heard)
+    sizes = {"words": len(truth), "characters": len(said)}
     if not heard:
-        return {"substitutions": 0, "deletions": len(truth), "insertions": 0, "errors": len(truth), "words": len(truth)}
-    edits = jiwer.process_words(" ".join(truth), " ".join(heard))
+        return {"substitutions": 0, "deletions": len(truth), "insertions": 0, "errors": len(truth), "character_errors": len(said), **sizes}
+    edits, letters = jiwer.process_words(said, understood), jiwer.process_characters(said, understood)
     counts = {"substitutions": edits.substitutions, "deletions": edits.deletions, "insertions": edits.insertions}
-    return {**counts, "errors": sum(counts.values()), "words": len(truth)}
+    return {**counts, "errors": sum(counts.values()), "character_errors": letters.substitutions + letters.deletions + letters.insertions, **sizes}
 
 
 def check() -> None:
@@ -105,13 +108,20 @@ def normaliser() -> str:
     return f"{normalise.__module__} {hashlib.sha256(sources.encode()).hexdigest()[:8]}"
 
 
-def evaluate(name: str, texts: Sequence[str], audios: Sequence[np.ndarray | None], rate: int = RATE, seed: int = 0, processes: int = 2,
-             progress: bool = True, **fingerprint: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The score line `name` (errors over words, in %) and one row per item: heard, errors, words and their kinds."""
+def evaluate(condition: str, texts: Sequence[str], audios: Sequence[np.ndarray | None], rate: int = RATE, seed: int = 0, processes: int = 2,
+             progress: bool = True, **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Score lines `wer_*` and `cer_*` (all errors over all words or characters, in %), `wer_per_utterance_*` (the mean of
+    the utterances' own rates), and one row per item: heard, errors, words and their kinds."""
     heard = transcribe(files.resample_all(audios, rate, RATE), processes, progress)
     rows = [{"heard": h, **count(t, h)} for t, h in zip(texts, heard, strict=True)]
-    line = statistics.score(
-        name, [100.0 * row["errors"] for row in rows], [row["words"] for row in rows], unit="%", seed=seed,
-        averaging="all errors over all words; a missing output counts as all words deleted", evaluator=recogniser(),
-        normaliser=normaliser(), list=statistics.digest(words(t) for t in texts), missing=sum(a is None for a in audios), **fingerprint)
-    return line, rows
+    about = dict(unit="%", seed=seed, evaluator=recogniser(), normaliser=normaliser(), list=statistics.digest(words(t) for t in texts),
+                 missing=sum(a is None for a in audios), **fingerprint)
+    deleted = "a missing output counts as all words deleted"
+    column = lambda key: np.array([float(row[key]) for row in rows])
+    lines = [
+        statistics.score(f"wer_{condition}", 100 * column("errors"), column("words"), averaging=f"all errors over all words; {deleted}", **about),
+        statistics.score(f"wer_per_utterance_{condition}", 100 * column("errors") / column("words"),
+                         averaging=f"mean of the utterances' own rates; {deleted}", **about),
+        statistics.score(f"cer_{condition}", 100 * column("character_errors"), column("characters"),
+                         averaging=f"all errors over all characters; {deleted}", **about)]
+    return lines, rows

@@ -38,3 +38,23 @@ def test_refuses_nothing_and_uneven(top, bottom):
 def test_digest_names_content_and_order():
     assert statistics.digest(["a", "b"]) == statistics.digest(iter(["a", "b"]))
     assert len({statistics.digest(x) for x in (["a", "b"], ["b", "a"], ["ab"], ["a"])}) == 4
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals():
+    rng = np.random.default_rng(0)
+    items = rng.normal(50, 20, 200)  # how hard each item is, for both
+    a, b = items + rng.normal(1, 1, 200), items + rng.normal(0, 1, 200)
+    found = statistics.paired(a, b)
+    assert found["value"] == pytest.approx(np.mean(a - b)) and found["n"] == 200 and found["decided"]
+    low, high = found["interval"]
+    alone = statistics.bootstrap(a)
+    assert high - low < 0.2 * (alone[1] - alone[0])
+    half = 1.96 * np.std(a - b) / np.sqrt(200)  # the normal approximation
+    assert low == pytest.approx(found["value"] - half, abs=0.05) and high == pytest.approx(found["value"] + half, abs=0.05)
+    assert not statistics.paired(a, a[::-1])["decided"]
+
+
+def test_paired_rates_are_pooled_and_lists_must_agree():
+    assert statistics.paired([2, 0], [1, 1], [10, 30])["value"] == 0 and statistics.paired([4, 0], [0, 0], [10, 30])["value"] == 0.1
+    with pytest.raises(ValueError, match="over 3 and 2 items"):
+        statistics.paired([1, 2, 3], [1, 2])
