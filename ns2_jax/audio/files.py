@@ -93,6 +93,14 @@ def read(path: str | os.PathLike, rate: int = 16000, min_seconds: float = 0.0, m
     return resample(check(audio, source, str(path), min_seconds, max_seconds), source, rate)
 
 
+def seconds(path: str | os.PathLike) -> float:
+    """How long an audio file is, from its header. Raises AudioError for what is not one."""
+    try:
+        return float(soundfile.info(os.fspath(path)).duration)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError("unreadable", f"{path} is not audio that can be read: {error}") from error
+
+
 def write(path: str | os.PathLike, audio: np.ndarray, rate: int) -> None:
     """Writes `audio [s]` as .wav or .flac (16 bit) or .ogg; values beyond [-1, 1] are clipped.
 
