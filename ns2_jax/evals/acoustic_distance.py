@@ -18,7 +18,6 @@ from ns2_jax.evals import statistics
 from ns2_jax.maths import pitch, spectral
 
 RATE, HOP, SIZE, BANDS, ORDER = 16000, 160, 640, 80, 24
-ROWS = 8  # tracked at once
 LEVEL = 0.05  # both sides are brought to this RMS: the floor of the log-mel spectrum then means the same
 
 
@@ -43,21 +42,14 @@ def path(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def tracks(audios: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     """(log-mel `[t, BANDS]`, F0 in Hz `[t]`, 0 unvoiced) of each `[s]` at RATE, silence at the ends trimmed."""
     trimmed = [files.match_loudness(files.trim_silence(audio, RATE), RATE, LEVEL) for audio in audios]
-    out: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    order = sorted(range(len(trimmed)), key=lambda i: len(trimmed[i]))
-    for at in range(0, len(order), ROWS):
-        part = order[at : at + ROWS]
-        length = -(-max(len(trimmed[i]) for i in part) // RATE) * RATE + RATE  # whole seconds: few shapes to compile
-        rows = np.zeros((ROWS, length), np.float32)
-        for row, i in enumerate(part):
-            rows[row, : len(trimmed[i])] = trimmed[i]
-        samples = np.asarray([len(trimmed[i]) for i in part] + [0] * (ROWS - len(part)), np.int32)
-        f0 = np.asarray(pitch.track(rows, RATE, HOP, samples_b=samples))
-        mel = np.asarray(spectral.log_mel(rows, RATE, SIZE, HOP, BANDS, floor=1e-4))
-        for row, i in enumerate(part):
-            frames = max(len(trimmed[i]) // HOP, 1)
-            out[i] = mel[row, :frames], f0[row, :frames]
-    return [out[i] for i in range(len(trimmed))]
+    f0 = pitch.track_all(trimmed, RATE, HOP)
+    mels = [np.asarray(spectral.log_mel(_padded(audio)[None], RATE, SIZE, HOP, BANDS, floor=1e-4))[0, : len(hz)] for audio, hz in zip(trimmed, f0)]
+    return list(zip(mels, f0))
+
+
+def _padded(audio: np.ndarray) -> np.ndarray:
+    """To whole seconds: few shapes to compile."""
+    return np.pad(audio, (0, -len(audio) % RATE))
 
 
 def compare(reference: tuple[np.ndarray, np.ndarray], estimate: tuple[np.ndarray, np.ndarray]) -> dict[str, float | None]:

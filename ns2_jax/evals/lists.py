@@ -166,6 +166,18 @@ def protocol(name: str, root: str | os.PathLike, seed: int = 0) -> list[Item]:
     return draw(read(root), seed=seed, **numbers)
 
 
+def load(spec: str, seed: int = 0) -> list[Item]:
+    """`KIND:PATH`, KIND being tsv (what `write` writes), seed_tts or a protocol over a corpus, or
+    `librispeech_pc:LIST:CORPUS`. Raises ValueError for another spec, and as the readers do."""
+    kind, *paths = spec.split(":")
+    readers = {"tsv": read, "seed_tts": seed_tts, "librispeech_pc": librispeech_pc}
+    wanted = 2 if kind == "librispeech_pc" else 1
+    if kind not in (*readers, *PROTOCOLS) or len(paths) != wanted or not all(paths):
+        raise ValueError(f"{spec!r} is not tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:FOLDER or PROTOCOL:FOLDER with a protocol of "
+                         f"{', '.join(PROTOCOLS)}")
+    return readers[kind](*paths) if kind in readers else protocol(kind, paths[0], seed)
+
+
 def write(path: str | os.PathLike, items: Sequence[Item]) -> None:
     """The list as tab-separated values with a header line; `read` takes it back."""
     with open(path, "w", encoding="utf8", newline="") as file:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,21 @@ def track(
     state = best_path(cost, octave, 0.01 * rate / period)[..., None]
     k = cost.shape[-1]
     return jnp.where(state < k, jnp.take_along_axis(f0, jnp.minimum(state, k - 1), -1), 0.0)[..., 0]
+
+
+def track_all(audios: Sequence[np.ndarray], rate: int, period: int = 160, rows: int = 8) -> list[np.ndarray]:
+    """`track` for audio `[s]` of any lengths: F0 in Hz `[s // period]` each, in order. A few shapes are compiled."""
+    out: dict[int, np.ndarray] = {}
+    order = sorted(range(len(audios)), key=lambda i: len(audios[i]))
+    for at in range(0, len(order), rows):
+        part = order[at : at + rows]
+        batch = np.zeros((rows, (max(len(audios[i]) for i in part) // rate + 1) * rate), np.float32)
+        for row, i in enumerate(part):
+            batch[row, : len(audios[i])] = audios[i]
+        samples = np.asarray([len(audios[i]) for i in part] + [0] * (rows - len(part)), np.int32)
+        f0 = np.asarray(track(batch, rate, period, samples_b=samples))
+        out |= {i: f0[row, : len(audios[i]) // period] for row, i in enumerate(part)}
+    return [out[i] for i in range(len(audios))]
 
 
 @jax.jit

@@ -111,3 +111,13 @@ def test_wavs_of_another_system(tmp_path):
     assert set(failures) == {"b", "silent", "d"} and "no file with" in failures["d"] and "b.wav" in failures["b"]
     with pytest.raises(FileNotFoundError, match="has none of the 1 files"):
         lists.wavs(tmp_path, ["nobody"], 16000)
+
+
+def test_specs(librispeech, tmp_path):
+    items = lists.load(f"valle:{librispeech}", seed=3)
+    assert items == lists.protocol("valle", librispeech, seed=3)
+    lists.write(tmp_path / "l.tsv", items)
+    assert lists.load(f"tsv:{tmp_path}/l.tsv") == items
+    for spec in ("valle", "tsv:", "nobody:x", "librispeech_pc:x", "seed_tts:a:b"):
+        with pytest.raises(ValueError, match="is not tsv:FILE"):
+            lists.load(spec)
