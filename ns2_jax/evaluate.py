@@ -4,6 +4,8 @@
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
     python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
     python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model
+    python -m ns2_jax.evaluate --wavs=DIR --data=data/default --out=scores      another system's DIR/<utterance>.wav (or .flac ...)
+    python -m ns2_jax.evaluate --model=exports/x --list=seed_tts:testset/en/meta.lst --out=scores       a published list
 
 Each utterance is judged as a recording, after the codec, and (where the model speaks) synthesised from its text in
 the voice of another utterance of the same speaker. Everything is offline. `--out` gets `scores.jsonl` (a score a line,
@@ -15,6 +17,7 @@ cosine of GE2E voices, not SIM-o. A missing output counts as all words deleted a
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -30,15 +33,17 @@ from absl import flags
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, predictability, speaker_similarity, statistics, word_error
+from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, lists, predictability, prosody, speaker_similarity, statistics
+from ns2_jax.evals import word_error
 from ns2_jax.runtime import cluster, weights
 
 FLAGS = flags.FLAGS
-EVALS = ("word_error", "speaker_similarity", "acoustic_distance", "dnsmos", "codec_quality", "predictability")
-DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[4:]), "tts": EVALS[:2]}
+EVALS = ("word_error", "speaker_similarity", "acoustic_distance", "prosody", "dnsmos", "codec_quality", "predictability")
+DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[5:]), "tts": EVALS[:2]}
 MEASURES = (  # how score names begin; the condition follows
-    "wer_per_utterance", "wer", "cer", "secs_own", "secs_others", "secs_nearest", "mcd", "f0_rmse", "f0_cents", "voicing_error", "pesq", "stoi",
-    "si_sdr", "dnsmos_overall", "dnsmos_signal", "dnsmos_background", "dnsmos_p808", "predictability")
+    "wer_per_utterance", "wer", "cer", "secs_own", "secs_others", "secs_nearest", "mcd", "f0_rmse", "f0_cents", "voicing_error", "pesq",
+    "stoi", "si_sdr", "dnsmos_overall", "dnsmos_signal", "dnsmos_background", "dnsmos_p808", "predictability",
+    *(f"prosody_{what}_{how}" for what in ("duration", "pitch") for how in (*prosody.MOMENTS, "rmse", "correlation")))
 LEVELS = (8, 4)  # besides all of them and none
 PROMPT_SECONDS = 2.0
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
@@ -75,25 +80,64 @@ def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str
     return items
 
 
-def check(evals: Sequence[str], task: str, model: inference.Model | None, dataset: Dataset, items: Sequence[Mapping[str, Any]]) -> None:
+@dataclasses.dataclass
+class Material:
+    """What is scored: items (rows of items.jsonl), their recordings (None where there is none), the prompts, and for the
+    fingerprint what they are. `dataset` and `split` are where phones and pitch can be read."""
+
+    items: list[dict[str, Any]]
+    recordings: list[np.ndarray | None]
+    prompts: list[np.ndarray]
+    rate: int
+    about: dict[str, Any]
+    dataset: Dataset | None = None
+    split: str = ""
+
+    def spoken(self, key: str) -> list[prosody.Spoken]:
+        """Phones, ends and F0 of the recordings (`index`) or the prompts (`prompt_index`)."""
+        audios = self.recordings if key == "index" else self.prompts
+        aligns = [self.dataset.read(self.split, "align", item[key]) for item in self.items]
+        return prosody.spoken(audios, [a["phones"] for a in aligns], [a["ends"] for a in aligns], self.rate)
+
+
+def from_dataset(dataset: Dataset, split: str, limit: int, seed: int) -> Material:
+    """Utterances of a split, `choose` has which."""
+    items = choose(dataset, split, limit, seed)
+    recordings, prompts = ([read_audio(dataset, split, item[key]) for item in items] for key in ("index", "prompt_index"))
+    return Material(items, recordings, prompts, dataset.sample_rate, {"data": dataset.fingerprint, "split": split}, dataset, split)
+
+
+def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
+    """The items of a list, the first `limit` of them."""
+    chosen = lists.load(spec, seed)[: limit or None]
+    items = [{"id": one.id, "speaker": one.speaker, "voice": one.speaker, "text": one.text, "prompt": Path(one.prompt).stem}
+             for one in chosen]
+    recordings = [lists.audio(one.audio, rate) if one.audio else None for one in chosen]
+    return Material(items, recordings, [lists.audio(one.prompt, rate) for one in chosen], rate, {"source": spec.split(":")[0]})
+
+
+def check(evals: Sequence[str], task: str, model: inference.Model | None, dataset: Dataset | None,
+          items: Sequence[Mapping[str, Any]]) -> None:
     """Raises before hours of synthesis what the judges would raise after it: ImportError and FileNotFoundError for what is
     not installed, ValueError for what the task, the model or the data set lacks."""
     if "codec_quality" in evals and task == "recordings":
         raise ValueError("--evals=codec_quality compares a codec with the recordings; --task=recordings has none. Give --model")
-    if "predictability" in evals and (model is None or "latents" not in model.programs["encode"].outputs):
+    if "prosody" in evals and (task != "tts" or dataset is None):
+        raise ValueError("--evals=prosody needs a model that speaks, and --data with phone times to compare with")
+    if "predictability" in evals and (dataset is None or model is None or "latents" not in model.programs["encode"].outputs):
         raise ValueError("--evals=predictability needs a codec, whose latents it explains; give its run or export as --model")
     if "word_error" in evals:
         word_error.check()
         for item in items:
             if not word_error.words(item["text"]):
-                raise ValueError(f"{dataset.root}: utterance {item['id']} has no words in its text {item['text']!r}; leave word_error out")
+                raise ValueError(f"utterance {item['id']} has no words in its text {item['text']!r}; leave word_error out")
     if "codec_quality" in evals:
         codec_quality.check()
     if "dnsmos" in evals:
         dnsmos.check()
     if "speaker_similarity" in evals:
         ge2e.find_weights()
-    if "predictability" in evals:
+    if {"predictability", "prosody"} & set(evals):
         dataset.check_group("align")
 
 
@@ -113,15 +157,14 @@ def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task:
 
 
 def synthesise(model: inference.Model, items: Sequence[Mapping[str, Any]], prompts: Sequence[np.ndarray], seed: int,
-               options: Mapping[str, Any]) -> tuple[list[np.ndarray | None], float]:
+               options: Mapping[str, Any]) -> tuple[list[inference.Speech | None], float]:
     """The items' texts in the voices of their prompts (None where it failed), and the seconds it took."""
-    made: list[np.ndarray | None] = []
+    made: list[inference.Speech | None] = []
     start = time.monotonic()
     for at in tqdm.tqdm(range(0, len(items), inference.ROWS), "speaking", mininterval=2):
         part = slice(at, at + inference.ROWS)
         requests = [(item["text"], (prompt, model.rate)) for item, prompt in zip(items[part], prompts[part])]
-        speeches = model.speak_batch(requests, [seed + at + k for k in range(len(requests))], strict=False, **options)
-        made += [speech and speech.audio for speech in speeches]
+        made += model.speak_batch(requests, [seed + at + k for k in range(len(requests))], strict=False, **options)
     return made, time.monotonic() - start
 
 
@@ -161,10 +204,11 @@ def identity(model: inference.Model | None) -> dict[str, Any]:
     return {"model": os.path.basename(os.path.abspath(model.path)), "step": model.step}
 
 
-def judge(evals: Sequence[str], made: Mapping[str, Sequence[np.ndarray | None]], items: Sequence[dict[str, Any]],
-          prompts: Sequence[np.ndarray], rate: int, seed: int, processes: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Score lines of every condition; each item gets its own rows under the evaluator's name."""
+def judge(evals: Sequence[str], material: Material, made: Mapping[str, Sequence[np.ndarray | None]],
+          speeches: Sequence[inference.Speech | None], seed: int, processes: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Score lines of every condition of `made`; each item gets its own rows under the evaluator's name."""
     lines: list[dict[str, Any]] = []
+    items, prompts, rate = material.items, material.prompts, material.rate
 
     def keep(evaluator: str, condition: str, rows: Sequence[Mapping[str, Any]]) -> None:
         for item, row in zip(items, rows, strict=True):
@@ -182,7 +226,7 @@ def judge(evals: Sequence[str], made: Mapping[str, Sequence[np.ndarray | None]],
             lines += more
             keep("speaker_similarity", condition, rows)
         if "acoustic_distance" in evals and condition != "recording":
-            more, rows = acoustic_distance.evaluate(condition, made["recording"], audios, rate, seed, **common)
+            more, rows = acoustic_distance.evaluate(condition, material.recordings, audios, rate, seed, **common)
             lines += more
             keep("acoustic_distance", condition, rows)
         if "dnsmos" in evals:
@@ -193,6 +237,14 @@ def judge(evals: Sequence[str], made: Mapping[str, Sequence[np.ndarray | None]],
             more, rows = codec_quality.evaluate(condition, made["recording"], audios, rate, seed, **common)
             lines += more
             keep("codec_quality", condition, rows)
+    if "prosody" in evals:
+        said = [k for k, speech in enumerate(speeches) if speech is not None]
+        found = dict(zip(said, prosody.spoken(
+            [speeches[k].audio for k in said], [speeches[k].phones for k in said], [speeches[k].ends for k in said], rate)))
+        more, rows = prosody.evaluate("synthesis", material.spoken("prompt_index"), material.spoken("index"),
+                                      [found.get(k) for k in range(len(items))], seed, **common)
+        lines += more
+        keep("prosody", "synthesis", rows)
     return lines
 
 
@@ -238,9 +290,11 @@ def read_flags() -> tuple[str | None, Path | None]:
     if FLAGS.model and FLAGS.workdir:
         raise ValueError("--model and --workdir are both given; --workdir is for a run that is being written")
     path = FLAGS.model or FLAGS.workdir
-    if not path and FLAGS.task != "recordings":
+    if not path and not FLAGS.wavs and FLAGS.task != "recordings":
         raise ValueError("--model=DIR (a run or an export) or --workdir=DIR is missing")
-    if not path and not FLAGS.data:
+    if FLAGS.data and FLAGS.list:
+        raise ValueError("--data and --list are both given; score the one or the other")
+    if not path and not FLAGS.data and not FLAGS.list:
         raise ValueError("--data=DIR is missing: the recordings to score")
     unknown = [name for name in FLAGS.evals or () if name not in EVALS]
     if unknown:
@@ -259,6 +313,9 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "A run being written: its newest checkpoint is scored, into WORKDIR/evaluation.")
     flags.DEFINE_string("data", None, "The data set; the one the model was trained on if left out.")
     flags.DEFINE_string("split", "test", "Which split of it.")
+    flags.DEFINE_string("list", None, "Instead of a data set: tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:CORPUS, or PROTOCOL:CORPUS with "
+                        f"PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
+    flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
     flags.DEFINE_list("evals", None, f"Some of {', '.join(EVALS)}; what fits the task if left out.")
     flags.DEFINE_enum("task", None, ["tts", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
     flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
@@ -271,35 +328,52 @@ def define_flags() -> None:
     flags.DEFINE_bool("save_audio", False, "Also write OUT/audio/<utterance>-<condition>.flac.")
 
 
+def gather(path: str | None, model: inference.Model | None) -> Material:
+    """What the flags ask to score, at the model's rate."""
+    if FLAGS.list:
+        return from_list(FLAGS.list, model.rate if model else 16000, FLAGS.limit, FLAGS.seed)
+    dataset = Dataset.open(FLAGS.data or model.config["data"]["path"])
+    dataset.check_split(FLAGS.split)
+    if model and model.rate != dataset.sample_rate:
+        raise ValueError(f"{path} works at {model.rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
+    return from_dataset(dataset, FLAGS.split, FLAGS.limit, FLAGS.seed)
+
+
 def main(argv: list[str]) -> None:
     del argv
     path, out = read_flags()
     cluster.start(lambda line: None)
     model = inference.load(path) if path else None
-    task = FLAGS.task or ("tts" if model.speaks else "codec")
+    task = FLAGS.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
     if task == "tts" and not model.speaks:
         raise ValueError(f"--task=tts: system {model.config['system']!r} does not speak; use --task=codec")
     evals = tuple(FLAGS.evals or DEFAULTS[task])
-    dataset = Dataset.open(FLAGS.data or model.config["data"]["path"])
-    dataset.check_split(FLAGS.split)
-    rate = model.rate if model else dataset.sample_rate
-    if rate != dataset.sample_rate:
-        raise ValueError(f"{path} works at {rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
-    items = choose(dataset, FLAGS.split, FLAGS.limit, FLAGS.seed)
-    check(evals, task, model, dataset, items)
-    made: dict[str, list[np.ndarray | None]] = {"recording": [read_audio(dataset, FLAGS.split, item["index"]) for item in items]}
-    prompts = [read_audio(dataset, FLAGS.split, item["prompt_index"]) for item in items]
-    seconds = sum(map(len, made["recording"])) / rate
+    material = gather(path, model)
+    items, rate = material.items, material.rate
+    check(evals, task, model, material.dataset, items)
+    made: dict[str, list[np.ndarray | None]] = {}
+    if all(audio is not None for audio in material.recordings):
+        made["recording"] = material.recordings
+    elif task == "codec" or {"acoustic_distance", "codec_quality"} & set(evals):
+        raise ValueError(f"--list={FLAGS.list} has no recordings to compare with; score speech, without acoustic_distance and codec_quality")
     people = len({item["speaker"] for item in items})
-    print(f"{len(items)} utterances ({seconds:.0f} s) of {people} speakers, split {FLAGS.split} of {dataset.root}")
-    common: dict[str, Any] = {"data": dataset.fingerprint, "split": FLAGS.split, **identity(model)}
-    common["items"] = statistics.digest([item["id"], item["prompt"]] for item in items)
-    if task != "recordings":
+    print(f"{len(items)} utterances of {people} speakers, {FLAGS.list or f'split {material.split} of {material.dataset.root}'}")
+    common: dict[str, Any] = {**material.about, **identity(model)}
+    common["items"] = statistics.digest([item["id"], item["prompt"], item["text"]] for item in items)
+    if FLAGS.wavs:
+        made["wavs"], failures = lists.wavs(FLAGS.wavs, [item["id"] for item in items], rate)
+        for item in items:
+            if item["id"] in failures:
+                item["failure"] = failures[item["id"]]
+                print(f"counts as missing: {item['failure']}")
+    if model and task != "recordings" and "recording" in made:
         made |= resynthesise(model, made["recording"], task)
+    speeches: list[inference.Speech | None] = []
     if task == "tts":
         options = {name: FLAGS[name].value for name in ("steps", "guidance", "temperature") if FLAGS[name].value is not None}
         common |= {"sampler": {**{k: v for k, v in model.programs["sample"].options.items()}, **options}, "seeds": f"{FLAGS.seed} + index"}
-        made["synthesis"], spent = synthesise(model, items, prompts, FLAGS.seed, options)
+        speeches, spent = synthesise(model, items, material.prompts, FLAGS.seed, options)
+        made["synthesis"] = [speech and speech.audio for speech in speeches]
         spoken = sum(len(audio) for audio in made["synthesis"] if audio is not None) / rate
         print(f"spoke {spoken:.0f} s in {spent:.0f} s, compilation included")
     if out and FLAGS.save_audio:
@@ -308,9 +382,9 @@ def main(argv: list[str]) -> None:
             for item, audio in zip(items, audios):
                 if audio is not None:
                     inference.write(out / "audio" / f"{item['id'].replace('/', '_')}-{condition}.flac", (audio, rate))
-    lines = judge(evals, made, items, prompts, rate, FLAGS.seed, FLAGS.processes, common)
+    lines = judge(evals, material, made, speeches, FLAGS.seed, FLAGS.processes, common)
     if "predictability" in evals:
-        lines += table_of_means(model, dataset, FLAGS.seed, {k: v for k, v in common.items() if k not in ("split", "items")})
+        lines += table_of_means(model, material.dataset, FLAGS.seed, {k: v for k, v in common.items() if k not in ("split", "items")})
     print("\n" + table(lines))
     if out:
         write(out, lines, items)

@@ -107,7 +107,7 @@ def test_what_the_judges_lack_is_said_before_the_synthesis(codec, corpus, monkey
     dataset = Dataset.open(corpus)
     items = evaluate.choose(dataset, "test", 0, seed=0)
     model = inference.load(codec)
-    evaluate.check(evaluate.EVALS, "codec", model, dataset, items)
+    evaluate.check([name for name in evaluate.EVALS if name != "prosody"], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="test-bob-0 has no words in its text '...'"):
         evaluate.check(["word_error"], "codec", model, dataset, [{"id": "test-bob-0", "text": "..."}])
     dataset.groups = ("meta", "audio")
@@ -119,6 +119,8 @@ def test_what_the_judges_lack_is_said_before_the_synthesis(codec, corpus, monkey
             evaluate.check([name], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="--task=recordings has none"):
         evaluate.check(["codec_quality"], "recordings", None, dataset, items)
+    with pytest.raises(ValueError, match="prosody needs a model that speaks"):
+        evaluate.check(["prosody"], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="predictability needs a codec"):
         evaluate.check(["predictability"], "tts", None, dataset, items)
 
@@ -134,10 +136,64 @@ def test_synthesis_scores(corpus, tmp_path):
     assert line["fingerprint"]["sampler"]["steps"] == 1 and line["fingerprint"]["missing"] == 0 and "spoke" in out
 
 
+def test_prosody_and_distance_of_synthesis(corpus, tmp_path):
+    model = tiny.write_model("naturalspeech2", tmp_path / "m")
+    args = [f"--data={corpus}", f"--out={tmp_path}/o", "--limit=2", "--steps=1", "--evals=acoustic_distance,prosody"]
+    code, _, err = run(NAME, f"--model={model}", *args)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert summary["mcd_codec"] > 0 and summary["mcd_synthesis"] > 0 and summary["prosody_duration_mean_synthesis"] > 0
+    item = json.loads((tmp_path / "o" / "items.jsonl").read_text().splitlines()[0])
+    assert item["prosody"]["synthesis"]["duration_mean"] > 0 and "mcd" in item["acoustic_distance"]["codec"]
+
+
+def test_another_systems_wavs(corpus, tmp_path):
+    """The recordings themselves, handed in as another system's: no distance. One is missing, one is no audio."""
+    dataset = Dataset.open(corpus)
+    items = evaluate.choose(dataset, "test", 0, seed=0)
+    (tmp_path / "theirs").mkdir()
+    for item in items[:-1]:
+        files.write(tmp_path / "theirs" / f"{item['id']}.wav", evaluate.read_audio(dataset, "test", item["index"]), 16000)
+    (tmp_path / "theirs" / f"{items[0]['id']}.wav").write_text("no audio")
+    args = [f"--wavs={tmp_path}/theirs", f"--data={corpus}", f"--out={tmp_path}/o", "--evals=speaker_similarity,acoustic_distance"]
+    code, out, err = run(NAME, *args)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "o" / "items.jsonl").read_text().splitlines()]
+    assert summary["mcd_wavs"] == pytest.approx(0, abs=0.05) and [row["speaker_similarity"]["wavs"]["own"] == 0 for row in rows] == [
+        True, False, False, False, True]
+    assert items[0]["id"] in rows[0]["failure"] and "no file with" in rows[-1]["failure"] and out.count("counts as missing") == 2
+    code, _, err = run(NAME, f"--wavs={tmp_path}/nowhere", f"--data={corpus}")
+    assert code == 2 and "has none of the 5 files" in err
+
+
+def test_a_published_list_and_a_tampered_one(tmp_path):
+    """Seed-TTS's format without recordings; the fingerprint tells a changed sentence from the list's own."""
+    model = tiny.write_model("naturalspeech2", tmp_path / "m")
+    speech = files.read(tiny.SPEECH, 16000)
+    for name in ("p1", "p2"):
+        files.write(tmp_path / f"{name}.wav", speech, 16000)
+    (tmp_path / "meta.lst").write_text(f"a|{TEXT}|p1.wav|A quiet morning.\nb|{TEXT}|p2.wav|Two old friends.\n")
+    digests = []
+    for out in ("one", "two"):
+        args = [f"--list=seed_tts:{tmp_path}/meta.lst", f"--out={tmp_path}/{out}", "--steps=1", "--evals=speaker_similarity"]
+        code, said, err = run(NAME, f"--model={model}", *args)
+        assert code == 0, err
+        lines = [json.loads(line) for line in (tmp_path / out / "scores.jsonl").read_text().splitlines()]
+        assert {line["name"] for line in lines} == {f"secs_{k}_synthesis" for k in ("own", "others", "nearest")}
+        digests.append(lines[0]["fingerprint"]["items"])
+        (tmp_path / "meta.lst").write_text((tmp_path / "meta.lst").read_text().replace("Two old", "Two new"))
+    assert digests[0] != digests[1] and lines[0]["fingerprint"]["source"] == "seed_tts"
+    code, _, err = run(NAME, f"--model={model}", f"--list=seed_tts:{tmp_path}/meta.lst", "--evals=acoustic_distance")
+    assert code == 2 and "has no recordings to compare with" in err
+    code, _, err = run(NAME, f"--model={model}", "--list=nothing")
+    assert code == 2 and "is not tsv:FILE" in err
+
+
 def test_word_error_of_recordings_needs_no_model(corpus, tmp_path):
     code, out, err = run(NAME, "--task=recordings", f"--data={corpus}", "--limit=2", "--evals=word_error", f"--out={tmp_path}/o")
     assert code == 0, err
-    (line,) = [json.loads(text) for text in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
+    (line, *_) = [json.loads(text) for text in (tmp_path / "o" / "scores.jsonl").read_text().splitlines()]
     assert line["name"] == "wer_recording" and 0 <= line["value"] < 40 and "pocketsphinx" in line["fingerprint"]["evaluator"]
     items = [json.loads(text) for text in (tmp_path / "o" / "items.jsonl").read_text().splitlines()]
     assert sum(item["word_error"]["recording"]["words"] for item in items) == 28

@@ -196,6 +196,11 @@ def read(path: str | os.PathLike) -> list[Item]:
         return _checked(path, [Item(**row) for row in table])
 
 
+def audio(path: str | os.PathLike, rate: int) -> np.ndarray:
+    """A file of a list as float32 `[s]` at `rate` Hz. Raises AudioError naming it when it can't be used."""
+    return files.read(path, rate)
+
+
 def wavs(folder: str | os.PathLike, ids: Sequence[str], rate: int) -> tuple[list[np.ndarray | None], Mapping[str, str]]:
     """(audio of FOLDER/<id>.<suffix> at `rate`, `/` in an id being `_`; None where it is missing or unusable, id -> why).
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ns2_jax.evals import statistics
+from ns2_jax.maths import pitch
 from ns2_jax.text import phones as inventory
 
 FRAME = 0.0125  # seconds
@@ -30,6 +31,13 @@ class Spoken:
     f0: np.ndarray
     rate: int
     hop: int
+
+
+def spoken(audios: Sequence[np.ndarray], phones: Sequence[Sequence[Any]], ends: Sequence[np.ndarray], rate: int) -> list[Spoken]:
+    """Utterances `[s]` at `rate` Hz with their phones (names or ids) and ends; F0 every 10 ms is tracked here."""
+    hop = rate // 100
+    names = [inventory.names(one) if len(one) and not isinstance(one[0], str) else list(one) for one in phones]
+    return [Spoken(*parts, rate, hop) for parts in zip(names, ends, pitch.track_all(audios, rate, hop), strict=True)]
 
 
 def sequences(spoken: Spoken) -> tuple[list[str], np.ndarray, np.ndarray]:
