@@ -1,6 +1,7 @@
 """Scores a run or an export on speakers and sentences it has not seen.
 
     python -m ns2_jax.evaluate --workdir=runs/naturalspeech2                    the newest checkpoint; writes runs/.../evaluation/
+    python -m ns2_jax.evaluate --workdir=runs/naturalspeech2 --follow           beside training: every checkpoint, until it has ended
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
     python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
     python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -33,17 +33,13 @@ from absl import flags
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, lists, predictability, prosody, speaker_similarity, statistics
-from ns2_jax.evals import word_error
-from ns2_jax.runtime import cluster, weights
+from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, lists, predictability, prosody, scores
+from ns2_jax.evals import speaker_similarity, statistics, word_error
+from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 FLAGS = flags.FLAGS
 EVALS = ("word_error", "speaker_similarity", "acoustic_distance", "prosody", "dnsmos", "codec_quality", "predictability")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[5:]), "tts": EVALS[:2]}
-MEASURES = (  # how score names begin; the condition follows
-    "wer_per_utterance", "wer", "cer", "secs_own", "secs_others", "secs_nearest", "mcd", "f0_rmse", "f0_cents", "voicing_error", "pesq",
-    "stoi", "si_sdr", "dnsmos_overall", "dnsmos_signal", "dnsmos_background", "dnsmos_p808", "predictability",
-    *(f"prosody_{what}_{how}" for what in ("duration", "pitch") for how in (*prosody.MOMENTS, "rmse", "correlation")))
 LEVELS = (8, 4)  # besides all of them and none
 PROMPT_SECONDS = 2.0
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
@@ -248,43 +244,6 @@ def judge(evals: Sequence[str], material: Material, made: Mapping[str, Sequence[
     return lines
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Measures down, conditions across; each cell is the value and its 95 % interval."""
-    measures: dict[str, dict[str, str]] = {}
-    conditions: list[str] = []
-    for line in lines:
-        measure = next((m for m in MEASURES if line["name"].startswith(m + "_")), line["name"])
-        condition = line["name"].removeprefix(measure + "_")
-        digits = 1 if line["unit"] in ("%", "dB") else 2 if measure == "pesq" else 3
-        cell = f"{line['value']:.{digits}f} ({line['interval'][0]:.{digits}f}-{line['interval'][1]:.{digits}f})"
-        measures.setdefault(f"{measure} {line['unit']}".strip(), {})[condition] = cell
-        conditions += [condition] if condition not in conditions else []
-    width = [max(len(c), *(len(row.get(c, "")) for row in measures.values())) for c in conditions]
-    first = max(map(len, measures))
-    rows = [" " * first + "  " + "  ".join(c.ljust(w) for c, w in zip(conditions, width))]
-    rows += [m.ljust(first) + "  " + "  ".join(row.get(c, "").ljust(w) for c, w in zip(conditions, width)) for m, row in measures.items()]
-    return "\n".join(row.rstrip() for row in rows)
-
-
-def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Score name -> value; `secs_own` and `secs_others` are those of the last stage there is."""
-    values = {line["name"]: line["value"] for line in lines}
-    for key in ("secs_own", "secs_others"):
-        found = [values[f"{key}_{c}"] for c in ("synthesis", "codec", "recording") if f"{key}_{c}" in values]
-        values |= {key: found[0]} if found else {}
-    return values
-
-
-def write(out: Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
-    """The three files, each whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
-    dump = lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files = {"scores.jsonl": dump(lines), "items.jsonl": dump(items), "summary.json": json.dumps(summarise(lines), indent=1) + "\n"}
-    for name, text in files.items():
-        (out / f"{name}.part").write_text(text, encoding="utf-8")
-        os.replace(out / f"{name}.part", out / name)
-
-
 def read_flags() -> tuple[str | None, Path | None]:
     """(path of the model, folder to write to), with every flag checked that needs no model."""
     if FLAGS.model and FLAGS.workdir:
@@ -302,6 +261,8 @@ def read_flags() -> tuple[str | None, Path | None]:
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
     if out and out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file, expected a folder")
+    if FLAGS.follow and not FLAGS.workdir:
+        raise ValueError("--follow needs --workdir=DIR, the run to follow")
     if FLAGS.save_audio and not out:
         raise ValueError("--save_audio needs --out=DIR")
     return path, out
@@ -311,6 +272,8 @@ def define_flags() -> None:
     """Flags belong to the command: a program that imports this module keeps its own."""
     flags.DEFINE_string("model", None, "A run or an export to read.")
     flags.DEFINE_string("workdir", None, "A run being written: its newest checkpoint is scored, into WORKDIR/evaluation.")
+    flags.DEFINE_bool("follow", False, "Score every checkpoint of --workdir as it appears, until training has ended.")
+    flags.DEFINE_float("poll", 20.0, "Seconds between two looks for a checkpoint, with --follow.", lower_bound=0.1)
     flags.DEFINE_string("data", None, "The data set; the one the model was trained on if left out.")
     flags.DEFINE_string("split", "test", "Which split of it.")
     flags.DEFINE_string("list", None, "Instead of a data set: tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:CORPUS, or PROTOCOL:CORPUS with "
@@ -339,11 +302,8 @@ def gather(path: str | None, model: inference.Model | None) -> Material:
     return from_dataset(dataset, FLAGS.split, FLAGS.limit, FLAGS.seed)
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    path, out = read_flags()
-    cluster.start(lambda line: None)
-    model = inference.load(path) if path else None
+def score(path: str | None, model: inference.Model | None, out: Path | None) -> list[dict[str, Any]]:
+    """Everything that the flags ask for, on one model; returns the score lines after they are printed and written."""
     task = FLAGS.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
     if task == "tts" and not model.speaks:
         raise ValueError(f"--task=tts: system {model.config['system']!r} does not speak; use --task=codec")
@@ -385,10 +345,54 @@ def main(argv: list[str]) -> None:
     lines = judge(evals, material, made, speeches, FLAGS.seed, FLAGS.processes, common)
     if "predictability" in evals:
         lines += table_of_means(model, material.dataset, FLAGS.seed, {k: v for k, v in common.items() if k not in ("split", "items")})
-    print("\n" + table(lines))
+    print("\n" + scores.table(lines))
     if out:
-        write(out, lines, items)
+        scores.write(out, lines, items)
         print(f"\nscores.jsonl, items.jsonl and summary.json are in {out}")
+    return lines
+
+
+def follow(workdir: str, out: Path) -> None:
+    """Scores every checkpoint as it appears, each into OUT/<step>/ and as lines of OUT/scores.jsonl and TensorBoard, until the
+    run's last step is scored. What a killed job has scored is not scored again; a checkpoint that training has dropped
+    meanwhile is passed over."""
+    out.mkdir(parents=True, exist_ok=True)
+    waiting = False
+    while True:
+        there = checkpoints.steps(workdir)
+        fresh = [step for step in there if not (out / str(step) / "summary.json").exists()]
+        for step in fresh:
+            print(f"\n== checkpoint {step} of {workdir}", flush=True)
+            try:
+                model = inference.load(workdir, step)
+            except (FileNotFoundError, ValueError) as error:
+                if step in checkpoints.steps(workdir):
+                    raise
+                print(f"checkpoint {step} is gone: {error}")
+                continue
+            lines = score(workdir, model, out / str(step))
+            with metrics.board(str(out / "tensorboard"), step) as board:
+                for line in lines:
+                    board.add_scalar(line["name"], line["value"], step)
+            scores.gather(out)
+        if there and there[-1] >= checkpoints.read_config(workdir)["train"]["steps"] and not fresh:
+            print(f"{workdir} has reached its last step {there[-1]}: done")
+            return
+        if not fresh:
+            if not waiting:
+                print(f"waiting for the next checkpoint of {workdir}", flush=True)
+            time.sleep(FLAGS.poll)
+        waiting = not fresh
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    path, out = read_flags()
+    cluster.start(lambda line: None)
+    if FLAGS.follow:
+        follow(FLAGS.workdir, out)
+    else:
+        score(path, inference.load(path) if path else None, out)
 
 
 if __name__ == "__main__":

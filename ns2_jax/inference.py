@@ -386,13 +386,16 @@ def phones_of(model: Model) -> dict[str, Any]:
     return {"phones": list(inventory.PHONES), "hash": inventory.inventory_hash()}
 
 
-def load(path: str | os.PathLike) -> Model:
-    """A run being written (its latest checkpoint's averaged weights) or an export -> Model.
+def load(path: str | os.PathLike, step: int | None = None) -> Model:
+    """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
 
     Raises FileNotFoundError for a folder that is missing or is neither, ValueError for weights that don't fit it.
     """
     path = Path(path)
-    step = None if (path / weights.FILE).exists() else (checkpoints.steps(path) or [None])[-1]
+    if (path / weights.FILE).exists():
+        step = None
+    elif step is None:
+        step = (checkpoints.steps(path) or [None])[-1]
     tree, config = checkpoints.read_model(path, step)
     known = path / "phones.json"
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):

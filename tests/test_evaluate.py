@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,8 +18,10 @@ from data_pipelines import shards
 from ns2_jax import evaluate, inference
 from ns2_jax.audio import files
 from ns2_jax.data.dataset import Dataset
+from ns2_jax.evals import scores
 from ns2_jax.text import phones
 
+ROOT = pathlib.Path(__file__).parent.parent
 NAME = "ns2_jax.evaluate"
 TEXT = "The children walked along the river, and looked at the old bridge before dinner."
 
@@ -71,10 +77,10 @@ def test_table_and_summary():
     line = lambda name, value, unit: {"name": name, "value": value, "unit": unit, "interval": [value - 1, value + 1]}
     lines = [line("wer_recording", 4.0, "%"), line("wer_synthesis", 40.04, "%"), line("secs_own_recording", 0.9, "cosine"),
              line("secs_own_synthesis", 0.7, "cosine"), line("secs_others_synthesis", 0.5, "cosine")]
-    rows = evaluate.table(lines).splitlines()
+    rows = scores.table(lines).splitlines()
     assert rows[0].split() == ["recording", "synthesis"]
     assert rows[1].split() == ["wer", "%", "4.0", "(3.0-5.0)", "40.0", "(39.0-41.0)"]
-    summary = evaluate.summarise(lines)
+    summary = scores.summarise(lines)
     assert summary["secs_own"] == 0.7 and summary["secs_others"] == 0.5 and summary["wer_recording"] == 4.0
 
 
@@ -199,6 +205,36 @@ def test_word_error_of_recordings_needs_no_model(corpus, tmp_path):
     assert sum(item["word_error"]["recording"]["words"] for item in items) == 28
 
 
+def test_follow_beside_a_live_training(corpus, tmp_path):
+    """Two processes; the follower is killed after its first score and started again: nothing is scored twice, and it ends when
+    training has."""
+    workdir, env = tmp_path / "run", {**os.environ, "JAX_PLATFORMS": "cpu", "NS2_JAX_CACHE": str(tmp_path / "cache")}
+    small = ["--config=configs/codec.py:smoke,levels=2,codes=8", "--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)",
+             "--config.model.judge_filters=8", "--config.data.buckets=[{'b':4,'t':16}]", "--config.train.save_every=40"]
+    train = [sys.executable, "-m", "ns2_jax.train", *small, f"--config.data.path={corpus}", f"--workdir={workdir}", "--config.train.steps=120"]
+    args = [f"--workdir={workdir}", "--follow", "--poll=0.3", f"--data={corpus}", "--limit=2", "--task=codec", "--evals=speaker_similarity"]
+    follow = [sys.executable, "-m", NAME, *args]
+    training = subprocess.Popen(train, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    follower = subprocess.Popen(follow, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 240
+        while not (scored := sorted(workdir.glob("evaluation/*/summary.json"))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            assert follower.poll() is None, follower.stdout.read()
+        follower.kill()
+        first = {path: path.stat().st_mtime_ns for path in scored}
+        assert training.wait(240) == 0, training.stdout.read()
+        done = subprocess.run(follow, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    finally:
+        training.kill(), follower.kill()
+    assert done.returncode == 0 and "has reached its last step 120: done" in done.stdout, done.stderr
+    assert first and all(path.stat().st_mtime_ns == at for path, at in first.items())
+    lines = scores.read(workdir / "evaluation")
+    steps = [line["fingerprint"]["step"] for line in lines if line["name"] == "secs_own_codec"]
+    assert steps == sorted(set(steps)) and steps[-1] == 120 and set(steps) <= {40, 80, 120}
+    assert list((workdir / "evaluation" / "tensorboard").glob("events.*"))
+
+
 def test_a_run_is_scored_into_its_folder_and_a_read_model_is_left_alone(codec, corpus, tmp_path):
     folder = tiny.write_run("codec", tmp_path / "run", step=7)
     args = [f"--data={corpus}", "--limit=2", "--evals=speaker_similarity", "--task=codec"]
@@ -212,6 +248,7 @@ def test_a_run_is_scored_into_its_folder_and_a_read_model_is_left_alone(codec, c
 
 @pytest.mark.parametrize("args,message", [
     ([], "--model=DIR (a run or an export) or --workdir=DIR is missing"),
+    (["--model=CODEC", "--follow"], "--follow needs --workdir=DIR"),
     (["--model=CODEC", "--workdir=CODEC"], "both given"),
     (["--model=nowhere"], "nowhere does not exist"),
     (["--model=CODEC"], "config.data.path is empty"),

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -95,6 +96,17 @@ class Writer:
 def _short(value: float) -> float:
     """Seven significant digits: float32 has no more."""
     return float(f"{value:.7g}")
+
+
+@contextlib.contextmanager
+def board(folder: str, step: int) -> Iterator[Any]:
+    """A TensorBoard writer for values of `step`, which replace what is there from it on; without tensorboardX it writes nothing."""
+    writer = _tensorboard(folder, step)
+    try:
+        yield writer or types.SimpleNamespace(add_scalar=lambda *_: None)
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def _tensorboard(folder: str, start_step: int) -> Any:
