@@ -4,6 +4,7 @@
     python -m ns2_jax.evaluate --workdir=runs/naturalspeech2 --follow           beside training: every checkpoint, until it has ended
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
     python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
+    python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
     python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model
     python -m ns2_jax.evaluate --wavs=DIR --data=data/default --out=scores      another system's DIR/<utterance>.wav (or .flac ...)
     python -m ns2_jax.evaluate --model=exports/x --list=seed_tts:testset/en/meta.lst --out=scores       a published list
@@ -33,11 +34,12 @@ from absl import flags
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, lists, predictability, prosody, scores
-from ns2_jax.evals import speaker_similarity, statistics, word_error
+from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, lists, predictability, prosody, report
+from ns2_jax.evals import scores, speaker_similarity, statistics, word_error
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 FLAGS = flags.FLAGS
+TAKES_WORDS = True  # report RUN...
 EVALS = ("word_error", "speaker_similarity", "acoustic_distance", "prosody", "dnsmos", "codec_quality", "predictability")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[5:]), "tts": EVALS[:2]}
 LEVELS = (8, 4)  # besides all of them and none
@@ -288,6 +290,7 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", None, "Scale of the starting noise; the system's own if left out.", lower_bound=0.0)
     flags.DEFINE_integer("seed", 0, "Of the choice of utterances, of the noise and of the intervals.")
     flags.DEFINE_integer("processes", 2, "Recognisers at work.", lower_bound=1)
+    flags.DEFINE_string("title", "Scores", "Of the report.")
     flags.DEFINE_bool("save_audio", False, "Also write OUT/audio/<utterance>-<condition>.flac.")
 
 
@@ -386,9 +389,14 @@ def follow(workdir: str, out: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    del argv
-    path, out = read_flags()
+    if argv[1:] and argv[1] != "report":
+        raise ValueError(f"{argv[1]!r} is not a word of this command: expected report RUN [RUN...] or flags (see --help)")
     cluster.start(lambda line: None)
+    if argv[1:]:
+        page, skipped = report.write(argv[2:], FLAGS.out or "report", FLAGS.limit, FLAGS.title)
+        print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {page}")
+        return
+    path, out = read_flags()
     if FLAGS.follow:
         follow(FLAGS.workdir, out)
     else:

@@ -205,6 +205,19 @@ def test_word_error_of_recordings_needs_no_model(corpus, tmp_path):
     assert sum(item["word_error"]["recording"]["words"] for item in items) == 28
 
 
+def test_report_of_what_the_command_wrote(codec, corpus, tmp_path):
+    args = [f"--data={corpus}", "--limit=2", "--evals=speaker_similarity", "--task=codec", "--save_audio", f"--out={tmp_path}/scores"]
+    assert run(NAME, f"--model={codec}", *args)[0] == 0
+    code, out, err = run(NAME, "report", f"{tmp_path}/scores", str(tmp_path), f"--out={tmp_path}/page", "--title=Ours")
+    assert code == 0, err
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert "<h1>Ours</h1>" in text and text.count("data:audio/flac") == 4 and f"wrote {tmp_path}/page/index.html" in out
+    code, _, err = run(NAME, "report")
+    assert code == 2 and "no folder is given" in err
+    code, _, err = run(NAME, "reprot", "x")
+    assert code == 2 and "expected report RUN" in err
+
+
 def test_follow_beside_a_live_training(corpus, tmp_path):
     """Two processes; the follower is killed after its first score and started again: nothing is scored twice, and it ends when
     training has."""

@@ -1,0 +1,108 @@
+"""The report: what may share a column, what is skipped, worst first, and everything inside the one file."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from ns2_jax.audio import files
+from ns2_jax.evals import report, scores, statistics
+
+TEXTS = {"u1": "A quiet <morning> & more.", "u2": "Two old friends.", "u3": "Nobody knew."}
+ABOUT = {"evaluator": "judge 1", "averaging": "pooled", "items": "abc"}
+
+
+def write(folder, errors, step=None, audio=False, **about):
+    """Scores of three utterances with so many of ten words wrong."""
+    rows = [{"id": name, "text": text, "speaker": "ann", "word_error": {"synthesis": {"heard": f"heard {n}", "errors": n, "words": 10}}}
+            for (name, text), n in zip(TEXTS.items(), errors)]
+    about = {**ABOUT, **about, **({"step": step} if step is not None else {})}
+    line = statistics.score("wer_synthesis", [100.0 * n for n in errors], [10.0] * 3, unit="%", **about)
+    scores.write(folder, [line], rows)
+    if audio:
+        (folder / "audio").mkdir()
+        for name in TEXTS:
+            files.write(folder / "audio" / f"{name}-synthesis.flac", 0.1 * np.sin(np.arange(8000) * 0.05), 16000)
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags close, and collects sources."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.void = [], [], {"meta", "img", "br"}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.void:
+            self.open.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_holds_everything(tmp_path):
+    path, skipped = report.write([write(tmp_path / "a", (1, 9, 4), audio=True), tmp_path], tmp_path / "out", title="Mine")
+    text = path.read_text()
+    page = Page(text)
+    assert not page.open and skipped == [f"{tmp_path}: no scores.jsonl in it"] and "Skipped" in text
+    assert all(source.startswith("data:") for source in page.sources) and "http" not in re.sub("data:[^']*", "", text)
+    sounds = [source for source in page.sources if source.startswith("data:audio/flac")]
+    audio, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0].split(",")[1])))
+    assert len(sounds) == 3 and rate == 16000 and len(audio) == 8000
+    assert sum(source.startswith("data:image/png") for source in page.sources) == 3
+    assert [text.index(word) for word in ("Two old", "Nobody", "A quiet &lt;morning&gt; &amp; more.")] == sorted(
+        text.index(word) for word in ("Two old", "Nobody", "A quiet &lt;morning&gt; &amp; more."))  # worst first
+    assert "<morning>" not in text and "9 of 10 words wrong: <i>heard 9</i>" in text
+
+
+@pytest.mark.parametrize("about, shared", [
+    ({}, True), ({"model": "other", "seeds": "7"}, True), ({"evaluator": "judge 2"}, False), ({"items": "abd"}, False),
+    ({"normaliser": "x"}, False), ({"averaging": "per utterance"}, False)])
+def test_only_equal_fingerprints_share_a_column(tmp_path, about, shared):
+    results, _ = report.find([write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "b", (4, 5, 6), **about)])
+    assert len(report.columns(results)) == (1 if shared else 2)
+    assert ("they do not compare" in report.page(results)) is not shared
+
+
+def test_differences_are_paired_on_the_utterances_of_both(tmp_path):
+    results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
+    (pair,) = report.paired(results)
+    assert pair["value"] == pytest.approx(30) and pair["interval"] == [30, 30] and pair["n"] == 3
+    assert "a minus b: +30.0 points of word error (+30.0 to +30.0), 3 utterances (under 100: no verdict)" in report.page(results)
+
+
+def test_checkpoints_make_curves_and_the_table_has_the_last(tmp_path):
+    out = tmp_path / "run" / "evaluation"
+    for step, errors in ((5, (9, 9, 9)), (10, (5, 5, 5))):
+        write(out / str(step), errors, step)
+    scores.gather(out)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps({"step": k, "loss": 1 / k}) + "\n" for k in range(1, 9)))
+    (result,), _ = report.find([tmp_path / "run"])
+    assert result.name == "run" and result.steps == [5, 10] and result.last[0]["value"] == 50
+    text = report.page([result])
+    assert "aria-label='wer_synthesis'" in text and "training: loss" in text and "step 10" in text and "5 of 10 words" in text
+
+
+def test_names_are_told_apart_by_their_parents(tmp_path):
+    results, _ = report.find([write(tmp_path / x / "scores", (1, 1, 1)).parent for x in ("a", "b")] + [write(tmp_path / "c" / "a", (1, 1, 1))])
+    assert [result.name for result in results] == [f"{tmp_path.name}/a", "b", "c/a"]
+
+
+def test_what_is_not_a_result_is_skipped_and_nothing_is_an_error(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "scores.jsonl").write_text('{"name": "wer"}\n')
+    results, skipped = report.find([tmp_path / "broken", tmp_path / "nowhere"])
+    assert not results and "lacks name" in skipped[0] and "no scores.jsonl" in skipped[1]
+    with pytest.raises(ValueError, match="nothing to report: .*broken"):
+        report.write([tmp_path / "broken"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
