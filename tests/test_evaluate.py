@@ -211,7 +211,7 @@ def test_report_of_what_the_command_wrote(codec, corpus, tmp_path):
     code, out, err = run(NAME, "report", f"{tmp_path}/scores", str(tmp_path), f"--out={tmp_path}/page", "--title=Ours")
     assert code == 0, err
     text = (tmp_path / "page" / "index.html").read_text()
-    assert "<h1>Ours</h1>" in text and text.count("data:audio/flac") == 4 and f"wrote {tmp_path}/page/index.html" in out
+    assert "<h1>Ours</h1>" in text and text.count("data:audio/flac") == 6 and f"wrote {tmp_path}/page/index.html" in out
     code, _, err = run(NAME, "report")
     assert code == 2 and "no folder is given" in err
     code, _, err = run(NAME, "reprot", "x")

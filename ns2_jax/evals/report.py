@@ -105,7 +105,8 @@ def paired(results: Sequence[Result], condition: str = "synthesis") -> list[dict
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{value:.1f}" if unit in ("%", "dB", "Hz", "cents") else f"{value:.2f}" if unit in ("MOS", "MOS-LQO", "frames") else f"{value:.3f}"
+    digits = 1 if unit in ("%", "dB", "Hz", "cents") else 2 if unit in ("MOS", "MOS-LQO", "frames") else 3
+    return f"{value:.{digits}f}"
 
 
 def _table(results: Sequence[Result]) -> str:
