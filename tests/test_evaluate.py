@@ -208,7 +208,7 @@ def test_word_error_of_recordings_needs_no_model(corpus, tmp_path):
 def test_report_of_what_the_command_wrote(codec, corpus, tmp_path):
     args = [f"--data={corpus}", "--limit=2", "--evals=speaker_similarity", "--task=codec", "--save_audio", f"--out={tmp_path}/scores"]
     assert run(NAME, f"--model={codec}", *args)[0] == 0
-    code, out, err = run(NAME, "report", f"{tmp_path}/scores", str(tmp_path), f"--out={tmp_path}/page", "--title=Ours")
+    code, out, err = run(NAME, "report", f"{tmp_path}/scores", str(corpus), f"--out={tmp_path}/page", "--title=Ours")
     assert code == 0, err
     text = (tmp_path / "page" / "index.html").read_text()
     assert "<h1>Ours</h1>" in text and text.count("data:audio/flac") == 6 and f"wrote {tmp_path}/page/index.html" in out

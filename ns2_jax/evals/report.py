@@ -49,12 +49,16 @@ class Result:
 
 def find(folders: Iterable[str | os.PathLike]) -> tuple[list[Result], list[str]]:
     """(results, what was skipped and why). A run is looked into for its `evaluation`. Names are made unique by their parents."""
-    found, skipped = [], []
+    found, skipped, seen = [], [], set()
     for given in map(pathlib.Path, folders):
         folder = next((p for p in (given, given / "evaluation", given / "scores") if (p / "scores.jsonl").is_file()), None)
         if folder is None:
             skipped.append(f"{given}: no scores.jsonl in it")
             continue
+        if folder.resolve() in seen:
+            skipped.append(f"{given}: the same scores again")
+            continue
+        seen.add(folder.resolve())
         try:
             lines = scores.read(folder)
             rows = folder / "items.jsonl"

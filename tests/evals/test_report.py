@@ -102,6 +102,9 @@ def test_what_is_not_a_result_is_skipped_and_nothing_is_an_error(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "scores.jsonl").write_text('{"name": "wer"}\n')
     results, skipped = report.find([tmp_path / "broken", tmp_path / "nowhere"])
+    twice = write(tmp_path / "twice", (1, 1, 1))
+    again, why = report.find([twice, tmp_path / "broken" / ".." / "twice"])
+    assert len(again) == 1 and "the same scores again" in why[0]
     assert not results and "lacks name" in skipped[0] and "no scores.jsonl" in skipped[1]
     with pytest.raises(ValueError, match="nothing to report: .*broken"):
         report.write([tmp_path / "broken"], tmp_path / "out")
