@@ -5,6 +5,8 @@
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
     python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
     python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
+    python -m ns2_jax.evaluate listen ours=runs/a/scores theirs=b --kind=mos --out=test         a listening test: test/index.html
+    python -m ns2_jax.evaluate answers test/key.json answers-*.json            what the listeners said
     python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model
     python -m ns2_jax.evaluate --wavs=DIR --data=data/default --out=scores      another system's DIR/<utterance>.wav (or .flac ...)
     python -m ns2_jax.evaluate --model=exports/x --list=seed_tts:testset/en/meta.lst --out=scores       a published list
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -34,12 +37,12 @@ from absl import flags
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, lists, predictability, prosody, report
+from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, listening, lists, predictability, prosody, report
 from ns2_jax.evals import scores, speaker_similarity, statistics, word_error
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 FLAGS = flags.FLAGS
-TAKES_WORDS = True  # report RUN...
+TAKES_WORDS = True  # report RUN..., listen NAME=DIR..., answers KEY FILE...
 EVALS = ("word_error", "speaker_similarity", "acoustic_distance", "prosody", "dnsmos", "codec_quality", "predictability")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[5:]), "tts": EVALS[:2]}
 LEVELS = (8, 4)  # besides all of them and none
@@ -291,6 +294,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of the choice of utterances, of the noise and of the intervals.")
     flags.DEFINE_integer("processes", 2, "Recognisers at work.", lower_bound=1)
     flags.DEFINE_string("title", "Scores", "Of the report.")
+    flags.DEFINE_enum("kind", "mos", list(listening.KINDS), "Of the listening test.")
     flags.DEFINE_bool("save_audio", False, "Also write OUT/audio/<utterance>-<condition>.flac.")
 
 
@@ -388,14 +392,39 @@ def follow(workdir: str, out: Path) -> None:
         waiting = not fresh
 
 
+def write_report(folders: Sequence[str]) -> None:
+    """`report RUN...`"""
+    page, skipped = report.write(folders, FLAGS.out or "report", FLAGS.limit, FLAGS.title)
+    print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {page}")
+
+
+def write_test(systems: Sequence[str]) -> None:
+    """`listen NAME=DIR...`"""
+    pairs = [word.partition("=") for word in systems]
+    if not pairs or not all(name and folder for name, _, folder in pairs) or len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"listen {' '.join(systems)}: expected NAME=DIR for every system, with names of their own")
+    page = listening.make({name: folder for name, _, folder in pairs}, FLAGS.out or "listening", FLAGS.kind, FLAGS.limit, FLAGS.seed)
+    print(f"wrote {page} for the listeners and {page.with_name('key.json')} for you")
+
+
+def read_answers(paths: Sequence[str]) -> None:
+    """`answers KEY FILE...`"""
+    if len(paths) < 2:
+        raise ValueError("answers needs the key of the test and at least one file of answers: answers test/key.json answers-*.json")
+    key = json.loads(Path(paths[0]).read_text(encoding="utf8"))
+    for row in listening.analyse(key, listening.read_answers(key, paths[1:]), FLAGS.seed):
+        low, high = row["interval"]
+        more = "".join(f", {name} {row[name]:.3g}" for name in ("p", "screened") if name in row)
+        print(f"{row['system']}: {row['mean']:.2f} ({low:.2f} to {high:.2f}), {row['ratings']} ratings of {row['listeners']} listeners{more}")
+
+
 def main(argv: list[str]) -> None:
-    if argv[1:] and argv[1] != "report":
-        raise ValueError(f"{argv[1]!r} is not a word of this command: expected report RUN [RUN...] or flags (see --help)")
+    words = {"report": write_report, "listen": write_test, "answers": read_answers}
+    if argv[1:] and argv[1] not in words:
+        raise ValueError(f"{argv[1]!r} is not a word of this command: expected {', '.join(words)} or flags (see --help)")
     cluster.start(lambda line: None)
     if argv[1:]:
-        page, skipped = report.write(argv[2:], FLAGS.out or "report", FLAGS.limit, FLAGS.title)
-        print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {page}")
-        return
+        return words[argv[1]](argv[2:])
     path, out = read_flags()
     if FLAGS.follow:
         follow(FLAGS.workdir, out)

@@ -215,7 +215,21 @@ def test_report_of_what_the_command_wrote(codec, corpus, tmp_path):
     code, _, err = run(NAME, "report")
     assert code == 2 and "no folder is given" in err
     code, _, err = run(NAME, "reprot", "x")
-    assert code == 2 and "expected report RUN" in err
+    assert code == 2 and "expected report, listen, answers" in err
+
+
+def test_listening_test_and_its_answers(codec, corpus, tmp_path):
+    args = [f"--data={corpus}", "--limit=2", "--evals=speaker_similarity", "--task=codec", "--save_audio", f"--out={tmp_path}/scores"]
+    assert run(NAME, f"--model={codec}", *args)[0] == 0
+    code, out, err = run(NAME, "listen", f"a={tmp_path}/scores", f"b={tmp_path}/scores", "--kind=mos", f"--out={tmp_path}/test")
+    assert code == 0 and "index.html for the listeners" in out, err
+    key = json.loads((tmp_path / "test" / "key.json").read_text())
+    stimuli = [name for name, about in key["stimuli"].items() if about["system"] == "a"]
+    answers = [{"trial": trial, "order": [stimulus], "score": 4} for trial, stimulus in zip(key["trials"], stimuli)]
+    (tmp_path / "answers.json").write_text(json.dumps({"test": key["test"], "listener": "x", "answers": answers}))
+    code, out, err = run(NAME, "answers", f"{tmp_path}/test/key.json", f"{tmp_path}/answers.json")
+    assert code == 0 and "a: 4.00 (4.00 to 4.00), 2 ratings of 1 listeners" in out, err
+    assert run(NAME, "listen", "nameless")[0] == run(NAME, "answers", "x")[0] == 2
 
 
 def test_follow_beside_a_live_training(corpus, tmp_path):

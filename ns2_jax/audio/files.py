@@ -6,6 +6,7 @@ reaches a model as a wrong result. `AudioError.reason` is one word, for counting
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -130,6 +131,13 @@ def write(path: str | os.PathLike, audio: np.ndarray, rate: int) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def encode(audio: np.ndarray, rate: int) -> bytes:
+    """`audio [s]` as the bytes of a FLAC file (16 bit), for pages that hold their sounds."""
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(audio, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def _umask() -> int:
