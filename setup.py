@@ -61,7 +61,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ns2_jax", "ns2_jax.*", "configs", "configs.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"data_pipelines": ["text/*.txt", "text/*.tsv"], "ns2_jax": ["evals/*.html"]},
+    package_data={"data_pipelines": ["text/*.txt", "text/*.tsv"], "ns2_jax": ["evals/*.html", "evals/*.txt"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

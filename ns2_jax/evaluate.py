@@ -37,14 +37,14 @@ from absl import flags
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, listening, lists, predictability, prosody, report
+from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, listening, lists, predictability, prosody, report, robustness
 from ns2_jax.evals import scores, speaker_similarity, statistics, word_error
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 FLAGS = flags.FLAGS
 TAKES_WORDS = True  # report RUN..., listen NAME=DIR..., answers KEY FILE...
-EVALS = ("word_error", "speaker_similarity", "acoustic_distance", "prosody", "dnsmos", "codec_quality", "predictability")
-DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[5:]), "tts": EVALS[:2]}
+EVALS = ("word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "codec_quality", "predictability")
+DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[6:]), "tts": EVALS[:2]}
 LEVELS = (8, 4)  # besides all of them and none
 PROMPT_SECONDS = 2.0
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
@@ -136,6 +136,8 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
         codec_quality.check()
     if "dnsmos" in evals:
         dnsmos.check()
+    if "robustness" in evals:
+        robustness.check()
     if "speaker_similarity" in evals:
         ge2e.find_weights()
     if {"predictability", "prosody"} & set(evals):
@@ -226,6 +228,10 @@ def judge(evals: Sequence[str], material: Material, made: Mapping[str, Sequence[
             more, rows = speaker_similarity.evaluate(condition, audios, prompts, speakers, rate, seed, **common)
             lines += more
             keep("speaker_similarity", condition, rows)
+        if "robustness" in evals and condition != "recording":
+            more, rows = robustness.evaluate(condition, texts, audios, made.get("recording"), rate, seed, **common)
+            lines += more
+            keep("robustness", condition, rows)
         if "acoustic_distance" in evals and condition != "recording":
             more, rows = acoustic_distance.evaluate(condition, material.recordings, audios, rate, seed, **common)
             lines += more
@@ -281,7 +287,7 @@ def define_flags() -> None:
     flags.DEFINE_float("poll", 20.0, "Seconds between two looks for a checkpoint, with --follow.", lower_bound=0.1)
     flags.DEFINE_string("data", None, "The data set; the one the model was trained on if left out.")
     flags.DEFINE_string("split", "test", "Which split of it.")
-    flags.DEFINE_string("list", None, "Instead of a data set: tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:CORPUS, or PROTOCOL:CORPUS with "
+    flags.DEFINE_string("list", None, "Instead of a data set: tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:CORPUS, hard:PROMPT, or PROTOCOL:CORPUS with "
                         f"PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
     flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
     flags.DEFINE_list("evals", None, f"Some of {', '.join(EVALS)}; what fits the task if left out.")

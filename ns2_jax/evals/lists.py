@@ -69,6 +69,14 @@ def librispeech_pc(path: str | os.PathLike, root: str | os.PathLike) -> list[Ite
     return _checked(path, [Item(row[3], row[5], place(row[0]), row[2], place(row[3]), row[3].split("-")[0]) for row in rows])
 
 
+def hard(prompt: str | os.PathLike) -> list[Item]:
+    """Fifty sentences of ours that make systems skip and repeat (letters, digits, doubled words, tongue twisters), in the manner
+    of FastSpeech's list, all in the voice of one recording."""
+    lines = pathlib.Path(__file__).with_name("hard_sentences.txt").read_text(encoding="utf8").splitlines()
+    voice = pathlib.Path(prompt).stem
+    return _checked("hard", [Item(f"hard-{k:02d}", text, str(prompt), speaker=voice) for k, text in enumerate(lines, 1)])
+
+
 def _checked(path: str | os.PathLike, items: list[Item]) -> list[Item]:
     """The items. Raises ValueError for no or repeated items, FileNotFoundError for audio that is not there."""
     if not items:
@@ -167,14 +175,14 @@ def protocol(name: str, root: str | os.PathLike, seed: int = 0) -> list[Item]:
 
 
 def load(spec: str, seed: int = 0) -> list[Item]:
-    """`KIND:PATH`, KIND being tsv (what `write` writes), seed_tts or a protocol over a corpus, or
+    """`KIND:PATH`, KIND being tsv (what `write` writes), seed_tts, hard (PATH is the prompt) or a protocol over a corpus, or
     `librispeech_pc:LIST:CORPUS`. Raises ValueError for another spec, and as the readers do."""
     kind, *paths = spec.split(":")
-    readers = {"tsv": read, "seed_tts": seed_tts, "librispeech_pc": librispeech_pc}
+    readers = {"tsv": read, "seed_tts": seed_tts, "librispeech_pc": librispeech_pc, "hard": hard}
     wanted = 2 if kind == "librispeech_pc" else 1
     if kind not in (*readers, *PROTOCOLS) or len(paths) != wanted or not all(paths):
-        raise ValueError(f"{spec!r} is not tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:FOLDER or PROTOCOL:FOLDER with a protocol of "
-                         f"{', '.join(PROTOCOLS)}")
+        raise ValueError(f"{spec!r} is not tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:FOLDER, hard:PROMPT or PROTOCOL:FOLDER with a "
+                         f"protocol of {', '.join(PROTOCOLS)}")
     return readers[kind](*paths) if kind in readers else protocol(kind, paths[0], seed)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ns2_jax.audio import files
-from ns2_jax.evals import lists
+from ns2_jax.evals import lists, robustness, word_error
 
 
 def tone(path, seconds: float) -> None:
@@ -121,3 +121,11 @@ def test_specs(librispeech, tmp_path):
     for spec in ("valle", "tsv:", "nobody:x", "librispeech_pc:x", "seed_tts:a:b"):
         with pytest.raises(ValueError, match="is not tsv:FILE"):
             lists.load(spec)
+
+
+def test_hard_sentences_can_be_spoken_and_judged(tmp_path):
+    tone(tmp_path / "voice.wav", 3)
+    items = lists.load(f"hard:{tmp_path}/voice.wav")
+    assert len(items) == 50 and len({item.text for item in items}) == 50 and all(item.prompt.endswith("voice.wav") for item in items)
+    counts = [len(robustness.spoken_words(item.text)) for item in items]
+    assert min(counts) >= 1 and max(counts) > 20 and all(word_error.words(item.text) for item in items)

@@ -1,0 +1,80 @@
+"""Words cut out of recordings and doubled in them are found, and recordings as they are pass."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from ns2_jax.audio import files
+from ns2_jax.evals import robustness
+
+HERE = pathlib.Path(__file__).parent
+RATE = robustness.RATE
+
+
+def recordings() -> list[tuple[str, np.ndarray]]:
+    """Four sentences of flite, text and audio."""
+    texts = json.loads((HERE.parent / "data_pipelines" / "sentences.json").read_text())
+    named = [(HERE.parent / "data_pipelines" / f"sentence{k}.flac", one["text"] if isinstance(one, dict) else one) for k, one in enumerate(texts)]
+    named.append((HERE / "sentence.flac", "The children walked along the river, and looked at the old bridge before dinner."))
+    return [(text, files.read(path, RATE)) for path, text in named]
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """(text, audio, where each word is) of each."""
+    out = []
+    for text, audio in recordings():
+        words = [tuple(word.phones) for word in robustness.spoken_words(text)]
+        found = robustness.path(audio, words, skip=1e-60, again=1e-60)
+        assert [place for place, _, _ in found] == list(range(len(words)))  # all said once: the plain forced alignment
+        out.append((text, audio, words, found))
+    return out
+
+
+def test_recordings_pass(spoken):
+    """But for an "a" that the judge does not hear, which is why recordings are the floor."""
+    texts, audios = [text for text, *_ in spoken], [audio for _, audio, *_ in spoken]
+    _, rows = robustness.evaluate("x", texts, audios, progress=False)
+    for row, (_, _, words, _) in zip(rows, spoken):
+        assert row["words"] == len(words) and row["repeated"] == [] and all(len(words[place]) == 1 for place in row["skipped"])
+    lines, _ = robustness.evaluate("x", texts, audios, audios, progress=False)
+    assert [(line["name"], line["value"]) for line in lines] == [("skips_x", 0), ("repeats_x", 0), ("bad_sentences_x", 0)]
+
+
+def test_planted_skips_and_repeats_are_caught(spoken):
+    """Every word but "a", one at a time."""
+    caught = {"skipped": [], "repeated": []}
+    for text, audio, words, found in spoken:
+        for place, begin, end in found:
+            if len(words[place]) < 2:
+                continue
+            cut, doubled = np.concatenate([audio[:begin], audio[end:]]), np.concatenate([audio[:end], audio[begin:]])
+            caught["skipped"].append(place in robustness.verdict(cut, text)["skipped"])
+            caught["repeated"].append(bool(robustness.verdict(doubled, text)["repeated"]))
+    assert len(caught["skipped"]) > 30
+    assert np.mean(caught["skipped"]) >= 0.95 and np.mean(caught["repeated"]) >= 0.95, {k: np.mean(v) for k, v in caught.items()}
+
+
+def test_what_the_recording_is_flagged_for_does_not_count(spoken):
+    text, audio, _, found = spoken[0]
+    place, begin, end = max(found, key=lambda one: one[2] - one[1])
+    cut = np.concatenate([audio[:begin], audio[end:]])
+    (_, _, bad), (alone,) = robustness.evaluate("x", [text], [cut], progress=False)
+    assert place in alone["skipped"] and bad["value"] == 100 and bad["fingerprint"]["floor"] == "none"
+    (skips, _, bad), (beside,) = robustness.evaluate("x", [text], [cut], [cut], progress=False)
+    assert beside["skipped"] == [] and skips["value"] == bad["value"] == 0 and bad["fingerprint"]["floor"] == "recordings"
+
+
+def test_no_signal_is_every_word_skipped_and_noise_is_no_crash(spoken):
+    text, audio, words, _ = spoken[0]
+    noise = 0.1 * np.random.default_rng(0).normal(size=RATE).astype(np.float32)
+    broken = np.full(RATE, np.nan, np.float32)
+    lines, rows = robustness.evaluate("x", [text] * 4, [None, np.zeros(RATE, np.float32), broken, noise], progress=False)
+    assert all(len(row["skipped"]) == len(words) for row in rows[:3]) and lines[0]["fingerprint"]["missing"] == 1
+    assert len(robustness.verdict(audio, text)["skipped"]) <= 1  # the decoder is well after all that
+    with pytest.raises(ValueError, match="not in the English acoustic model"):
+        robustness.verdict(audio, "bröd")
