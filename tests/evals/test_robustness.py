@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -76,5 +77,9 @@ def test_no_signal_is_every_word_skipped_and_noise_is_no_crash(spoken):
     lines, rows = robustness.evaluate("x", [text] * 4, [None, np.zeros(RATE, np.float32), broken, noise], progress=False)
     assert all(len(row["skipped"]) == len(words) for row in rows[:3]) and lines[0]["fingerprint"]["missing"] == 1
     assert len(robustness.verdict(audio, text)["skipped"]) <= 1  # the decoder is well after all that
-    with pytest.raises(ValueError, match="not in the English acoustic model"):
-        robustness.verdict(audio, "bröd")
+
+
+def test_another_language_is_refused(monkeypatch):
+    monkeypatch.setattr(robustness.front, "words", lambda text: [types.SimpleNamespace(text=text, phones=("b", "/y/"))])
+    with pytest.raises(ValueError, match="'/y/' of 'by' is not in the English acoustic model"):
+        robustness.verdict(np.ones(RATE, np.float32), "by")
