@@ -26,7 +26,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ from absl import flags
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, ge2e, listening, lists, predictability, prosody, report, robustness
-from ns2_jax.evals import scores, speaker_similarity, statistics, word_error
+from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, drift, ge2e, listening, lists, predictability, prosody, report
+from ns2_jax.evals import robustness, scores, speaker_similarity, statistics, word_error
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 FLAGS = flags.FLAGS
 TAKES_WORDS = True  # report RUN..., listen NAME=DIR..., answers KEY FILE...
-EVALS = ("word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "codec_quality", "predictability")
-DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[6:]), "tts": EVALS[:2]}
+EVALS = (
+    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "codec_quality", "predictability")
+DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[7:]), "tts": EVALS[:2]}
 LEVELS = (8, 4)  # besides all of them and none
 PROMPT_SECONDS = 2.0
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
@@ -212,46 +213,35 @@ def judge(evals: Sequence[str], material: Material, made: Mapping[str, Sequence[
     """Score lines of every condition of `made`; each item gets its own rows under the evaluator's name."""
     lines: list[dict[str, Any]] = []
     items, prompts, rate = material.items, material.prompts, material.rate
+    texts, speakers = [item["text"] for item in items], [item["speaker"] for item in items]
+    common = {"rate": rate, "seed": seed, **common}
+    call: dict[str, Callable[[str, Sequence[np.ndarray | None]], tuple[list, Sequence]]] = {
+        "word_error": lambda name, audios: word_error.evaluate(name, texts, audios, processes=processes, **common),
+        "speaker_similarity": lambda name, audios: speaker_similarity.evaluate(name, audios, prompts, speakers, **common),
+        "robustness": lambda name, audios: robustness.evaluate(name, texts, audios, made.get("recording"), **common),
+        "acoustic_distance": lambda name, audios: acoustic_distance.evaluate(name, material.recordings, audios, **common),
+        "dnsmos": lambda name, audios: dnsmos.evaluate(name, audios, **common),
+        "drift": lambda name, audios: drift.evaluate(name, audios, **common),
+        "codec_quality": lambda name, audios: codec_quality.evaluate(name, material.recordings, audios, **common)}
+    fits = {"robustness": lambda name: name != "recording", "acoustic_distance": lambda name: name != "recording",
+            "codec_quality": lambda name: name.startswith("codec")}
 
-    def keep(evaluator: str, condition: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        for item, row in zip(items, rows, strict=True):
+    def keep(evaluator: str, condition: str, found: tuple[list, Sequence]) -> None:
+        lines.extend(found[0])
+        for item, row in zip(items, found[1], strict=True):
             item.setdefault(evaluator, {})[condition] = row
 
-    texts, speakers = [item["text"] for item in items], [item["speaker"] for item in items]
     for condition, audios in made.items():
-        if "word_error" in evals:
-            print(f"word error of {condition}", flush=True)
-            more, rows = word_error.evaluate(condition, texts, audios, rate, seed, processes, **common)
-            lines += more
-            keep("word_error", condition, rows)
-        if "speaker_similarity" in evals:
-            more, rows = speaker_similarity.evaluate(condition, audios, prompts, speakers, rate, seed, **common)
-            lines += more
-            keep("speaker_similarity", condition, rows)
-        if "robustness" in evals and condition != "recording":
-            more, rows = robustness.evaluate(condition, texts, audios, made.get("recording"), rate, seed, **common)
-            lines += more
-            keep("robustness", condition, rows)
-        if "acoustic_distance" in evals and condition != "recording":
-            more, rows = acoustic_distance.evaluate(condition, material.recordings, audios, rate, seed, **common)
-            lines += more
-            keep("acoustic_distance", condition, rows)
-        if "dnsmos" in evals:
-            more, rows = dnsmos.evaluate(condition, audios, rate, seed, **common)
-            lines += more
-            keep("dnsmos", condition, rows)
-        if "codec_quality" in evals and condition.startswith("codec"):
-            more, rows = codec_quality.evaluate(condition, made["recording"], audios, rate, seed, **common)
-            lines += more
-            keep("codec_quality", condition, rows)
+        for evaluator in (name for name in call if name in evals and fits.get(name, bool)(condition)):
+            print(f"{evaluator.replace('_', ' ')} of {condition}", flush=True)
+            keep(evaluator, condition, call[evaluator](condition, audios))
     if "prosody" in evals:
         said = [k for k, speech in enumerate(speeches) if speech is not None]
         found = dict(zip(said, prosody.spoken(
             [speeches[k].audio for k in said], [speeches[k].phones for k in said], [speeches[k].ends for k in said], rate)))
-        more, rows = prosody.evaluate("synthesis", material.spoken("prompt_index"), material.spoken("index"),
-                                      [found.get(k) for k in range(len(items))], seed, **common)
-        lines += more
-        keep("prosody", "synthesis", rows)
+        del common["rate"]
+        keep("prosody", "synthesis", prosody.evaluate("synthesis", material.spoken("prompt_index"), material.spoken("index"),
+                                                      [found.get(k) for k in range(len(items))], **common))
     return lines
 
 

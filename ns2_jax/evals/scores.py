@@ -12,7 +12,8 @@ from ns2_jax.evals import prosody
 
 MEASURES = (  # how score names begin; the condition follows
     "wer_per_utterance", "wer", "cer", "skips", "repeats", "bad_sentences", "secs_own", "secs_others", "secs_nearest", "mcd", "f0_rmse",
-    "f0_cents", "voicing_error", "pesq", "stoi", "si_sdr", "dnsmos_overall", "dnsmos_signal", "dnsmos_background", "dnsmos_p808", "predictability",
+    "f0_cents", "voicing_error", "pesq", "stoi", "si_sdr", "dnsmos_overall", "dnsmos_signal", "dnsmos_background", "dnsmos_p808", "consistency", "drift",
+    "predictability",
     *(f"prosody_{what}_{how}" for what in ("duration", "pitch") for how in (*prosody.MOMENTS, "rmse", "correlation")))
 
 
