@@ -1,6 +1,6 @@
 """Scores a run or an export on speakers and sentences it has not seen.
 
-    python -m ns2_jax.evaluate --workdir=runs/naturalspeech2                    the newest checkpoint; writes runs/.../evaluation/
+    python -m ns2_jax.evaluate --workdir=runs/naturalspeech2                    the newest checkpoint; runs/.../evaluation/<step>/
     python -m ns2_jax.evaluate --workdir=runs/naturalspeech2 --follow           beside training: every checkpoint, until it has ended
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
     python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
@@ -110,20 +110,25 @@ def from_dataset(dataset: Dataset, split: str, limit: int, seed: int) -> Materia
 
 
 def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
-    """The items of a list, the first `limit` of them."""
-    chosen = lists.load(spec, seed)[: limit or None]
-    items = [{"id": one.id, "speaker": one.speaker, "voice": one.speaker, "text": one.text, "prompt": Path(one.prompt).stem}
+    """The items of a list (of a `limit`, spread over the speakers). A prompt is named by its file's bytes too."""
+    chosen = lists.spread(lists.load(spec, seed), limit)
+    items = [{"id": one.id, "speaker": one.speaker, "voice": one.speaker, "text": one.text,
+              "prompt": f"{Path(one.prompt).stem} {hashlib.sha256(Path(one.prompt).read_bytes()).hexdigest()[:12]} {one.prompt_seconds:g}"}
              for one in chosen]
     recordings = [lists.audio(one.audio, rate) if one.audio else None for one in chosen]
-    return Material(items, recordings, [lists.audio(one.prompt, rate) for one in chosen], rate, {"source": spec.split(":")[0]})
+    prompts = [lists.audio(one.prompt, rate, one.prompt_seconds) for one in chosen]
+    return Material(items, recordings, prompts, rate, {"source": spec.split(":")[0]})
 
 
 def check(evals: Sequence[str], task: str, model: inference.Model | None, dataset: Dataset | None,
-          items: Sequence[Mapping[str, Any]]) -> None:
+          items: Sequence[Mapping[str, Any]], wavs: str | None = None) -> None:
     """Raises before hours of synthesis what the judges would raise after it: ImportError and FileNotFoundError for what is
     not installed, ValueError for what the task, the model or the data set lacks."""
     if "codec_quality" in evals and task == "recordings":
         raise ValueError("--evals=codec_quality compares a codec with the recordings; --task=recordings has none. Give --model")
+    made = [name for name in ("robustness", "acoustic_distance") if name in evals and task == "recordings" and not wavs]
+    if made:
+        raise ValueError(f"--evals={made[0]} compares with the recordings; --task=recordings has nothing else. Give --model or --wavs")
     if "prosody" in evals and (task != "tts" or dataset is None):
         raise ValueError("--evals=prosody needs a model that speaks, and --data with phone times to compare with")
     if "predictability" in evals and (dataset is None or model is None or "latents" not in model.programs["encode"].outputs):
@@ -139,7 +144,9 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
         dnsmos.check()
     if "robustness" in evals:
         robustness.check()
-    if "speaker_similarity" in evals:
+        for item in items:
+            robustness.spoken_words(item["text"])
+    if {"speaker_similarity", "drift"} & set(evals):
         ge2e.find_weights()
     if {"predictability", "prosody"} & set(evals):
         dataset.check_group("align")
@@ -194,7 +201,8 @@ def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: 
         result = predictability.explained(items[:fill], items[fill:])
         line = statistics.score(
             f"predictability_{name}", result["channels"], unit="share", seed=seed, averaging="mean over channels at unit deviation",
-            evaluator="table of means per phone, third and voice", **common, split=split, fill=fill, test=len(items) - fill)
+            evaluator="table of means per phone, third and voice", **common, split=split, fill=fill, test=len(items) - fill,
+            picks=statistics.digest(picks))
         lines.append(line | {key: result[key] for key in ("power", "best", "neighbours", "rank90")})
     return lines
 
@@ -272,7 +280,7 @@ def read_flags() -> tuple[str | None, Path | None]:
 def define_flags() -> None:
     """Flags belong to the command: a program that imports this module keeps its own."""
     flags.DEFINE_string("model", None, "A run or an export to read.")
-    flags.DEFINE_string("workdir", None, "A run being written: its newest checkpoint is scored, into WORKDIR/evaluation.")
+    flags.DEFINE_string("workdir", None, "A run being written: its newest checkpoint is scored, into WORKDIR/evaluation/<step>.")
     flags.DEFINE_bool("follow", False, "Score every checkpoint of --workdir as it appears, until training has ended.")
     flags.DEFINE_float("poll", 20.0, "Seconds between two looks for a checkpoint, with --follow.", lower_bound=0.1)
     flags.DEFINE_string("data", None, "The data set; the one the model was trained on if left out.")
@@ -283,7 +291,8 @@ def define_flags() -> None:
     flags.DEFINE_list("evals", None, f"Some of {', '.join(EVALS)}; what fits the task if left out.")
     flags.DEFINE_enum("task", None, ["tts", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
     flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
-    flags.DEFINE_integer("limit", 60, "At most so many utterances, spread over the speakers; 0 for all.", lower_bound=0)
+    flags.DEFINE_integer("limit", None, "At most so many utterances, spread over the speakers; 0 for all. If left out 60 of a data set, "
+                         "all of a list, 24 in a report, 20 in a listening test.", lower_bound=0)
     flags.DEFINE_integer("steps", None, "Sampler steps; the system's own number if left out.", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Strength of guidance; the system's own if left out.")
     flags.DEFINE_float("temperature", None, "Scale of the starting noise; the system's own if left out.", lower_bound=0.0)
@@ -297,23 +306,26 @@ def define_flags() -> None:
 def gather(path: str | None, model: inference.Model | None) -> Material:
     """What the flags ask to score, at the model's rate."""
     if FLAGS.list:
-        return from_list(FLAGS.list, model.rate if model else 16000, FLAGS.limit, FLAGS.seed)
+        return from_list(FLAGS.list, model.rate if model else 16000, FLAGS.limit or 0, FLAGS.seed)
     dataset = Dataset.open(FLAGS.data or model.config["data"]["path"])
     dataset.check_split(FLAGS.split)
     if model and model.rate != dataset.sample_rate:
         raise ValueError(f"{path} works at {model.rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
-    return from_dataset(dataset, FLAGS.split, FLAGS.limit, FLAGS.seed)
+    return from_dataset(dataset, FLAGS.split, 60 if FLAGS.limit is None else FLAGS.limit, FLAGS.seed)
 
 
-def score(path: str | None, model: inference.Model | None, out: Path | None) -> list[dict[str, Any]]:
-    """Everything that the flags ask for, on one model; returns the score lines after they are printed and written."""
+def score(path: str | None, model: inference.Model | None, out: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Everything that the flags ask for, on one model: (score lines, rows of the items), printed and not yet written. Audio is
+    written to OUT/audio where it is asked for."""
     task = FLAGS.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
+    if task != "recordings" and model is None:
+        raise ValueError(f"--task={task} needs --model=DIR (a run or an export) or --workdir=DIR")
     if task == "tts" and not model.speaks:
         raise ValueError(f"--task=tts: system {model.config['system']!r} does not speak; use --task=codec")
     evals = tuple(FLAGS.evals or DEFAULTS[task])
     material = gather(path, model)
     items, rate = material.items, material.rate
-    check(evals, task, model, material.dataset, items)
+    check(evals, task, model, material.dataset, items, FLAGS.wavs)
     made: dict[str, list[np.ndarray | None]] = {}
     if all(audio is not None for audio in material.recordings):
         made["recording"] = material.recordings
@@ -343,23 +355,36 @@ def score(path: str | None, model: inference.Model | None, out: Path | None) -> 
         (out / "audio").mkdir(parents=True, exist_ok=True)
         for condition, audios in made.items():
             for item, audio in zip(items, audios):
-                if audio is not None:
-                    inference.write(out / "audio" / f"{item['id'].replace('/', '_')}-{condition}.flac", (audio, rate))
+                file = out / "audio" / f"{item['id'].replace('/', '_')}-{condition}.flac"
+                if audio is None:
+                    file.unlink(missing_ok=True)  # of an earlier evaluation into this folder
+                else:
+                    inference.write(file, (audio, rate))
     lines = judge(evals, material, made, speeches, FLAGS.seed, FLAGS.processes, common)
     if "predictability" in evals:
         lines += table_of_means(model, material.dataset, FLAGS.seed, {k: v for k, v in common.items() if k not in ("split", "items")})
     print("\n" + scores.table(lines))
-    if out:
-        scores.write(out, lines, items)
-        print(f"\nscores.jsonl, items.jsonl and summary.json are in {out}")
-    return lines
+    return lines, items
+
+
+def score_step(workdir: str, out: Path, step: int | None = None) -> None:
+    """Scores checkpoint `step` (default the newest) into OUT/<step>/, OUT/scores.jsonl (of all steps) and TensorBoard."""
+    model = inference.load(workdir, step)
+    folder = out / str(model.step)
+    lines, items = score(workdir, model, folder)
+    with metrics.board(str(out / "tensorboard"), model.step) as board:
+        for line in lines:
+            board.add_scalar(line["name"], line["value"], model.step)
+    scores.write(folder, lines, items)  # last: with its summary.json a step is done
+    scores.gather(out)
+    print(f"\nscores.jsonl, items.jsonl and summary.json are in {folder}, the scores of all steps in {out / 'scores.jsonl'}")
 
 
 def follow(workdir: str, out: Path) -> None:
-    """Scores every checkpoint as it appears, each into OUT/<step>/ and as lines of OUT/scores.jsonl and TensorBoard, until the
-    run's last step is scored. What a killed job has scored is not scored again; a checkpoint that training has dropped
-    meanwhile is passed over."""
+    """Scores every checkpoint as it appears until the run's last step is scored (a run that died is waited for). What a killed job
+    has scored is not scored again; a checkpoint that training has dropped meanwhile is passed over."""
     out.mkdir(parents=True, exist_ok=True)
+    scores.gather(out)
     waiting = False
     while True:
         there = checkpoints.steps(workdir)
@@ -367,17 +392,11 @@ def follow(workdir: str, out: Path) -> None:
         for step in fresh:
             print(f"\n== checkpoint {step} of {workdir}", flush=True)
             try:
-                model = inference.load(workdir, step)
+                score_step(workdir, out, step)
             except (FileNotFoundError, ValueError) as error:
                 if step in checkpoints.steps(workdir):
                     raise
                 print(f"checkpoint {step} is gone: {error}")
-                continue
-            lines = score(workdir, model, out / str(step))
-            with metrics.board(str(out / "tensorboard"), step) as board:
-                for line in lines:
-                    board.add_scalar(line["name"], line["value"], step)
-            scores.gather(out)
         if there and there[-1] >= checkpoints.read_config(workdir)["train"]["steps"] and not fresh:
             print(f"{workdir} has reached its last step {there[-1]}: done")
             return
@@ -390,7 +409,7 @@ def follow(workdir: str, out: Path) -> None:
 
 def write_report(folders: Sequence[str]) -> None:
     """`report RUN...`"""
-    page, skipped = report.write(folders, FLAGS.out or "report", FLAGS.limit, FLAGS.title)
+    page, skipped = report.write(folders, FLAGS.out or "report", 24 if FLAGS.limit is None else FLAGS.limit, FLAGS.title)
     print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {page}")
 
 
@@ -399,7 +418,8 @@ def write_test(systems: Sequence[str]) -> None:
     pairs = [word.partition("=") for word in systems]
     if not pairs or not all(name and folder for name, _, folder in pairs) or len({name for name, _, _ in pairs}) < len(pairs):
         raise ValueError(f"listen {' '.join(systems)}: expected NAME=DIR for every system, with names of their own")
-    page = listening.make({name: folder for name, _, folder in pairs}, FLAGS.out or "listening", FLAGS.kind, FLAGS.limit, FLAGS.seed)
+    limit = 20 if FLAGS.limit is None else FLAGS.limit
+    page = listening.make({name: folder for name, _, folder in pairs}, FLAGS.out or "listening", FLAGS.kind, limit, FLAGS.seed)
     print(f"wrote {page} for the listeners and {page.with_name('key.json')} for you")
 
 
@@ -416,16 +436,21 @@ def read_answers(paths: Sequence[str]) -> None:
 
 def main(argv: list[str]) -> None:
     words = {"report": write_report, "listen": write_test, "answers": read_answers}
-    if argv[1:] and argv[1] not in words:
-        raise ValueError(f"{argv[1]!r} is not a word of this command: expected {', '.join(words)} or flags (see --help)")
-    cluster.start(lambda line: None)
     if argv[1:]:
-        return words[argv[1]](argv[2:])
+        if argv[1] not in words:
+            raise ValueError(f"{argv[1]!r} is not a word of this command: expected {', '.join(words)} or flags (see --help)")
+        return words[argv[1]](argv[2:])  # without joining a cluster
     path, out = read_flags()
+    cluster.start(lambda line: None)
     if FLAGS.follow:
         follow(FLAGS.workdir, out)
+    elif FLAGS.workdir and not FLAGS.out:
+        score_step(FLAGS.workdir, out)
     else:
-        score(path, inference.load(path) if path else None, out)
+        lines, items = score(path, inference.load(path) if path else None, out)
+        if out:
+            scores.write(out, lines, items)
+            print(f"\nscores.jsonl, items.jsonl and summary.json are in {out}")
 
 
 if __name__ == "__main__":

@@ -127,6 +127,8 @@ def test_what_the_judges_lack_is_said_before_the_synthesis(codec, corpus, monkey
         evaluate.check(["codec_quality"], "recordings", None, dataset, items)
     with pytest.raises(ValueError, match="prosody needs a model that speaks"):
         evaluate.check(["prosody"], "codec", model, dataset, items)
+    with pytest.raises(ValueError, match="--evals=robustness compares with the recordings"):
+        evaluate.check(["robustness"], "recordings", None, dataset, items)
     with pytest.raises(ValueError, match="predictability needs a codec"):
         evaluate.check(["predictability"], "tts", None, dataset, items)
 
@@ -165,6 +167,7 @@ def test_another_systems_wavs(corpus, tmp_path):
     code, out, err = run(NAME, *args)
     assert code == 0, err
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
+    assert summary["secs_own"] == summary["secs_own_wavs"] < summary["secs_own_recording"]  # two of five are missing
     rows = [json.loads(line) for line in (tmp_path / "o" / "items.jsonl").read_text().splitlines()]
     assert summary["mcd_wavs"] == pytest.approx(0, abs=0.05) and [row["speaker_similarity"]["wavs"]["own"] == 0 for row in rows] == [
         True, False, False, False, True]
@@ -267,7 +270,7 @@ def test_a_run_is_scored_into_its_folder_and_a_read_model_is_left_alone(codec, c
     args = [f"--data={corpus}", "--limit=2", "--evals=speaker_similarity", "--task=codec"]
     assert run(NAME, f"--workdir={folder}", *args)[0] == 0
     first = json.loads((tmp_path / "run" / "evaluation" / "scores.jsonl").read_text().splitlines()[0])
-    assert first["fingerprint"]["step"] == 7
+    assert first["fingerprint"]["step"] == 7 and (tmp_path / "run" / "evaluation" / "7" / "items.jsonl").is_file()
     before = sorted(tmp_path.rglob("*"))
     code, out, _ = run(NAME, f"--model={folder}", *args)
     assert code == 0 and "secs_own" in out and sorted(tmp_path.rglob("*")) == before

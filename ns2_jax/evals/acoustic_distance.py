@@ -18,6 +18,7 @@ from ns2_jax.evals import statistics
 from ns2_jax.maths import pitch, spectral
 
 RATE, HOP, SIZE, BANDS, ORDER = 16000, 160, 640, 80, 24
+LONGEST = 120.0
 LEVEL = 0.05  # both sides are brought to this RMS: the floor of the log-mel spectrum then means the same
 
 
@@ -36,7 +37,9 @@ def path(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The cheapest monotonic pairing of frames `[t, c]` and `[u, c]`: int `[n, 2]`, both ends included (exact DTW, librosa)."""
     import librosa
 
-    return librosa.sequence.dtw(C=distortion(a[:, None], b[None]), backtrack=True)[1][::-1]
+    square = np.square(a).sum(-1)[:, None] + np.square(b).sum(-1)[None] - 2 * a @ b.T  # no [t, u, c]: half a minute would take gigabytes
+    cost = 10 / np.log(10) * np.sqrt(2 * np.maximum(square, 0))
+    return librosa.sequence.dtw(C=cost, backtrack=True)[1][::-1]
 
 
 def tracks(audios: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -68,8 +71,8 @@ def compare(reference: tuple[np.ndarray, np.ndarray], estimate: tuple[np.ndarray
 
 
 def usable(audio: np.ndarray | None) -> bool:
-    """Whether there is a signal to measure."""
-    return audio is not None and audio.size > HOP and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
+    """Whether there is a signal to measure, of at most LONGEST seconds: the path takes memory with the square of the length."""
+    return audio is not None and HOP < audio.size <= LONGEST * RATE and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
 
 
 def evaluate(condition: str, references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE, seed: int = 0,
@@ -85,7 +88,7 @@ def evaluate(condition: str, references: Sequence[np.ndarray], audios: Sequence[
         zip(*sides, strict=True), f"distance of {condition}", len(good), disable=not progress, mininterval=2))))
     rows = [found.get(k) for k in range(len(audios))]
     about = dict(
-        seed=seed, missing=len(audios) - len(good), evaluator=f"ns2_jax, {BANDS} log-mel bands, order {ORDER}, exact DTW of librosa "
+        seed=seed, missing=len(audios) - len(good), evaluator=f"ns2_jax {statistics.code(pitch, spectral)}, {BANDS} log-mel bands, order {ORDER}, exact DTW of librosa "
         f"{importlib.metadata.version('librosa')}", averaging="mean over items that have a signal", **fingerprint)
     lines = []
     for key, unit in (("mcd", "dB"), ("f0_rmse", "Hz"), ("f0_cents", "cents"), ("voicing_error", "%")):

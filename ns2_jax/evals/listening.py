@@ -62,38 +62,50 @@ def anchor(audio: np.ndarray) -> np.ndarray:
 
 
 def gather(folders: Mapping[str, str | os.PathLike], kind: str, limit: int) -> list[dict[str, Any]]:
-    """Trials: utterances that every system has. `folders`: system -> folder of scores with `audio/` (the condition `synthesis`, else
-    `wavs`, else `codec`). Raises ValueError for an unknown kind or too few systems, FileNotFoundError where audio is missing.
+    """Trials: utterances that every system has, with a signal. `folders`: system -> folder of scores with `audio/`; of each the
+    condition `synthesis` where it has any, else `wavs`, else `codec`. Raises ValueError for an unknown kind, names or numbers of
+    systems that do not go, and texts that differ; FileNotFoundError where nothing is left.
     """
     if kind not in KINDS:
         raise ValueError(f"--kind={kind} is not one of {', '.join(KINDS)}")
     if kind in ("cmos", "abx") and len(folders) != 2:
         raise ValueError(f"{kind} compares two systems, {len(folders)} are given")
+    if {REFERENCE, ANCHOR} & set(folders):
+        raise ValueError(f"a system can't be called {REFERENCE} or {ANCHOR}: those have a part in the test")
     there: dict[str, dict[str, pathlib.Path]] = {}
     texts: dict[str, str] = {}
     for system, folder in folders.items():
         rows = pathlib.Path(folder) / "items.jsonl"
         if not rows.is_file():
             raise FileNotFoundError(f"{folder} holds no items.jsonl; write it with evaluate --out={folder} --save_audio")
-        for row in map(json.loads, rows.read_text(encoding="utf8").splitlines()):
-            stem = str(rows.parent / "audio" / row["id"].replace("/", "_"))
-            path = next((p for c in ("synthesis", "wavs", "codec") if (p := pathlib.Path(f"{stem}-{c}.flac")).is_file()), None)
-            recording = pathlib.Path(f"{stem}-recording.flac")
-            if path is not None and (kind not in ("smos", "mushra") or recording.is_file()):
-                there.setdefault(row["id"], {})[system] = path
-                there[row["id"]].setdefault(REFERENCE, recording)
-                texts[row["id"]] = row["text"]
+        items = [json.loads(line) for line in rows.read_text(encoding="utf8").split("\n") if line]
+        place = lambda item, condition: rows.parent / "audio" / f"{item['id'].replace('/', '_')}-{condition}.flac"
+        made = next((c for c in ("synthesis", "wavs", "codec") if any(place(item, c).is_file() for item in items)), None)
+        if made is None:
+            raise FileNotFoundError(f"{folder}/audio has no output of the system; evaluate it with --save_audio")
+        for item in items:
+            if texts.setdefault(item["id"], item["text"]) != item["text"]:
+                raise ValueError(f"{item['id']} has another text in {folder}; the systems must speak one list")
+            found = {system: place(item, made)} | ({REFERENCE: place(item, "recording")} if kind in ("smos", "mushra") else {})
+            try:
+                for path in found.values():
+                    files.read(path, RATE)
+            except files.AudioError as error:
+                print(f"left out: {error}")
+                continue
+            there.setdefault(item["id"], {}).update(found)
     names = sorted(name for name, found in there.items() if set(folders) <= set(found))[: limit or None]
     if not names:
         raise FileNotFoundError(f"no utterance has audio of all of {sorted(folders)}; evaluate them on one list with --save_audio")
-    return [{"item": name, "text": texts[name], "systems": {s: there[name][s] for s in folders}, "recording": there[name][REFERENCE]}
+    return [{"item": name, "text": texts[name], "systems": {s: there[name][s] for s in folders}, "recording": there[name].get(REFERENCE)}
             for name in names]
 
 
 def make(folders: Mapping[str, str | os.PathLike], out: str | os.PathLike, kind: str, limit: int = 20, seed: int = 0) -> pathlib.Path:
     """Writes OUT/index.html (for listeners) and OUT/key.json (for you); returns the page. Raises as `gather`."""
     trials = gather(folders, kind, limit)
-    test = statistics.digest([kind, seed, [(t["item"], sorted(t["systems"])) for t in trials]])
+    sound = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    test = statistics.digest([kind, seed, [(t["item"], sorted((s, sound(path)) for s, path in t["systems"].items())) for t in trials]])
     hidden = lambda *names: hashlib.sha256("/".join((test, str(seed), *names)).encode()).hexdigest()[:10]
     key: dict[str, Any] = {"test": test, "kind": kind, "systems": sorted(folders), "trials": {}, "stimuli": {}}
     shown = []
@@ -117,26 +129,53 @@ def make(folders: Mapping[str, str | os.PathLike], out: str | os.PathLike, kind:
     folder.mkdir(parents=True, exist_ok=True)
     data = json.dumps({"test": test, "kind": kind, "question": QUESTIONS[kind], "scale": SCALES.get(kind), "trials": shown})
     template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf8")
-    text = template.replace("@TITLE@", html.escape(f"Listening test ({kind})")).replace("@DATA@", data.replace("</", "<\\/"))
+    text = template.replace("@TITLE@", html.escape(f"Listening test ({kind})")).replace("@DATA@", data.replace("<", "\\u003c"))
     for name, content in (("key.json", json.dumps(key, indent=1) + "\n"), ("index.html", text)):
         (folder / f"{name}.part").write_text(content, encoding="utf8")
         os.replace(folder / f"{name}.part", folder / name)
     return folder / "index.html"
 
 
+def _good(answer: Any, key: Mapping[str, Any]) -> bool:
+    """Whether an answer has everything in its place and range."""
+    known = key["stimuli"]
+    if answer["trial"] not in key["trials"] or not answer["order"] or not all(s in known for s in answer["order"]):
+        return False
+    if key["kind"] == "mushra":
+        return set(answer["scores"]) == set(answer["order"]) and all(0 <= value <= 100 for value in answer["scores"].values())
+    if key["kind"] == "abx" and answer["x"] not in answer["order"]:
+        return False
+    return answer["score"] in [value for value, _ in SCALES[key["kind"]]]
+
+
 def read_answers(key: Mapping[str, Any], paths: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
-    """Answer files as dicts. Raises ValueError naming the file that is no answer, or is one to another test."""
-    sheets = []
+    """Answer files as dicts, one of each listener: the one with the most answers. Raises ValueError naming the file that is no
+    file of answers, or of answers to another test."""
+    sheets: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
             sheet = json.loads(pathlib.Path(path).read_text(encoding="utf8"))
-            test, _ = sheet["test"], [answer["trial"] for answer in sheet["answers"]]
+            if sheet["test"] != key["test"]:
+                raise ValueError(f"it answers test {sheet['test']}, the key is of {key['test']}")
+            if not all(_good(answer, key) for answer in sheet["answers"]):
+                raise ValueError("an answer lacks a part, is out of range or is to no trial of the test")
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a file of answers: {error}") from error
-        if test != key["test"]:
-            raise ValueError(f"{path} answers test {test}, the key is of {key['test']}")
-        sheets.append({**sheet, "file": str(path)})
-    return sheets
+            raise ValueError(f"{path} can't be read as answers: {error}") from error
+        listener = str(sheet.get("listener") or path)
+        if len(sheet["answers"]) >= len(sheets.get(listener, {"answers": ()})["answers"]):
+            sheets[listener] = {**sheet, "listener": listener}
+    return list(sheets.values())
+
+
+def interval(values: Sequence[float], groups: Sequence[Sequence[Any]], seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean when whole groups are drawn (all ratings of a listener, of an item): the widest."""
+    found = []
+    for group in groups:
+        sums: dict[Any, list[float]] = collections.defaultdict(list)
+        for value, member in zip(values, group, strict=True):
+            sums[member].append(value)
+        found.append(statistics.bootstrap([sum(v) for v in sums.values()], [float(len(v)) for v in sums.values()], seed))
+    return max(found, key=lambda ends: ends[1] - ends[0])
 
 
 def binomial(right: int, total: int) -> float:
@@ -145,40 +184,41 @@ def binomial(right: int, total: int) -> float:
 
 
 def analyse(key: Mapping[str, Any], sheets: Sequence[Mapping[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """A row per system (pair for cmos and abx): mean, 95 % interval (bootstrap over ratings), ratings, listeners.
+    """A row per system (pair for cmos and abx): mean, 95 % interval (`interval` over listeners and items), ratings, listeners.
 
     mushra leaves out listeners who rate the hidden recording under 90 in more than 15 % of their trials (BS.1534, 4.1.2) and
-    says how many. Raises ValueError when no answer is left.
+    says how many. abx also has the binomial probability of as many right by chance, as if all its answers were independent.
+    Raises ValueError when no answer is left.
     """
     system = lambda stimulus: key["stimuli"][stimulus]["system"]
-    ratings: dict[str, list[float]] = collections.defaultdict(list)
-    used, screened = set(), 0
+    ratings: dict[str, list[tuple[float, str, str]]] = collections.defaultdict(list)
+    screened = 0
     for sheet in sheets:
-        answers = [answer for answer in sheet["answers"] if answer["trial"] in key["trials"]]
         if key["kind"] == "mushra":
-            low = [answer["scores"][s] < 90 for answer in answers for s in answer["order"] if system(s) == REFERENCE]
+            low = [answer["scores"][s] < 90 for answer in sheet["answers"] for s in answer["order"] if system(s) == REFERENCE]
             if low and np.mean(low) > 0.15:
                 screened += 1
                 continue
-        used.add(sheet.get("listener", sheet["file"]))
-        for answer in answers:
+        for answer in sheet["answers"]:
             first, *rest = answer["order"]
+            about = sheet["listener"], key["trials"][answer["trial"]]
             if key["kind"] in ("mos", "smos"):
-                ratings[system(first)].append(answer["score"])
+                ratings[system(first)].append((answer["score"], *about))
             elif key["kind"] == "cmos":
                 a, b = system(first), system(rest[0])
-                ratings[" minus ".join(reversed(sorted((a, b))))].append(answer["score"] if b > a else -answer["score"])
+                ratings[" minus ".join(sorted((a, b), reverse=True))].append((answer["score"] if b > a else -answer["score"], *about))
             elif key["kind"] == "abx":
-                ratings["right"].append(100.0 * (answer["order"]["AB".index(answer["score"])] == answer["x"]))
+                ratings["right"].append((100.0 * (answer["order"]["AB".index(answer["score"])] == answer["x"]), *about))
             else:
                 for stimulus, value in answer["scores"].items():
-                    ratings[system(stimulus)].append(value)
+                    ratings[system(stimulus)].append((value, *about))
     if not ratings:
-        raise ValueError(f"no answers are left of {len(sheets)} files ({screened} screened out)")
+        raise ValueError(f"no answers are left of {len(sheets)} listeners ({screened} screened out)")
     rows = []
-    for name, values in sorted(ratings.items()):
-        low, high = statistics.bootstrap(values, seed=seed)
-        row = {"system": name, "mean": float(np.mean(values)), "interval": [low, high], "ratings": len(values), "listeners": len(used)}
+    for name, given in sorted(ratings.items()):
+        values, listeners, items = zip(*given)
+        low, high = interval(values, (listeners, items), seed)
+        row = {"system": name, "mean": float(np.mean(values)), "interval": [low, high], "ratings": len(values), "listeners": len(set(listeners))}
         row |= {"screened": screened} if key["kind"] == "mushra" else {}
         row |= {"p": binomial(sum(v > 0 for v in values), len(values))} if key["kind"] == "abx" else {}
         rows.append(row)

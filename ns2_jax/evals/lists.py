@@ -32,6 +32,7 @@ class Item:
     prompt_text: str = ""
     audio: str = ""
     speaker: str = ""
+    prompt_seconds: float = 0.0  # how much of the prompt, from its beginning; 0 is all
 
 
 def _columns(path: str | os.PathLike, separator: str, counts: Sequence[int]) -> Iterable[list[str]]:
@@ -69,12 +70,14 @@ def librispeech_pc(path: str | os.PathLike, root: str | os.PathLike) -> list[Ite
     return _checked(path, [Item(row[3], row[5], place(row[0]), row[2], place(row[3]), row[3].split("-")[0]) for row in rows])
 
 
-def hard(prompt: str | os.PathLike) -> list[Item]:
+def hard(prompt: str | os.PathLike, recordings: str | os.PathLike | None = None) -> list[Item]:
     """Fifty sentences of ours that make systems skip and repeat (letters, digits, doubled words, tongue twisters), in the manner
-    of FastSpeech's list, all in the voice of one recording."""
+    of FastSpeech's list, all in the voice of one recording. RECORDINGS/hard-01.wav and so on, said by a synthesiser that does not
+    skip (flite, say), are the floor of the robustness evaluator; without them its own errors count."""
     lines = pathlib.Path(__file__).with_name("hard_sentences.txt").read_text(encoding="utf8").splitlines()
     voice = pathlib.Path(prompt).stem
-    return _checked("hard", [Item(f"hard-{k:02d}", text, str(prompt), speaker=voice) for k, text in enumerate(lines, 1)])
+    said = lambda k: str(pathlib.Path(recordings) / f"hard-{k:02d}.wav") if recordings else ""
+    return _checked("hard", [Item(f"hard-{k:02d}", text, str(prompt), audio=said(k), speaker=voice) for k, text in enumerate(lines, 1)])
 
 
 def _checked(path: str | os.PathLike, items: list[Item]) -> list[Item]:
@@ -137,8 +140,8 @@ def _rank(seed: int, *names: str) -> str:
 
 def draw(recordings: Sequence[Recording], per_speaker: int = 0, seconds: tuple[float, float] = (0.0, 1e9), prompt_seconds: float = 3.0,
          seed: int = 0) -> list[Item]:
-    """Items of `seconds` in length, `per_speaker` of each (0: all), prompted by another utterance of the speaker that lasts at
-    least `prompt_seconds`. The draw depends on the names and the seed alone. Raises ValueError when nothing is left."""
+    """Items of `seconds` in length, `per_speaker` of each (0: all), prompted by the first `prompt_seconds` of another utterance of
+    the speaker. The draw depends on the names and the seed alone. Raises ValueError when nothing is left."""
     people: dict[str, list[Recording]] = {}
     for one in recordings:
         people.setdefault(one.speaker, []).append(one)
@@ -149,7 +152,7 @@ def draw(recordings: Sequence[Recording], per_speaker: int = 0, seconds: tuple[f
             others = [other for other in people[speaker] if other.id != one.id and other.seconds >= prompt_seconds]
             if others:
                 prompt = min(others, key=lambda other: _rank(seed, "prompt", one.id, other.id))
-                items.append(Item(one.id, one.text, prompt.path, prompt.text, one.path, speaker))
+                items.append(Item(one.id, one.text, prompt.path, prompt.text, one.path, speaker, prompt_seconds))
     if not items:
         raise ValueError(f"no utterance of {seconds[0]:g} to {seconds[1]:g} s has another of {prompt_seconds:g} s by its speaker to prompt with")
     return items
@@ -176,14 +179,24 @@ def protocol(name: str, root: str | os.PathLike, seed: int = 0) -> list[Item]:
 
 def load(spec: str, seed: int = 0) -> list[Item]:
     """`KIND:PATH`, KIND being tsv (what `write` writes), seed_tts, hard (PATH is the prompt) or a protocol over a corpus, or
-    `librispeech_pc:LIST:CORPUS`. Raises ValueError for another spec, and as the readers do."""
+    `librispeech_pc:LIST:CORPUS`, or `hard:PROMPT:RECORDINGS`. Raises ValueError for another spec, and as the readers do."""
     kind, *paths = spec.split(":")
     readers = {"tsv": read, "seed_tts": seed_tts, "librispeech_pc": librispeech_pc, "hard": hard}
-    wanted = 2 if kind == "librispeech_pc" else 1
-    if kind not in (*readers, *PROTOCOLS) or len(paths) != wanted or not all(paths):
-        raise ValueError(f"{spec!r} is not tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:FOLDER, hard:PROMPT or PROTOCOL:FOLDER with a "
+    wanted = {"librispeech_pc": (2,), "hard": (1, 2)}.get(kind, (1,))
+    if kind not in (*readers, *PROTOCOLS) or len(paths) not in wanted or not all(paths):
+        raise ValueError(f"{spec!r} is not tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:FOLDER, hard:PROMPT[:FOLDER] or PROTOCOL:FOLDER with a "
                          f"protocol of {', '.join(PROTOCOLS)}")
     return readers[kind](*paths) if kind in readers else protocol(kind, paths[0], seed)
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """The first `limit` (0: all) in turn over the speakers, in their order."""
+    turns: dict[str, int] = collections.Counter()
+    ranked = []
+    for place, item in enumerate(items):
+        ranked.append((turns[item.speaker], place, item))
+        turns[item.speaker] += 1
+    return [item for _, _, item in sorted(ranked, key=lambda one: one[:2])][: limit or None]
 
 
 def write(path: str | os.PathLike, items: Sequence[Item]) -> None:
@@ -201,12 +214,13 @@ def read(path: str | os.PathLike) -> list[Item]:
         wanted = [field.name for field in dataclasses.fields(Item)]
         if table.fieldnames != wanted:
             raise ValueError(f"{path} begins with the columns {table.fieldnames}, expected {wanted}")
-        return _checked(path, [Item(**row) for row in table])
+        return _checked(path, [Item(**{**row, "prompt_seconds": float(row["prompt_seconds"])}) for row in table])
 
 
-def audio(path: str | os.PathLike, rate: int) -> np.ndarray:
-    """A file of a list as float32 `[s]` at `rate` Hz. Raises AudioError naming it when it can't be used."""
-    return files.read(path, rate)
+def audio(path: str | os.PathLike, rate: int, seconds: float = 0.0) -> np.ndarray:
+    """A file of a list as float32 `[s]` at `rate` Hz, its first `seconds` (0: all). Raises AudioError naming it when it can't be
+    used."""
+    return files.read(path, rate)[: int(seconds * rate) or None]
 
 
 def wavs(folder: str | os.PathLike, ids: Sequence[str], rate: int) -> tuple[list[np.ndarray | None], Mapping[str, str]]:

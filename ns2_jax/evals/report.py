@@ -22,7 +22,7 @@ from ns2_jax.audio import files
 from ns2_jax.evals import scores, statistics
 from ns2_jax.maths import pitch, spectral
 
-SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame")
+SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor", "words", "picks", "piece")
 RATE = 16000
 FEWEST = 100  # utterances for a verdict
 
@@ -61,16 +61,20 @@ def find(folders: Iterable[str | os.PathLike]) -> tuple[list[Result], list[str]]
         seen.add(folder.resolve())
         try:
             lines = scores.read(folder)
-            rows = folder / "items.jsonl"
             newest = folder / str(max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)) / "items.jsonl"
-            rows = rows if rows.is_file() else newest
-            items = [json.loads(line) for line in rows.read_text(encoding="utf8").splitlines()] if rows.is_file() else []
-            if not all({"name", "value", "interval", "n", "fingerprint"} <= set(line) for line in lines):
-                raise ValueError("a line lacks name, value, interval, n or fingerprint")
-        except ValueError as error:
+            rows = newest if newest.is_file() else folder / "items.jsonl"
+            items = [json.loads(line) for line in rows.read_text(encoding="utf8").split("\n") if line] if rows.is_file() else []
+            for line in lines:
+                if not {"name", "value", "unit", "interval", "n", "fingerprint"} <= set(line):
+                    raise ValueError("a line lacks name, value, unit, interval, n or fingerprint")
+                line["n"], line["value"] = int(line["n"]), float(line["value"])
+                if "step" in line["fingerprint"]:
+                    line["fingerprint"]["step"] = int(line["fingerprint"]["step"])
+            by_id = {item["id"]: item for item in items}
+        except (ValueError, KeyError, TypeError) as error:
             skipped.append(f"{given}: {error}")
             continue
-        found.append(Result(str(given), rows.parent if rows.is_file() else folder, lines, {item["id"]: item for item in items}))
+        found.append(Result(str(given), rows.parent if rows.is_file() else folder, lines, by_id))
     short = [pathlib.Path(result.name).resolve() for result in found]
     for result, path in zip(found, short):
         alone = lambda depth: sum(other.parts[-depth:] == path.parts[-depth:] for other in short) == 1
@@ -95,13 +99,21 @@ def columns(results: Sequence[Result]) -> list[tuple[str, str, dict[str, Any]]]:
     return [(*names, line) for names, line in sorted(seen.items(), key=lambda kv: (order.get(kv[0][0], 99), kv[0]))]
 
 
-def paired(results: Sequence[Result], condition: str = "synthesis") -> list[dict[str, Any]]:
-    """Differences of word error between each two results on the utterances that both have, with paired intervals."""
+def paired(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Differences of word error between each two results on the utterances that both have, with paired intervals; only where the
+    fingerprints say that both were measured alike."""
+
+    def own(result: Result) -> tuple[str, str] | None:
+        lines = {line["name"]: line for line in result.last}
+        return next(((c, key(lines[f"wer_{c}"])) for c in ("synthesis", "wavs") if f"wer_{c}" in lines), None)
+
     out = []
     for i, a in enumerate(results):
         for b in results[i + 1 :]:
-            both = [(x, b.items[name]) for name, x in a.items.items() if name in b.items and x["text"] == b.items[name]["text"]]
-            rows = [[z["word_error"][condition] for z in pair] for pair in both if all(condition in z.get("word_error", {}) for z in pair)]
+            mine, theirs = own(a), own(b)
+            if mine is None or theirs is None or mine[1] != theirs[1]:
+                continue
+            rows = [(a.items[name]["word_error"][mine[0]], b.items[name]["word_error"][theirs[0]]) for name in a.items if name in b.items]
             if rows:
                 errors = ([100.0 * pair[side]["errors"] for pair in rows] for side in (0, 1))
                 out.append({"a": a.name, "b": b.name, **statistics.paired(*errors, [pair[0]["words"] for pair in rows])})
@@ -136,7 +148,10 @@ def _table(results: Sequence[Result]) -> str:
                     cells.append("<td></td>")
                     continue
                 low, high = (_number(x, line["unit"]) for x in line["interval"])
-                cells.append(f"<td title='n = {line['n']}'>{_number(line['value'], line['unit'])}<small>{low} to {high}</small></td>")
+                left = {word: line["fingerprint"].get(word, 0) for word in ("missing", "without", "short")}
+                left = "".join(f"<small>{html.escape(str(count))} {word}</small>" for word, count in left.items() if count)
+                value = _number(line["value"], line["unit"])
+                cells.append(f"<td title='n = {line['n']}'>{value}<small>{low} to {high}</small>{left}</td>")
             head = f"<th rowspan={len(conditions)} class=name>{html.escape(result.name)}{step}</th>" if place == 0 else ""
             rows.append(f"<tr>{head}<th>{html.escape(condition.replace('_', ' '))}</th>{''.join(cells)}</tr>")
     head = f"<thead><tr><th></th><th></th>{''.join(labels)}</tr></thead>"
@@ -215,10 +230,10 @@ def _utterance(name: str, holders: Sequence[tuple[Result, dict[str, Any]]], pict
     for result, item in holders:
         conditions = dict.fromkeys(c for evaluator in item.values() if isinstance(evaluator, dict) for c in evaluator)
         for condition in conditions:
-            if condition in ("recording", "codec") and condition in shown:
-                continue  # the same for every system
-            shown.add(condition)
             path = result.folder / "audio" / f"{name.replace('/', '_')}-{condition}.flac"
+            if condition == "recording" and (condition in shown or (not path.is_file() and result is not holders[-1][0])):
+                continue  # the same for every system: once, with its player where anyone has it
+            shown.add(condition)
             about = []
             if row := item.get("word_error", {}).get(condition):
                 about.append(f"{row['errors']} of {row['words']} words wrong: <i>{html.escape(row['heard'] or '(nothing)')}</i>")
@@ -231,10 +246,12 @@ def _utterance(name: str, holders: Sequence[tuple[Result, dict[str, Any]]], pict
             player = drawn = ""
             if path.is_file():
                 player = f"<audio controls preload=none src='{_uri('audio/flac', path.read_bytes())}'></audio>"
-                if pictures:
-                    source = _uri("image/png", picture(files.read(path, RATE)))
-                    drawn = f"<img alt='spectrogram of {html.escape(condition)}' src='{source}'>"
-            who = "" if condition in ("recording", "codec") else f" <small>{html.escape(result.name)}</small>"
+                try:
+                    source = _uri("image/png", picture(files.read(path, RATE))) if pictures else ""
+                    drawn = f"<img alt='spectrogram of {html.escape(condition)}' src='{source}'>" if source else ""
+                except files.AudioError as error:
+                    about.append(f"<b>{html.escape(error.reason)}</b>")
+            who = "" if condition == "recording" else f" <small>{html.escape(result.name)}</small>"
             parts.append(f"<div class=made><h4>{html.escape(condition)}{who}</h4>{player}{drawn}<p>{'<br>'.join(about)}</p></div>")
     head = f"<h3>{html.escape(first['text'])}</h3><p class=dim>{html.escape(name)}, {html.escape(first['speaker'])}</p>"
     return f"<section class=item>{head}<div class=row>{''.join(parts)}</div></section>"
@@ -272,7 +289,7 @@ def _difference(pair: Mapping[str, Any]) -> str:
 
 
 def page(results: Sequence[Result], skipped: Sequence[str] = (), utterances: int = 24, pictures: bool = True, title: str = "Scores") -> str:
-    """The HTML. `utterances`: so many are shown, worst first. Raises ValueError when there is no result."""
+    """The HTML. `utterances`: so many are shown (0: all), worst first. Raises ValueError when there is no result."""
     if not results:
         raise ValueError("nothing to report: " + ("; ".join(skipped) or "no folder is given"))
     pairs = "".join(f"<li>{_difference(pair)}</li>" for pair in paired(results))
@@ -281,10 +298,10 @@ def page(results: Sequence[Result], skipped: Sequence[str] = (), utterances: int
         for name, item in result.items.items():
             by_id.setdefault(name, []).append((result, item))
     worst = sorted(by_id, key=lambda name: (-max(_errors(item) for _, item in by_id[name]), name))
-    heard = "".join(_utterance(name, by_id[name], pictures) for name in worst[:utterances])
+    heard = "".join(_utterance(name, by_id[name], pictures) for name in worst[: utterances or None])
     curves = "".join(_curves(result, result.folder) for result in results)
     left = f"<p class=dim>Skipped: {html.escape('; '.join(skipped))}</p>" if skipped else ""
-    shown = f"<p class=dim>{min(len(worst), utterances)} of {len(worst)}</p>"
+    shown = f"<p class=dim>{min(len(worst), utterances or len(worst))} of {len(worst)}</p>"
     parts = {"Results": _table(results), "Differences, paired": pairs and f"<ul>{pairs}</ul>", "Curves": curves,
              "Utterances, worst first": heard and shown + heard}
     body = "".join(f"<h2>{head}</h2>{text}" for head, text in parts.items() if text)

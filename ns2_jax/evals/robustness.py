@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 
 from ns2_jax.audio import files
-from ns2_jax.evals import statistics
+from ns2_jax.evals import statistics, word_error
 from ns2_jax.text import front, phones
 
 RATE = 16000
@@ -86,10 +86,21 @@ def path(audio: np.ndarray, pronunciations: Sequence[tuple[str, ...]], skip: flo
     return [(int(word[1:].split("_")[0]), at(first), at(end)) for word, first, end in found]
 
 
+def has_signal(audio: np.ndarray | None) -> bool:
+    """Whether there is anything to listen to."""
+    return audio is not None and audio.size >= RATE // 10 and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
+
+
+@functools.lru_cache(4096)
+def _floor(audio: bytes, text: str) -> dict[str, Any]:
+    """The verdict on a recording, which is the same for every condition."""
+    return verdict(np.frombuffer(audio, np.float32), text)
+
+
 def verdict(audio: np.ndarray | None, text: str) -> dict[str, Any]:
     """`skipped` and `repeated`: places of words (from 0), and `words`: how many there are. Without a signal all are skipped."""
     words = spoken_words(text)
-    if audio is None or audio.size < RATE // 10 or not np.isfinite(audio).all() or np.abs(audio).max() < files.SILENT:
+    if not has_signal(audio):
         return {"skipped": list(range(len(words))), "repeated": [], "words": len(words)}
     seen = [place for place, _, _ in path(audio, [tuple(word.phones) for word in words])]
     skipped, repeated = ([k for k in range(len(words)) if test(seen.count(k))] for test in (lambda n: n == 0, lambda n: n > 1))
@@ -101,7 +112,8 @@ def evaluate(condition: str, texts: Sequence[str], audios: Sequence[np.ndarray |
              **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Score lines `skips_*` and `repeats_*` (% of words) and `bad_sentences_*` (% with either), and one row per item.
 
-    With `recordings`, a word that is flagged there too does not count.
+    With `recordings`, a word that is flagged there too does not count; where the judge can't follow the recording at all, or
+    there is none, all count.
     """
     check()
     audios = files.resample_all(audios, rate, RATE)
@@ -110,12 +122,14 @@ def evaluate(condition: str, texts: Sequence[str], audios: Sequence[np.ndarray |
     watched = tqdm.tqdm(zip(texts, audios, floor), f"words of {condition}", len(texts), mininterval=2, disable=not progress)
     for text, audio, recording in watched:
         row = verdict(audio, text)
-        if recording is not None:
-            known = verdict(recording, text)
-            row |= {key: [k for k in row[key] if k not in known[key]] for key in ("skipped", "repeated")}
+        if recording is not None and has_signal(audio):
+            known = _floor(recording.tobytes(), text)
+            if len(known["skipped"]) < known["words"]:
+                row |= {key: [k for k in row[key] if k not in known[key]] for key in ("skipped", "repeated")}
         rows.append(row)
     about = dict(unit="%", seed=seed, evaluator=f"pocketsphinx {importlib.metadata.version('pocketsphinx')} en-us, skip-and-repeat grammar "
-                 f"{SAY:g} {SKIP:g} {AGAIN:g}", floor="recordings" if recordings is not None else "none", list=statistics.digest(texts),
+                 f"{SAY:g} {SKIP:g} {AGAIN:g} {BACK}", normaliser=word_error.normaliser(), words=statistics.digest(
+                     [word.phones for word in spoken_words(text)] for text in texts), floor="recordings" if recordings is not None else "none", list=statistics.digest(texts),
                  missing=sum(audio is None for audio in audios), **fingerprint)
     words = [float(row["words"]) for row in rows]
     share = "all flagged words over all words; a missing output counts as all skipped"

@@ -12,8 +12,8 @@ from ns2_jax.evals import prosody
 
 MEASURES = (  # how score names begin; the condition follows
     "wer_per_utterance", "wer", "cer", "skips", "repeats", "bad_sentences", "secs_own", "secs_others", "secs_nearest", "mcd", "f0_rmse",
-    "f0_cents", "voicing_error", "pesq", "stoi", "si_sdr", "dnsmos_overall", "dnsmos_signal", "dnsmos_background", "dnsmos_p808", "consistency", "drift",
-    "predictability",
+    "f0_cents", "voicing_error", "pesq", "stoi", "si_sdr", "dnsmos_overall", "dnsmos_signal", "dnsmos_background", "dnsmos_p808", "consistency",
+    "drift", "predictability",
     *(f"prosody_{what}_{how}" for what in ("duration", "pitch") for how in (*prosody.MOMENTS, "rmse", "correlation")))
 
 
@@ -25,6 +25,8 @@ def split(name: str) -> tuple[str, str]:
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Measures down, conditions across; each cell is the value and its 95 % interval."""
+    if not lines:
+        return "no scores: no evaluator had anything to measure"
     measures: dict[str, dict[str, str]] = {}
     conditions: list[str] = []
     for line in lines:
@@ -44,7 +46,7 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Score name -> value; `secs_own` and `secs_others` are those of the last stage there is."""
     values = {line["name"]: line["value"] for line in lines}
     for key in ("secs_own", "secs_others"):
-        found = [values[f"{key}_{c}"] for c in ("synthesis", "codec", "recording") if f"{key}_{c}" in values]
+        found = [values[f"{key}_{c}"] for c in ("synthesis", "wavs", "codec", "recording") if f"{key}_{c}" in values]
         values |= {key: found[0]} if found else {}
     return values
 
@@ -64,7 +66,7 @@ def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
     path = pathlib.Path(folder) / "scores.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no scores.jsonl; python -m ns2_jax.evaluate --out={folder} writes it")
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines() if line]
+    return [json.loads(line) for line in path.read_text(encoding="utf8").split("\n") if line]
 
 
 def gather(out: pathlib.Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import types
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -49,6 +51,11 @@ def digest(things: Iterable[Any]) -> str:
     for thing in things:
         sha.update((json.dumps(thing, sort_keys=True, ensure_ascii=False) + "\n").encode())
     return sha.hexdigest()[:12]
+
+
+def code(*modules: types.ModuleType) -> str:
+    """Eight hex digits of the modules' sources, for fingerprints of what we compute ourselves."""
+    return hashlib.sha256("".join(inspect.getsource(module) for module in modules).encode()).hexdigest()[:8]
 
 
 def score(name: str, numerators: Sequence[float], denominators: Sequence[float] | None = None, unit: str = "", averaging: str = "",

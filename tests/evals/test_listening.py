@@ -36,7 +36,7 @@ def folders(tmp_path_factory):
 
 def data(page) -> dict:
     text = page.read_text()
-    return json.loads(text.split("type='application/json'>")[1].split("</script>")[0].replace("<\\/", "</"))
+    return json.loads(text.split("type='application/json'>")[1].split("</script>")[0])
 
 
 def sound(stimulus) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_anchor_has_nothing_above_3500_hz():
 
 
 def sheet(key, answers, listener="a"):
-    return {"test": key["test"], "kind": key["kind"], "listener": listener, "file": f"{listener}.json", "answers": answers}
+    return {"test": key["test"], "kind": key["kind"], "listener": listener, "answers": answers}
 
 
 def stimulus(key, item, system):
@@ -121,7 +121,7 @@ def test_mushra_screens_listeners_who_miss_the_reference(folders, tmp_path):
     rows = {row["system"]: row for row in listening.analyse(key, [sheet(key, answers(98)), sheet(key, answers(60), "b")])}
     assert rows["recording"]["mean"] == 98 and rows["ours"]["mean"] == 70 and rows["anchor"]["mean"] == 20
     assert rows["ours"]["screened"] == 1 and rows["ours"]["listeners"] == 1
-    with pytest.raises(ValueError, match="no answers are left of 1 files .1 screened out."):
+    with pytest.raises(ValueError, match="no answers are left of 1 listeners .1 screened out."):
         listening.analyse(key, [sheet(key, answers(60))])
 
 
@@ -134,10 +134,50 @@ def test_what_is_refused(folders, tmp_path):
         listening.make({"ours": tmp_path}, tmp_path, "mos")
     listening.make(folders, tmp_path, "mos")
     key = json.loads((tmp_path / "key.json").read_text())
-    for content, words in (("no json", "is not a file of answers"), ('{"test": "other", "answers": []}', "answers test other, the key is of")):
+    trial, stimulus = next(iter(key["trials"])), next(iter(key["stimuli"]))
+    wrong = {"test": key["test"], "answers": [{"trial": trial, "order": [stimulus], "score": 500}]}
+    for content, words in (("no json", "can't be read as answers"), ('{"test": "other", "answers": []}', "answers test other, the key is of"),
+                           (json.dumps(wrong), "out of range"), ('{"test": 1}', "answers test 1"), ("[]", "can't be read")):
         (tmp_path / "a.json").write_text(content)
         with pytest.raises(ValueError, match=words):
             listening.read_answers(key, [tmp_path / "a.json"])
+
+
+def test_a_failed_synthesis_is_never_another_sound(folders, tmp_path):
+    """Its codec copy lies beside it, and a silent one is no sound: both utterances are left out."""
+    copies = {name: shutil.copytree(folder, tmp_path / name) for name, folder in folders.items()}
+    audio = copies["ours"] / "audio"
+    (audio / "u_0-synthesis.flac").rename(audio / "u_0-codec.flac")
+    files.write(audio / "u_1-synthesis.flac", np.zeros(8000, np.float32), RATE)
+    assert [trial["item"] for trial in listening.gather(copies, "mos", 0)] == ["u/2"]
+    rows = (copies["ours"] / "items.jsonl").read_text().replace("Sentence 2.", "Another.")
+    (copies["ours"] / "items.jsonl").write_text(rows)
+    with pytest.raises(ValueError, match="u/2 has another text"):
+        listening.gather(copies, "mos", 0)
+    with pytest.raises(ValueError, match="can't be called recording or anchor"):
+        listening.gather({"anchor": folders["ours"]}, "mos", 0)
+
+
+def test_other_audio_is_another_test_and_a_listener_counts_once(folders, tmp_path):
+    listening.make(folders, tmp_path / "a", "mos")
+    key = json.loads((tmp_path / "a" / "key.json").read_text())
+    copies = {name: shutil.copytree(folder, tmp_path / name) for name, folder in folders.items()}
+    speech = files.read(copies["ours"] / "audio" / "u_0-synthesis.flac", RATE)
+    files.write(copies["ours"] / "audio" / "u_0-synthesis.flac", speech[::-1], RATE)
+    listening.make(copies, tmp_path / "b", "mos")
+    assert json.loads((tmp_path / "b" / "key.json").read_text())["test"] != key["test"]
+    answers = [{"trial": next(t for t, item in key["trials"].items() if item == key["stimuli"][s]["item"]), "order": [s], "score": 3}
+               for s in key["stimuli"]]
+    for name, some in (("1", answers[:2]), ("2", answers), ("3", answers[:1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(sheet(key, some, "x")))
+    (only,) = listening.read_answers(key, [tmp_path / f"{name}.json" for name in "123"])
+    assert len(only["answers"]) == len(answers)
+
+
+def test_intervals_know_that_ratings_of_a_listener_go_together():
+    """Two listeners who disagree, a hundred ratings each: the truth lies anywhere between them."""
+    low, high = listening.interval([1.0] * 100 + [5.0] * 100, (["a"] * 100 + ["b"] * 100, list(range(100)) * 2), 0)
+    assert (low, high) == (1, 5)
 
 
 @pytest.mark.parametrize("kind", ["mos", "abx", "mushra"])

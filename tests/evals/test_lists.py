@@ -30,6 +30,7 @@ def librispeech(tmp_path_factory):
 def test_librispeech_protocols(librispeech):
     items = lists.protocol("naturalspeech2_librispeech", librispeech)
     assert len(items) == 10 and {item.speaker for item in items} == {"61", "121"}  # the single utterance has no prompt
+    assert all(item.prompt_seconds == 3 for item in items) and len(lists.audio(items[0].prompt, 16000, 3.0)) == 48000
     for item in items:
         assert item.text == f"SENTENCE {item.id} OF MINE" and item.audio.endswith(f"{item.id}.flac")
         assert item.prompt != item.audio and f"/{item.speaker}/" in item.prompt and files.seconds(item.prompt) >= 3
@@ -127,5 +128,9 @@ def test_hard_sentences_can_be_spoken_and_judged(tmp_path):
     tone(tmp_path / "voice.wav", 3)
     items = lists.load(f"hard:{tmp_path}/voice.wav")
     assert len(items) == 50 and len({item.text for item in items}) == 50 and all(item.prompt.endswith("voice.wav") for item in items)
+    assert [item.id for item in lists.spread([lists.Item(x, "", "", speaker=x[0]) for x in ("a1", "a2", "a3", "b1", "c1")], 4)] == [
+        "a1", "b1", "c1", "a2"]
+    with pytest.raises(FileNotFoundError, match="hard-01.wav for hard-01, which is not there"):
+        lists.load(f"hard:{tmp_path}/voice.wav:{tmp_path}")
     counts = [len(robustness.spoken_words(item.text)) for item in items]
     assert min(counts) >= 1 and max(counts) > 20 and all(word_error.words(item.text) for item in items)

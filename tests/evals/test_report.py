@@ -79,6 +79,8 @@ def test_differences_are_paired_on_the_utterances_of_both(tmp_path):
     (pair,) = report.paired(results)
     assert pair["value"] == pytest.approx(30) and pair["interval"] == [30, 30] and pair["n"] == 3
     assert "a minus b: +30.0 points of word error (+30.0 to +30.0), 3 utterances (under 100: no verdict)" in report.page(results)
+    results, _ = report.find([tmp_path / "a", write(tmp_path / "c", (1, 2, 3), evaluator="judge 2")])
+    assert report.paired(results) == []  # measured otherwise
 
 
 def test_checkpoints_make_curves_and_the_table_has_the_last(tmp_path):
@@ -100,6 +102,9 @@ def test_names_are_told_apart_by_their_parents(tmp_path):
 
 def test_what_is_not_a_result_is_skipped_and_nothing_is_an_error(tmp_path):
     (tmp_path / "broken").mkdir()
+    for line in ("null", "[]", "no json"):
+        (tmp_path / "broken" / "scores.jsonl").write_text(line + "\n")
+        assert report.find([tmp_path / "broken"])[0] == []
     (tmp_path / "broken" / "scores.jsonl").write_text('{"name": "wer"}\n')
     results, skipped = report.find([tmp_path / "broken", tmp_path / "nowhere"])
     twice = write(tmp_path / "twice", (1, 1, 1))
@@ -109,3 +114,11 @@ def test_what_is_not_a_result_is_skipped_and_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to report: .*broken"):
         report.write([tmp_path / "broken"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_silent_output_and_a_line_separator_do_not_end_the_page(tmp_path):
+    folder = write(tmp_path / "a", (1, 2, 3), audio=True)
+    files.write(folder / "audio" / "u2-synthesis.flac", np.zeros(8000, np.float32), 16000)
+    (folder / "items.jsonl").write_text((folder / "items.jsonl").read_text().replace("Nobody knew.", "Nobody\u2028knew."))
+    text = report.page(report.find([folder])[0])
+    assert "<b>silent</b>" in text and "Nobody\u2028knew." in text and text.count("data:image/png") == 2
