@@ -285,8 +285,8 @@ def define_flags() -> None:
     flags.DEFINE_float("poll", 20.0, "Seconds between two looks for a checkpoint, with --follow.", lower_bound=0.1)
     flags.DEFINE_string("data", None, "The data set; the one the model was trained on if left out.")
     flags.DEFINE_string("split", "test", "Which split of it.")
-    flags.DEFINE_string("list", None, "Instead of a data set: tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:CORPUS, hard:PROMPT, or PROTOCOL:CORPUS with "
-                        f"PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
+    flags.DEFINE_string("list", None, "Instead of a data set: tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:CORPUS, hard:PROMPT[:RECORDINGS] "
+                        f"or PROTOCOL:CORPUS with PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
     flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
     flags.DEFINE_list("evals", None, f"Some of {', '.join(EVALS)}; what fits the task if left out.")
     flags.DEFINE_enum("task", None, ["tts", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
@@ -330,7 +330,8 @@ def score(path: str | None, model: inference.Model | None, out: Path | None) -> 
     if all(audio is not None for audio in material.recordings):
         made["recording"] = material.recordings
     elif task == "codec" or {"acoustic_distance", "codec_quality"} & set(evals):
-        raise ValueError(f"--list={FLAGS.list} has no recordings to compare with; score speech, without acoustic_distance and codec_quality")
+        raise ValueError(
+            f"--list={FLAGS.list} has no recordings to compare with; score speech, without acoustic_distance and codec_quality")
     people = len({item["speaker"] for item in items})
     print(f"{len(items)} utterances of {people} speakers, {FLAGS.list or f'split {material.split} of {material.dataset.root}'}")
     common: dict[str, Any] = {**material.about, **identity(model)}

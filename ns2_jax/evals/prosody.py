@@ -111,6 +111,7 @@ def evaluate(condition: str, prompts: Sequence[Spoken], recordings: Sequence[Spo
         values = [row[key] for row in rows if row is not None and key in row]
         lines.append(statistics.score(
             f"prosody_{key}_{condition}", values, unit=UNITS.get(key, ""), seed=seed, averaging="mean over the items that have it",
-            evaluator=f"ns2_jax {statistics.code(pitch)}, NaturalSpeech 2 section 4.4", frame=f"{1000 * FRAME:g} ms", missing=sum(row is None for row in rows),
+            evaluator=f"ns2_jax {statistics.code(pitch)}, NaturalSpeech 2 section 4.4", frame=f"{1000 * FRAME:g} ms",
+            missing=sum(row is None for row in rows),
             without=sum(row is not None and key not in row for row in rows), **fingerprint))
     return lines, rows

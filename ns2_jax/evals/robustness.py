@@ -127,10 +127,10 @@ def evaluate(condition: str, texts: Sequence[str], audios: Sequence[np.ndarray |
             if len(known["skipped"]) < known["words"]:
                 row |= {key: [k for k in row[key] if k not in known[key]] for key in ("skipped", "repeated")}
         rows.append(row)
-    about = dict(unit="%", seed=seed, evaluator=f"pocketsphinx {importlib.metadata.version('pocketsphinx')} en-us, skip-and-repeat grammar "
-                 f"{SAY:g} {SKIP:g} {AGAIN:g} {BACK}", normaliser=word_error.normaliser(), words=statistics.digest(
-                     [word.phones for word in spoken_words(text)] for text in texts), floor="recordings" if recordings is not None else "none", list=statistics.digest(texts),
-                 missing=sum(audio is None for audio in audios), **fingerprint)
+    judge = f"pocketsphinx {importlib.metadata.version('pocketsphinx')} en-us, skip-and-repeat grammar {SAY:g} {SKIP:g} {AGAIN:g} {BACK}"
+    said = statistics.digest([word.phones for word in spoken_words(text)] for text in texts)
+    about = dict(unit="%", seed=seed, evaluator=judge, normaliser=word_error.normaliser(), words=said, list=statistics.digest(texts),
+                 floor="recordings" if recordings is not None else "none", missing=sum(audio is None for audio in audios), **fingerprint)
     words = [float(row["words"]) for row in rows]
     share = "all flagged words over all words; a missing output counts as all skipped"
     lines = [statistics.score(f"{name}_{condition}", [100.0 * len(row[key]) for row in rows], words, averaging=share, **about)

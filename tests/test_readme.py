@@ -1,0 +1,82 @@
+"""The README's commands: every one exists with its flags, and those that are printed whole are run as printed."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import commands
+import pytest
+
+from ns2_jax.audio import files
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ("README.md", "results/codec/README.md", "results/naturalspeech2/README.md")
+
+
+def printed(page: str) -> list[list[str]]:
+    """All `python -m ...` commands of a page, as words."""
+    text = (ROOT / page).read_text().replace("\\\n", " ").replace("\\|", "|")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    lines += re.findall(r"`(python -m [^`]*)`", text)
+    return [shlex.split(line.split("  #")[0]) for line in lines if line.startswith("python -m ")]
+
+
+def run(words: list[str], folder: pathlib.Path) -> str:
+    done = subprocess.run([sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_flags_exist(page):
+    known: dict[str, str] = {}
+    found = printed(page)
+    assert len(found) >= 4
+    for words in found:
+        module = words[2]
+        if module == "pytest":
+            continue
+        assert importlib.util.find_spec(module), " ".join(words)
+        if module not in known:
+            code, known[module], _ = commands.run(module, "--help")
+            assert code == 0
+        for word in words[3:]:
+            if word.startswith("--") and not word.startswith("--config."):
+                assert f"  {word.split('=')[0]}: " in known[module], f"{page}: {' '.join(words)}: no flag {word}"
+
+
+def test_the_published_model_speaks_as_printed(tmp_path):
+    """README.md's and results/naturalspeech2/README.md's sentence, from the export in the repository."""
+    one, two = ([words for words in printed(page) if words[2] == "ns2_jax.synthesize" and any("results/" in w for w in words)]
+                for page in (PAGES[0], PAGES[2]))
+    assert one == two and len(one) == 1
+    words = [word.replace("--out=", f"--out={tmp_path}/") for word in one[0]]
+    run(words, ROOT)
+    speech = files.read(tmp_path / "speech.wav", 16000)
+    assert 1.0 < len(speech) / 16000 < 5.0
+
+
+@pytest.mark.slow
+def test_your_recordings_as_printed(tmp_path):
+    """Ingest, encode, train: on two sentences, for two steps, from the codec in the repository."""
+    for name in ("configs", "results"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "recordings").mkdir()
+    texts = {"one": "The children walked along the river, and looked at the old bridge before dinner.",
+             "two": "A small bird was singing in the garden, and nobody heard it."}
+    shutil.copy(ROOT / "tests/evals/sentence.flac", tmp_path / "recordings/one.flac")
+    shutil.copy(ROOT / "tests/data_pipelines/sentence0.flac", tmp_path / "recordings/two.flac")
+    (tmp_path / "metadata.csv").write_text("".join(f"{name}|{text}\n" for name, text in texts.items()))
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"## Your recordings.*?```bash\n(.*?)```", text, re.S).group(1).replace("\\\n", " ")
+    assert "`CODEC` is an exported codec: `results/codec/model`" in text
+    for line in block.splitlines():
+        words = [word.replace("CODEC", "results/codec/model") for word in shlex.split(line)]
+        run(words + (["--config.train.steps=2"] if words[2] == "ns2_jax.train" else []), tmp_path)
+    assert (tmp_path / "runs/mine/checkpoints/2").is_dir()
