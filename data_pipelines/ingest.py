@@ -226,8 +226,8 @@ def ingest(
 ) -> dict[str, int]:
     """Makes the data set and returns {"in": ..., "out": ..., reason: count}, where in = out + all reasons.
 
-    Raises FileNotFoundError for missing inputs; ImportError for a missing package; ValueError when `out` holds a data set of other recordings or settings, or
-    when nothing is left.
+    Raises FileNotFoundError for missing inputs; ImportError for a missing package; ValueError when `out` holds a data set of
+    other recordings or settings, or when nothing is left.
     """
     if settings.align not in ALIGNERS:
         raise ValueError(f"--align={settings.align} is not one of {ALIGNERS}")
