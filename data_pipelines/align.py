@@ -6,51 +6,35 @@ Measured on 20 utterances of four flite voices, whose phone times are known: med
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
-import pocketsphinx
 
 from ns2_jax.audio import files
-from ns2_jax.text import front, phones
+from ns2_jax.text import front, phones, sphinx
 
-RATE = 16000  # of the acoustic model
+RATE = sphinx.RATE
 FRAME = 160  # samples of its frames
 LATE = 96  # samples: boundaries of the model come 6 ms early (median, see above)
 WORST = -30.0  # mean acoustic score per frame of the spoken words under which the text is not what was said
 
-# The model's phones are CMUdict's 39: no schwa of its own.
-_SPOKEN = {"ax": "AH"}
+USER = "align"
 
 
 class AlignError(ValueError):
     """The words can't be found in the recording."""
 
 
-@functools.cache
-def _decoder() -> pocketsphinx.Decoder:
-    """Without a dictionary: pronunciations are the front end's, so training and synthesis agree on the phones.
-
-    `bestpath=False` because the lattice search gives `<s>` no frames, and the phone pass then fails (one utterance in seven).
-    """
-    model = f"{pocketsphinx.get_model_path()}/en-us/en-us"
-    return pocketsphinx.Decoder(hmm=model, dict=None, lm=None, samprate=float(RATE), bestpath=False, loglevel="FATAL")
-
-
-@functools.cache
 def _entry(pronunciation: tuple[str, ...]) -> str:
     """The decoder's name for a word with this pronunciation. Raises AlignError when the model lacks a phone."""
-    name = "w_" + "_".join(pronunciation)
-    for phone in pronunciation:
-        if phone not in phones.ENGLISH:
-            raise AlignError(f"phone {phone!r} is not in the English acoustic model")
-    _decoder().add_word(name, " ".join(_SPOKEN.get(phone, phone.upper()) for phone in pronunciation), True)
-    return name
+    try:
+        return sphinx.word(USER, "w", pronunciation)
+    except ValueError as error:
+        raise AlignError(str(error)) from error
 
 
 def _search(audio: bytes) -> None:
-    decoder = _decoder()
+    decoder = sphinx.decoder(USER)
     decoder.start_utt()
     try:
         decoder.process_raw(audio, full_utt=True)
@@ -61,7 +45,7 @@ def _search(audio: bytes) -> None:
 def _segments(audio: np.ndarray, words: Sequence[tuple[str, ...]]) -> list[tuple[str, int, int, float]]:
     """(phone, first frame, frames, score) for the words and the silences the search puts between them."""
     names = {_entry(word): word for word in words}
-    decoder = _decoder()
+    decoder = sphinx.decoder(USER)
     try:
         decoder.set_align_text(" ".join(_entry(word) for word in words))
         _search(audio.tobytes())

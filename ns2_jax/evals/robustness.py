@@ -18,12 +18,12 @@ import tqdm
 
 from ns2_jax.audio import files
 from ns2_jax.evals import statistics, word_error
-from ns2_jax.text import front, phones
+from ns2_jax.text import front, phones, sphinx
 
-RATE = 16000
+RATE = sphinx.RATE
 SAY, SKIP, AGAIN = 1e-2, 1.0, 1e-4  # weights of the grammar's arcs; the acoustic scores are per frame and far larger
 BACK = 3  # words at most between a word and what is said again
-_SPOKEN = {"ax": "AH"}  # the model has CMUdict's 39 phones
+USER = "robustness"
 
 
 def check() -> None:
@@ -33,22 +33,6 @@ def check() -> None:
     except ImportError as error:
         raise ImportError(f"robustness needs the package {error.name}: pip install -e '.[eval]'") from error
     del pocketsphinx
-
-
-@functools.cache
-def _decoder() -> Any:
-    import pocketsphinx
-
-    model = f"{pocketsphinx.get_model_path()}/en-us/en-us"
-    return pocketsphinx.Decoder(hmm=model, dict=None, lm=None, samprate=float(RATE), bestpath=False, loglevel="FATAL")
-
-
-@functools.cache
-def _entry(place: int, pronunciation: tuple[str, ...]) -> str:
-    """The decoder's name of the word at `place`: a place in the sentence is a word of its own, or repeats could not be told."""
-    name = f"w{place}_" + "_".join(pronunciation)
-    _decoder().add_word(name, " ".join(_SPOKEN.get(phone, phone.upper()) for phone in pronunciation), True)
-    return name
 
 
 def spoken_words(text: str) -> list[front.Word]:
@@ -66,9 +50,10 @@ def path(audio: np.ndarray, pronunciations: Sequence[tuple[str, ...]], skip: flo
     """(place of the word, first sample, end) along the best path through `[s]` at RATE; empty where the search fails."""
     arcs: list[tuple] = []
     for place, pronunciation in enumerate(pronunciations):
-        arcs += [(place, place + 1, SAY, _entry(place, tuple(pronunciation))), (place, place + 1, skip)]
+        # A place in the sentence is a word of its own, or repeats could not be told.
+        arcs += [(place, place + 1, SAY, sphinx.word(USER, f"w{place}", tuple(pronunciation))), (place, place + 1, skip)]
         arcs += [(place + 1, place - back, again) for back in range(min(BACK, place + 1))]
-    decoder, name = _decoder(), "sentence"
+    decoder, name = sphinx.decoder(USER), "sentence"
     decoder.add_fsg(name, decoder.create_fsg(name, 0, len(pronunciations), arcs))
     decoder.activate_search(name)
     pcm = (np.clip(np.pad(np.asarray(audio, np.float32), RATE // 10), -1, 1) * 32767).astype("<i2").tobytes()
@@ -78,8 +63,7 @@ def path(audio: np.ndarray, pronunciations: Sequence[tuple[str, ...]], skip: flo
         decoder.end_utt()
         segments = list(decoder.seg()) if decoder.hyp() else []
     except RuntimeError:  # it gives up on some noise; a fresh decoder serves the next one
-        _decoder.cache_clear()
-        _entry.cache_clear()
+        sphinx.restart()
         return []
     found = [(one.word, one.start_frame, one.end_frame + 1) for one in segments if one.word.startswith("w")]
     at = lambda frame: min(max(frame * RATE // 100 - RATE // 10, 0), len(audio))
