@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ns2_jax.audio import files
-from ns2_jax.evals import statistics
+from ns2_jax.evals import scores, statistics
 
 KINDS = ("mos", "smos", "cmos", "abx", "mushra")
 RATE = 16000
@@ -126,13 +126,11 @@ def make(folders: Mapping[str, str | os.PathLike], out: str | os.PathLike, kind:
             reference = _flac(recording) if recording is not None else None
             shown.append({"id": name, "text": trial["text"], "stimuli": sorted(stimuli, key=lambda s: s["id"]), "reference": reference})
     folder = pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     data = json.dumps({"test": test, "kind": kind, "question": QUESTIONS[kind], "scale": SCALES.get(kind), "trials": shown})
     template = pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf8")
     text = template.replace("@TITLE@", html.escape(f"Listening test ({kind})")).replace("@DATA@", data.replace("<", "\\u003c"))
     for name, content in (("key.json", json.dumps(key, indent=1) + "\n"), ("index.html", text)):
-        (folder / f"{name}.part").write_text(content, encoding="utf8")
-        os.replace(folder / f"{name}.part", folder / name)
+        scores.put(folder / name, content)
     return folder / "index.html"
 
 

@@ -317,8 +317,5 @@ def write(folders: Sequence[str | os.PathLike], out: str | os.PathLike, utteranc
     results, skipped = find(folders)
     text = page(results, skipped, utterances, title=title)
     path = pathlib.Path(out) / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name("index.html.part")
-    part.write_text(text, encoding="utf8")
-    os.replace(part, path)
+    scores.put(path, text)
     return path, skipped

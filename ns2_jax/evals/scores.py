@@ -51,14 +51,20 @@ def summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def put(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf8")
+    os.replace(part, path)
+
+
 def write(out: pathlib.Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
     """The three files, each whole or not at all."""
-    out.mkdir(parents=True, exist_ok=True)
     dump = lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     files = {"scores.jsonl": dump(lines), "items.jsonl": dump(items), "summary.json": json.dumps(summarise(lines), indent=1) + "\n"}
     for name, text in files.items():
-        (out / f"{name}.part").write_text(text, encoding="utf-8")
-        os.replace(out / f"{name}.part", out / name)
+        put(out / name, text)
 
 
 def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
@@ -73,5 +79,4 @@ def gather(out: pathlib.Path) -> None:
     """OUT/scores.jsonl from the scores of every OUT/<step>/, in order of steps."""
     folders = sorted((path for path in out.iterdir() if path.name.isdigit() and (path / "summary.json").is_file()), key=lambda p: int(p.name))
     text = "".join((folder / "scores.jsonl").read_text(encoding="utf8") for folder in folders)
-    (out / "scores.jsonl.part").write_text(text, encoding="utf8")
-    os.replace(out / "scores.jsonl.part", out / "scores.jsonl")
+    put(out / "scores.jsonl", text)
