@@ -6,7 +6,7 @@
 
 Everything runs through the system's programs at the static shapes of `config.data.buckets`, one compilation a
 bucket. Rows of a batch are independent: each has its own random key, so an utterance sounds the same alone and in a
-batch. Length is predicted first; a text over the largest bucket is spoken in pieces and the pieces are reported.
+batch; they are cut over this process's devices. Length is predicted first; a text over the largest bucket is spoken in pieces and the pieces are reported.
 `write` is the only function of this project that writes generated audio.
 """
 
@@ -27,11 +27,12 @@ from absl import logging
 
 from ns2_jax.audio import files
 from ns2_jax.runtime import checkpoints, weights
+from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 from ns2_jax.text import front, phones as inventory
 
 Prompt = str | os.PathLike | tuple[np.ndarray, int]
-ROWS = 8  # most utterances in one call
+ROWS = 8  # most utterances of one device in one call
 SHORT_PROMPT = 1.0  # seconds under which a voice is poorly known: accepted, with a warning
 PAUSE = (inventory.SILENCE,)
 MIN_PROMPT = 0.1
@@ -94,7 +95,8 @@ class Model:
     def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
                  step: int | None = None):
         self.system, self.config, self.path, self.step = system, config, path, step  # the step of a run; None for an export
-        self.params, self.rest = jax.device_put((params, rest))
+        self._mesh = meshes.local_mesh()
+        self.params, self.rest = jax.device_put((params, rest), meshes.replicated(self._mesh))
         self.rate, self.hop = int(config["data"]["sample_rate"]), int(config["data"]["hop"])
         self.programs = system.programs()
         self.buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: (b.get("t", 0), b.get("p", 0)))
@@ -133,7 +135,8 @@ class Model:
         if name not in self.programs:
             raise ValueError(f"{self.name} has no program {name!r}; it has {sorted(self.programs)}")
         chosen = {key: value for key, value in options.items() if value is not None}
-        width = min(ROWS, 1 << (len(rows) - 1).bit_length())
+        devices = self._mesh.size
+        width = devices * min(ROWS, 1 << (-(-len(rows) // devices) - 1).bit_length())
         call = self._compile(name, width, dict(sizes or {}), chosen)
         keys = [0] * len(rows) if keys is None else list(keys)
         fields = self.programs[name].inputs
@@ -158,7 +161,7 @@ class Model:
                 return {k: v[0] for k, v in out.items()}
 
             logging.debug("compiling %s for %d row(s) of %s", name, width, sizes)
-            self._compiled[tag] = jax.jit(jax.vmap(row, in_axes=(None, None, 0, 0)))
+            self._compiled[tag] = meshes.by_rows(self._mesh, jax.vmap(row, in_axes=(None, None, 0, 0)))
         return self._compiled[tag]
 
     # Codec: audio <-> codes.

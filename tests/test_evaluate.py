@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -15,10 +16,11 @@ import tiny
 from commands import refused, run
 
 from data_pipelines import shards
-from ns2_jax import evaluate, inference
+from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import scores
+from ns2_jax.evaluate import job, material
 from ns2_jax.text import phones
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -61,15 +63,15 @@ def codec(tmp_path_factory):
 
 
 def test_choice_goes_round_the_speakers_and_a_prompt_is_another_utterance(corpus):
-    items = evaluate.choose(Dataset.open(corpus), "test", 0, seed=0)
+    items = material.choose(Dataset.open(corpus), "test", 0, seed=0)
     assert [item["speaker"] for item in items] == ["ann", "bob", "ann", "bob", "ann"]  # cid has nothing to be prompted with
     assert all(item["prompt"] != item["id"] and item["prompt"].split("-")[1] == item["speaker"] for item in items)
     assert len({item["id"] for item in items}) == 5
-    assert [item["speaker"] for item in evaluate.choose(Dataset.open(corpus), "test", 3, seed=0)] == ["ann", "bob", "ann"]
+    assert [item["speaker"] for item in material.choose(Dataset.open(corpus), "test", 3, seed=0)] == ["ann", "bob", "ann"]
 
 
 def test_choice_follows_the_seed(corpus):
-    ids = lambda seed: [item["id"] for item in evaluate.choose(Dataset.open(corpus), "test", 0, seed)]
+    ids = lambda seed: [item["id"] for item in material.choose(Dataset.open(corpus), "test", 0, seed)]
     assert ids(1) == ids(1) and len({tuple(ids(seed)) for seed in range(8)}) > 1
 
 
@@ -111,26 +113,26 @@ def test_codec_scores(codec, corpus, tmp_path):
 
 def test_what_the_judges_lack_is_said_before_the_synthesis(codec, corpus, monkeypatch):
     dataset = Dataset.open(corpus)
-    items = evaluate.choose(dataset, "test", 0, seed=0)
+    items = material.choose(dataset, "test", 0, seed=0)
     model = inference.load(codec)
-    evaluate.check([name for name in evaluate.EVALS if name != "prosody"], "codec", model, dataset, items)
+    job.check([name for name in job.EVALS if name != "prosody"], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="test-bob-0 has no words in its text '...'"):
-        evaluate.check(["word_error"], "codec", model, dataset, [{"id": "test-bob-0", "text": "..."}])
+        job.check(["word_error"], "codec", model, dataset, [{"id": "test-bob-0", "text": "..."}])
     dataset.groups = ("meta", "audio")
     with pytest.raises(ValueError, match="no group 'align'"):
-        evaluate.check(["predictability"], "codec", model, dataset, items)
+        job.check(["predictability"], "codec", model, dataset, items)
     for name, package in (("word_error", "pocketsphinx"), ("codec_quality", "pesq")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ImportError, match=package):
-            evaluate.check([name], "codec", model, dataset, items)
+            job.check([name], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="--task=recordings has none"):
-        evaluate.check(["codec_quality"], "recordings", None, dataset, items)
+        job.check(["codec_quality"], "recordings", None, dataset, items)
     with pytest.raises(ValueError, match="prosody needs a model that speaks"):
-        evaluate.check(["prosody"], "codec", model, dataset, items)
+        job.check(["prosody"], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="--evals=robustness compares with the recordings"):
-        evaluate.check(["robustness"], "recordings", None, dataset, items)
+        job.check(["robustness"], "recordings", None, dataset, items)
     with pytest.raises(ValueError, match="predictability needs a codec"):
-        evaluate.check(["predictability"], "tts", None, dataset, items)
+        job.check(["predictability"], "tts", None, dataset, items)
 
 
 def test_synthesis_scores(corpus, tmp_path):
@@ -151,10 +153,10 @@ def test_synthesis_scores(corpus, tmp_path):
 def test_another_systems_wavs(corpus, tmp_path):
     """The recordings themselves, handed in as another system's: no distance. One is missing, one is no audio."""
     dataset = Dataset.open(corpus)
-    items = evaluate.choose(dataset, "test", 0, seed=0)
+    items = material.choose(dataset, "test", 0, seed=0)
     (tmp_path / "theirs").mkdir()
     for item in items[:-1]:
-        files.write(tmp_path / "theirs" / f"{item['id']}.wav", evaluate.read_audio(dataset, "test", item["index"]), 16000)
+        files.write(tmp_path / "theirs" / f"{item['id']}.wav", material.read_audio(dataset, "test", item["index"]), 16000)
     (tmp_path / "theirs" / f"{items[0]['id']}.wav").write_text("no audio")
     args = [f"--wavs={tmp_path}/theirs", f"--data={corpus}", f"--out={tmp_path}/o", "--evals=speaker_similarity,acoustic_distance"]
     code, out, err = run(NAME, *args)
@@ -256,6 +258,35 @@ def test_follow_beside_a_live_training(corpus, tmp_path):
     steps = [line["fingerprint"]["step"] for line in lines if line["name"] == "secs_own_codec"]
     assert steps == sorted(set(steps)) and steps[-1] == 120 and set(steps) <= {40, 80, 120}
     assert list((workdir / "evaluation" / "tensorboard").glob("events.*"))
+
+
+def test_two_hosts_share_the_work_and_count_as_one(corpus, tmp_path):
+    """Five utterances over two processes, the second of which writes its audio and nothing else: the scores of one process."""
+    model = tiny.write_model("naturalspeech2", tmp_path / "m")
+    args = [f"--model={model}", f"--data={corpus}", "--steps=1", "--save_audio", "--evals=speaker_similarity,acoustic_distance,prosody"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "NS2_JAX_CACHE": str(tmp_path / "cache")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    hosts = [subprocess.Popen([sys.executable, "-m", NAME, *args, f"--out={tmp_path}/two"], cwd=ROOT, env={**env, **cluster, "JAX_PROCESS_ID": str(i)},
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    try:
+        (first, problems), (second, more) = (host.communicate(timeout=300) for host in hosts)
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], problems + more
+    assert "5 utterances of 2 speakers" in first and "5 utterances" not in second
+    code, _, err = run(NAME, *args, f"--out={tmp_path}/one")
+    assert code == 0, err
+    one, two = (scores.read(tmp_path / name) for name in ("one", "two"))
+    assert [line["name"] for line in one] == [line["name"] for line in two] and len(one) > 15
+    for a, b in zip(one, two):
+        assert a["fingerprint"] == b["fingerprint"] and a["n"] == b["n"] and a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3)
+    rows = [[json.loads(line) for line in (tmp_path / name / "items.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    assert [row["id"] for row in rows[0]] == [row["id"] for row in rows[1]] and all("prosody" in row for row in rows[1])
+    assert len(list((tmp_path / "two" / "audio").iterdir())) == 15
 
 
 def test_a_run_is_scored_into_its_folder_and_a_read_model_is_left_alone(codec, corpus, tmp_path):

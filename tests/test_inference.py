@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from ns2_jax import inference
 from ns2_jax.audio import files
+from ns2_jax.runtime import mesh as meshes
 from ns2_jax.text import front
 from ns2_jax.text.phones import IDS
 
@@ -240,6 +242,17 @@ def test_ns2_speaks_the_same_alone_and_in_a_batch(ns2):
     batch = ns2.speak_batch([("Yes.", str(tiny.SPEECH)), ("Hello, you.", str(tiny.SPEECH))], [1, 3], steps=2)
     np.testing.assert_allclose(batch[1].audio, alone.audio, atol=1e-4)
     assert np.abs(ns2.speak("Hello, you.", str(tiny.SPEECH), seed=4, steps=2).audio - alone.audio).max() > 1e-4
+
+
+def test_rows_are_the_same_on_one_device_and_on_eight(ns2, monkeypatch):
+    requests = [(text, str(tiny.SPEECH)) for text in ("A quiet morning.", "Two old friends met.", "Yes.")]
+    several = ns2.speak_batch(requests, 7, steps=2)
+    assert ns2._mesh.size == 8
+    monkeypatch.setattr(inference.meshes, "local_mesh", lambda: meshes.make_mesh({"fsdp": 1}, jax.devices()[:1]))
+    alone = inference.Model(ns2.system, ns2.params, ns2.rest, ns2.config).speak_batch(requests, 7, steps=2)
+    for one, other in zip(alone, several):
+        assert one.phones == other.phones and np.array_equal(one.ends, other.ends)
+        assert np.allclose(one.audio, other.audio, atol=2e-4)
 
 
 def test_ns2_hears_its_prompt(ns2):

@@ -75,24 +75,26 @@ def usable(audio: np.ndarray | None) -> bool:
     return audio is not None and HOP < audio.size <= LONGEST * RATE and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
 
 
-def evaluate(condition: str, references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE, seed: int = 0,
-             progress: bool = True, **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any] | None]]:
-    """Score lines `mcd_*`, `f0_rmse_*`, `f0_cents_*`, `voicing_error_*` of one condition and one row per item.
-
-    An output without signal has no distance: its row is None, it is left out of the means and counted as `missing`.
-    """
+def measure(references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE,
+            progress: bool = True) -> list[dict[str, Any] | None]:
+    """One row per item: `compare`; None for an output without signal, which has no distance."""
     references, audios = (files.resample_all(x, rate, RATE) for x in (references, audios))
     good = [k for k, audio in enumerate(audios) if usable(audio)]
     sides = [tracks([side[k] for k in good]) for side in (references, audios)]
     found = dict(zip(good, (compare(r, e) for r, e in tqdm.tqdm(
-        zip(*sides, strict=True), f"distance of {condition}", len(good), disable=not progress, mininterval=2))))
-    rows = [found.get(k) for k in range(len(audios))]
+        zip(*sides, strict=True), "distance", len(good), disable=not progress, mininterval=2))))
+    return [found.get(k) for k in range(len(audios))]
+
+
+def summarise(condition: str, rows: Sequence[dict[str, Any] | None], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
+    """Score lines `mcd_*`, `f0_rmse_*`, `f0_cents_*`, `voicing_error_*`; items without a row are left out of the means and counted as
+    `missing`."""
     about = dict(
-        seed=seed, missing=len(audios) - len(good), evaluator=f"ns2_jax {statistics.code(pitch, spectral)}, {BANDS} log-mel bands, order {ORDER}, exact DTW of librosa "
+        seed=seed, missing=statistics.missing(rows), evaluator=f"ns2_jax {statistics.code(pitch, spectral)}, {BANDS} log-mel bands, order {ORDER}, exact DTW of librosa "
         f"{importlib.metadata.version('librosa')}", averaging="mean over items that have a signal", **fingerprint)
     lines = []
     for key, unit in (("mcd", "dB"), ("f0_rmse", "Hz"), ("f0_cents", "cents"), ("voicing_error", "%")):
         values = [row[key] for row in rows if row is not None and row[key] is not None]
         if values:
             lines.append(statistics.score(f"{key}_{condition}", values, unit=unit, **about))
-    return lines, rows
+    return lines

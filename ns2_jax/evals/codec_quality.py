@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tqdm
 
 from ns2_jax.audio import files
 from ns2_jax.evals import statistics
@@ -31,7 +32,7 @@ def check() -> None:
     del pesq, pystoi
 
 
-def measure(reference: np.ndarray, estimate: np.ndarray | None) -> dict[str, float]:
+def quality(reference: np.ndarray, estimate: np.ndarray | None) -> dict[str, float]:
     """PESQ-WB (1.0 to 4.64), STOI (0 to 1), SI-SDR (dB) of `estimate [s]` against `reference [s]` at 16 kHz.
 
     Both are cut to the shorter. A missing estimate, or one in which PESQ finds no utterance, scores the scale's lowest.
@@ -41,25 +42,27 @@ def measure(reference: np.ndarray, estimate: np.ndarray | None) -> dict[str, flo
 
     worst = {"pesq": 1.0, "stoi": 0.0, "si_sdr": -30.0}
     if estimate is None or not np.isfinite(estimate).all() or np.abs(estimate).max(initial=0.0) < 1e-4:
-        return worst
+        return worst | {"missing": True}
     length = min(len(reference), len(estimate))
     reference, estimate = np.asarray(reference[:length], np.float32), np.asarray(estimate[:length], np.float32)
     try:
-        quality = float(pesq.pesq(RATE, reference, estimate, "wb"))
+        heard = float(pesq.pesq(RATE, reference, estimate, "wb"))
     except pesq.NoUtterancesError:
-        quality = worst["pesq"]
+        heard = worst["pesq"]
     intelligibility = float(pystoi.stoi(reference, estimate, RATE))
-    return {"pesq": quality, "stoi": intelligibility, "si_sdr": max(si_sdr(reference, estimate), worst["si_sdr"])}
+    return {"pesq": heard, "stoi": intelligibility, "si_sdr": max(si_sdr(reference, estimate), worst["si_sdr"])}
 
 
-def evaluate(condition: str, references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE,
-             seed: int = 0, **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score lines `pesq_*`, `stoi_*`, `si_sdr_*` of one condition and one row per item."""
-    references, audios = (files.resample_all(x, rate, RATE) for x in (references, audios))
-    rows = [measure(r, a) for r, a in zip(references, audios, strict=True)]
+def measure(references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE, progress: bool = True) -> list[dict[str, Any]]:
+    """One row per item: `quality`."""
+    pairs = zip(*(files.resample_all(x, rate, RATE) for x in (references, audios)), strict=True)
+    return [quality(r, a) for r, a in tqdm.tqdm(pairs, "quality", len(references), mininterval=2, disable=not progress)]
+
+
+def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
+    """Score lines `pesq_*`, `stoi_*`, `si_sdr_*` of one condition."""
     version = lambda package: f"{package} {importlib.metadata.version(package)}"
     evaluators = {"pesq": (version("pesq") + " wideband", "MOS-LQO"), "stoi": (version("pystoi"), ""), "si_sdr": ("ns2_jax", "dB")}
-    lines = [statistics.score(f"{key}_{condition}", [row[key] for row in rows], unit=unit, seed=seed, evaluator=evaluator,
-                              averaging="mean over items; a missing output scores the scale's lowest", **fingerprint)
-             for key, (evaluator, unit) in evaluators.items()]
-    return lines, rows
+    return [statistics.score(
+        f"{key}_{condition}", [row[key] for row in rows], unit=unit, seed=seed, evaluator=evaluator, missing=statistics.missing(rows),
+        averaging="mean over items; a missing output scores the scale's lowest", **fingerprint) for key, (evaluator, unit) in evaluators.items()]

@@ -31,7 +31,7 @@ def check() -> None:
     del onnxruntime, speechmos
 
 
-def measure(audio: np.ndarray | None) -> dict[str, float]:
+def opinions(audio: np.ndarray | None) -> dict[str, float]:
     """The four scores (about 1 to 5) of `[s]` at RATE; short audio is repeated to nine seconds, as its authors do.
 
     Without a signal all are 1.
@@ -46,13 +46,15 @@ def measure(audio: np.ndarray | None) -> dict[str, float]:
     return {ours: float(found[theirs]) for theirs, ours in KEYS.items()}
 
 
-def evaluate(condition: str, audios: Sequence[np.ndarray | None], rate: int = RATE, seed: int = 0, progress: bool = True,
-             **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score lines `dnsmos_overall_*`, `_signal_*`, `_background_*`, `_p808_*` of one condition and one row per item."""
-    check()
-    audios = files.resample_all(audios, rate, RATE)
-    rows = [measure(audio) for audio in tqdm.tqdm(audios, f"DNSMOS of {condition}", mininterval=2, disable=not progress)]
+def measure(audios: Sequence[np.ndarray | None], rate: int = RATE, progress: bool = True) -> list[dict[str, Any]]:
+    """One row per item: the four scores."""
+    watched = tqdm.tqdm(files.resample_all(audios, rate, RATE), "DNSMOS", mininterval=2, disable=not progress)
+    return [opinions(audio) | ({"missing": True} if audio is None else {}) for audio in watched]
+
+
+def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
+    """Score lines `dnsmos_overall_*`, `_signal_*`, `_background_*`, `_p808_*` of one condition."""
     version = lambda package: f"{package} {importlib.metadata.version(package)}"
     about = dict(seed=seed, unit="MOS", evaluator=f"{version('speechmos')}, {version('onnxruntime')}",
-                 averaging="mean over items; a missing output scores 1", missing=sum(a is None for a in audios), **fingerprint)
-    return [statistics.score(f"{key}_{condition}", [row[key] for row in rows], **about) for key in KEYS.values()], rows
+                 averaging="mean over items; a missing output scores 1", missing=statistics.missing(rows), **fingerprint)
+    return [statistics.score(f"{key}_{condition}", [row[key] for row in rows], **about) for key in KEYS.values()]

@@ -28,17 +28,20 @@ def cosines(audio: np.ndarray | None) -> list[float]:
     return [float(first @ one) for one in later]
 
 
-def evaluate(condition: str, audios: Sequence[np.ndarray | None], rate: int = ge2e.RATE, seed: int = 0, progress: bool = True,
-             **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def measure(audios: Sequence[np.ndarray | None], rate: int = ge2e.RATE, progress: bool = True) -> list[dict[str, Any]]:
+    """One row per item: its cosines, as many as it has later pieces."""
+    watched = tqdm.tqdm(files.resample_all(audios, rate, ge2e.RATE), "drift", mininterval=2, disable=not progress)
+    return [{"cosines": cosines(audio)} | ({"missing": True} if audio is None else {}) for audio in watched]
+
+
+def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
     """Score lines `consistency_*` (mean cosine of the later pieces) and `drift_*` (how much lower the last is than the second, over
-    items of three pieces and more), and one row per item: its cosines. Items that are too short are left out and counted."""
-    audios = files.resample_all(audios, rate, ge2e.RATE)
-    rows = [{"cosines": cosines(audio)} for audio in tqdm.tqdm(audios, f"drift of {condition}", mininterval=2, disable=not progress)]
-    about = dict(unit="cosine", seed=seed, evaluator=ge2e.name(), piece=f"{PIECE:g} s", missing=sum(a is None for a in audios), **fingerprint)
+    items of three pieces and more). Items that are too short are left out and counted."""
+    about = dict(unit="cosine", seed=seed, evaluator=ge2e.name(), piece=f"{PIECE:g} s", missing=statistics.missing(rows), **fingerprint)
     lines = []
     for name, least, value in (("consistency", 1, np.mean), ("drift", 2, lambda found: found[0] - found[-1])):
         values = [float(value(row["cosines"])) for row in rows if len(row["cosines"]) >= least]
         if values:
             lines.append(statistics.score(f"{name}_{condition}", values, averaging="mean over items that are long enough",
                                           short=len(rows) - len(values), **about))
-    return lines, rows
+    return lines

@@ -100,18 +100,20 @@ UNITS = {"duration_mean": "frames", "duration_deviation": "frames", "pitch_mean"
          "duration_rmse": "frames", "pitch_rmse": "Hz"}
 
 
-def evaluate(condition: str, prompts: Sequence[Spoken], recordings: Sequence[Spoken], spoken: Sequence[Spoken | None], seed: int = 0,
-             **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, float] | None]]:
-    """Score lines `prosody_<what>_<condition>`, each over the items that have it, and one row per item (None: no output)."""
-    rows: list[dict[str, float] | None] = [
-        None if one is None else {**with_prompt(prompt, one), **with_recording(recording, one)}
-        for prompt, recording, one in zip(prompts, recordings, spoken, strict=True)]
+def measure(prompts: Sequence[Spoken], recordings: Sequence[Spoken], spoken: Sequence[Spoken | None]) -> list[dict[str, float] | None]:
+    """One row per item: `with_prompt` and `with_recording` (None: no output)."""
+    return [None if one is None else {**with_prompt(prompt, one), **with_recording(recording, one)}
+            for prompt, recording, one in zip(prompts, recordings, spoken, strict=True)]
+
+
+def summarise(condition: str, rows: Sequence[dict[str, float] | None], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
+    """Score lines `prosody_<what>_<condition>`, each over the items that have it."""
     lines = []
     for key in dict.fromkeys(key for row in rows for key in row or ()):
         values = [row[key] for row in rows if row is not None and key in row]
         lines.append(statistics.score(
             f"prosody_{key}_{condition}", values, unit=UNITS.get(key, ""), seed=seed, averaging="mean over the items that have it",
             evaluator=f"ns2_jax {statistics.code(pitch)}, NaturalSpeech 2 section 4.4", frame=f"{1000 * FRAME:g} ms",
-            missing=sum(row is None for row in rows),
+            missing=statistics.missing(rows),
             without=sum(row is not None and key not in row for row in rows), **fingerprint))
-    return lines, rows
+    return lines

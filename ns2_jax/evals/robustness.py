@@ -91,10 +91,9 @@ def verdict(audio: np.ndarray | None, text: str) -> dict[str, Any]:
     return {"skipped": skipped, "repeated": repeated, "words": len(words)}
 
 
-def evaluate(condition: str, texts: Sequence[str], audios: Sequence[np.ndarray | None], recordings: Sequence[np.ndarray | None] | None = None,
-             rate: int = RATE, seed: int = 0, progress: bool = True,
-             **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score lines `skips_*` and `repeats_*` (% of words) and `bad_sentences_*` (% with either), and one row per item.
+def measure(texts: Sequence[str], audios: Sequence[np.ndarray | None], recordings: Sequence[np.ndarray | None] | None = None,
+            rate: int = RATE, progress: bool = True) -> list[dict[str, Any]]:
+    """One row per item: `verdict`, and `said`, which names text and phones.
 
     With `recordings`, a word that is flagged there too does not count; where the judge can't follow the recording at all, or
     there is none, all count.
@@ -103,18 +102,24 @@ def evaluate(condition: str, texts: Sequence[str], audios: Sequence[np.ndarray |
     audios = files.resample_all(audios, rate, RATE)
     floor = files.resample_all(recordings, rate, RATE) if recordings is not None else [None] * len(audios)
     rows = []
-    watched = tqdm.tqdm(zip(texts, audios, floor), f"words of {condition}", len(texts), mininterval=2, disable=not progress)
+    watched = tqdm.tqdm(zip(texts, audios, floor), "words", len(texts), mininterval=2, disable=not progress)
     for text, audio, recording in watched:
         row = verdict(audio, text)
         if recording is not None and has_signal(audio):
             known = _floor(recording.tobytes(), text)
             if len(known["skipped"]) < known["words"]:
                 row |= {key: [k for k in row[key] if k not in known[key]] for key in ("skipped", "repeated")}
-        rows.append(row)
+        row |= {"said": statistics.digest([text, *(word.phones for word in spoken_words(text))])}
+        rows.append(row | ({"missing": True} if audio is None else {}))
+    return rows
+
+
+def summarise(condition: str, rows: Sequence[dict[str, Any]], floor: str = "none", seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
+    """Score lines `skips_*` and `repeats_*` (% of words) and `bad_sentences_*` (% with either). `floor` says which recordings excused
+    words."""
     judge = f"pocketsphinx {importlib.metadata.version('pocketsphinx')} en-us, skip-and-repeat grammar {SAY:g} {SKIP:g} {AGAIN:g} {BACK}"
-    said = statistics.digest([word.phones for word in spoken_words(text)] for text in texts)
-    about = dict(unit="%", seed=seed, evaluator=judge, normaliser=word_error.normaliser(), words=said, list=statistics.digest(texts),
-                 floor="recordings" if recordings is not None else "none", missing=sum(audio is None for audio in audios), **fingerprint)
+    about = dict(unit="%", seed=seed, evaluator=judge, normaliser=word_error.normaliser(), list=statistics.digest(row["said"] for row in rows),
+                 floor=floor, missing=statistics.missing(rows), **fingerprint)
     words = [float(row["words"]) for row in rows]
     share = "all flagged words over all words; a missing output counts as all skipped"
     lines = [statistics.score(f"{name}_{condition}", [100.0 * len(row[key]) for row in rows], words, averaging=share, **about)
@@ -122,4 +127,4 @@ def evaluate(condition: str, texts: Sequence[str], audios: Sequence[np.ndarray |
     bad = [100.0 * bool(row["skipped"] or row["repeated"]) for row in rows]
     lines.append(statistics.score(
         f"bad_sentences_{condition}", bad, averaging="share of sentences with a skipped or repeated word", **about))
-    return lines, rows
+    return lines

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tqdm
 
 from ns2_jax.audio import files
 from ns2_jax.evals import ge2e, statistics
@@ -24,37 +25,41 @@ def voice(audio: np.ndarray | None) -> np.ndarray | None:
     return ge2e.embed(files.match_loudness(files.trim_silence(audio, ge2e.RATE), ge2e.RATE, LEVEL))
 
 
-def similarities(voices: Sequence[np.ndarray | None], references: Sequence[np.ndarray], speakers: Sequence[str]) -> list[dict[str, Any]]:
-    """Per item: `own` (cosine with its reference), `others` (mean cosine with the references of other speakers; None
-    when there are none) and `nearest` (whether the closest reference is of the right speaker). A missing voice scores 0.
-    """
-    table = np.stack(references)
-    rows = []
-    for mine, reference, speaker in zip(voices, references, speakers, strict=True):
-        cosines = table @ mine if mine is not None else np.zeros(len(table))
-        other = np.array([s != speaker for s in speakers])
-        rows.append({
-            "own": float(mine @ reference) if mine is not None else 0.0,
-            "others": float(cosines[other].mean()) if other.any() else None,
-            "nearest": bool(mine is not None and speakers[int(cosines.argmax())] == speaker),
-        })
-    return rows
-
-
-def evaluate(condition: str, audios: Sequence[np.ndarray | None], prompts: Sequence[np.ndarray], speakers: Sequence[str],
-             rate: int = ge2e.RATE, seed: int = 0, **fingerprint: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Score lines `secs_own_*`, `secs_others_*`, `secs_nearest_*` of one condition and one row per item."""
-    audios, prompts = (files.resample_all(x, rate, ge2e.RATE) for x in (audios, prompts))
-    references = [voice(prompt) for prompt in prompts]
-    if any(reference is None for reference in references):
+def references(prompts: Sequence[np.ndarray], rate: int = ge2e.RATE) -> list[np.ndarray]:
+    """Voices of the prompts. Raises ValueError for a silent one."""
+    voices = [voice(prompt) for prompt in files.resample_all(prompts, rate, ge2e.RATE)]
+    if any(one is None for one in voices):
         raise ValueError("speaker similarity: a prompt is silent")
-    rows = similarities([voice(audio) for audio in audios], references, speakers)
+    return voices
+
+
+def similarity(mine: np.ndarray | None, place: int, table: np.ndarray, speakers: Sequence[str]) -> dict[str, Any]:
+    """A voice against the references `[n, 256]`, of which `table[place]` is its own: `own` (cosine with that), `others` (mean cosine with
+    those of other speakers; None when there are none) and `nearest` (whether the closest is of the right speaker). Without a voice 0.
+    """
+    other = np.array([speaker != speakers[place] for speaker in speakers])
+    cosines = table @ mine if mine is not None else np.zeros(len(table))
+    row = {
+        "own": float(cosines[place]),
+        "others": float(cosines[other].mean()) if other.any() else None,
+        "nearest": bool(mine is not None and speakers[int(cosines.argmax())] == speakers[place])}
+    return row if mine is not None else row | {"missing": True}
+
+
+def measure(audios: Sequence[np.ndarray | None], table: np.ndarray, speakers: Sequence[str], places: Sequence[int], rate: int = ge2e.RATE,
+            progress: bool = True) -> list[dict[str, Any]]:
+    """One row per item: `similarity`, with the references of all items (of all hosts) and where these items stand among them."""
+    watched = tqdm.tqdm(files.resample_all(audios, rate, ge2e.RATE), "voices", mininterval=2, disable=not progress)
+    return [similarity(voice(audio), place, table, speakers) for audio, place in zip(watched, places, strict=True)]
+
+
+def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
+    """Score lines `secs_own_*` and, where there are several speakers, `secs_others_*` and `secs_nearest_*`."""
     common = dict(seed=seed, averaging="mean over items; a missing output scores 0", evaluator=ge2e.name(),
-                  reference="prompt (another recording of the speaker)", level=LEVEL, missing=sum(a is None for a in audios),
-                  list=statistics.digest(speakers), **fingerprint)
+                  reference="prompt (another recording of the speaker)", level=LEVEL, missing=statistics.missing(rows), **fingerprint)
     lines = [statistics.score(f"secs_own_{condition}", [row["own"] for row in rows], unit="cosine", **common)]
-    if len(set(speakers)) > 1:
+    if all(row["others"] is not None for row in rows):
         lines.append(statistics.score(f"secs_others_{condition}", [row["others"] for row in rows], unit="cosine", **common))
         nearest = [100.0 * row["nearest"] for row in rows]
         lines.append(statistics.score(f"secs_nearest_{condition}", nearest, unit="%", **common))
-    return lines, rows
+    return lines

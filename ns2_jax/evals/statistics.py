@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,11 @@ def paired(a: Sequence[float], b: Sequence[float], denominators: Sequence[float]
     bottom = np.ones_like(a) if denominators is None else np.asarray(denominators, np.float64)
     low, high = bootstrap(a - b, bottom, seed, rounds)
     return {"value": float((a - b).sum() / max(bottom.sum(), 1e-12)), "interval": [low, high], "n": int(a.size), "decided": not low <= 0 <= high}
+
+
+def missing(rows: Iterable[Mapping[str, Any] | None]) -> int:
+    """How many items had no output that could be judged: rows that are None or say so."""
+    return sum(row is None or bool(row.get("missing")) for row in rows)
 
 
 def digest(things: Iterable[Any]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import json
 import os
 import platform
 import signal
@@ -24,7 +25,9 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags
+from jax.experimental import multihost_utils
 
 DONE, FAILED, USER_ERROR, PREEMPTED = 0, 1, 2, 143
 PRECISION = "highest"
@@ -120,6 +123,22 @@ def terminated() -> bool:
 def is_first() -> bool:
     """Whether this process writes the logs."""
     return jax.process_index() == 0
+
+
+def share(things: Sequence[Any]) -> list[Any]:
+    """What this process takes of a list that every process has: one in turn for each."""
+    return list(things[jax.process_index() :: jax.process_count()])
+
+
+def gather(rows: Sequence[Any]) -> list[Any]:
+    """The rows that every process made of its `share`, in the order of the list; JSON is how they travel. All must call it."""
+    if jax.process_count() == 1:
+        return list(rows)
+    mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(mine)))
+    every = multihost_utils.process_allgather(np.pad(mine, (0, int(lengths.max()) - len(mine))))
+    parts = [json.loads(bytes(text[:length])) for text, length in zip(every, lengths)]
+    return [part[k] for k in range(max(map(len, parts))) for part in parts if k < len(part)]
 
 
 def cores() -> int:

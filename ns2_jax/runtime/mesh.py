@@ -15,7 +15,7 @@ both `sequence` and `tensor` larger than one are therefore refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,6 +106,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis of every array of a batch, over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def local_mesh() -> Mesh:
+    """This process's own devices, for what it computes by itself."""
+    return make_mesh({"fsdp": -1}, jax.local_devices())
+
+
+def by_rows(mesh: Mesh, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call(params, rest, inputs, seeds)`, jitted, the rows of inputs and seeds cut over the mesh. Every device computes its own rows:
+    nothing travels between them, and an independent row is what it would be alone."""
+    if mesh.size == 1:
+        return jax.jit(call)
+    whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
+    return jax.jit(jax.shard_map(call, mesh=mesh, in_specs=(whole, whole, rows, rows), out_specs=rows, check_vma=False))
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -50,7 +50,8 @@ def test_path_is_the_cheapest_one():
 def test_the_same_speech_is_at_distance_zero_whatever_its_level_and_margins():
     speech = files.read(SPEECH, RATE)
     padded = np.concatenate([np.zeros(3000, np.float32), 0.4 * speech, np.zeros(5000, np.float32)])
-    lines, (row, silent, broken) = distance.evaluate("x", [speech] * 3, [padded, np.zeros(RATE, np.float32), None], RATE, progress=False)
+    row, silent, broken = rows = distance.measure([speech] * 3, [padded, np.zeros(RATE, np.float32), None], RATE, progress=False)
+    lines = distance.summarise("x", rows)
     assert row["mcd"] < 1.0 and row["f0_cents"] < 20 and row["voicing_error"] < 3 and silent is broken is None
     assert {line["name"] for line in lines} == {"mcd_x", "f0_rmse_x", "f0_cents_x", "voicing_error_x"}
     assert all(line["fingerprint"]["missing"] == 2 and line["n"] == 1 for line in lines)
@@ -59,7 +60,7 @@ def test_the_same_speech_is_at_distance_zero_whatever_its_level_and_margins():
 def test_pitch_moved_by_a_known_interval_in_stretched_time():
     """Three semitones up and a fifth slower: 300 cents, whatever the tempo."""
     a, b = pulses(np.full(RATE, 120.0)), pulses(np.full(RATE * 6 // 5, 120 * 2 ** (3 / 12)), 1)
-    _, (row,) = distance.evaluate("x", [a], [b], RATE, progress=False)
+    (row,) = distance.measure([a], [b], RATE, progress=False)
     assert row["f0_cents"] == pytest.approx(300, abs=15)
     assert row["f0_rmse"] == pytest.approx(120 * (2**0.25 - 1), rel=0.05)
     assert row["voicing_error"] < 5
@@ -69,5 +70,5 @@ def test_noise_is_far_from_speech_and_unvoiced():
     speech = files.read(SPEECH, RATE)
     noise = (0.1 * np.random.default_rng(0).normal(size=len(speech))).astype(np.float32)
     softly = (speech + 0.01 * noise).astype(np.float32)
-    _, (far, near) = distance.evaluate("x", [speech, speech], [noise, softly], RATE, progress=False)
+    far, near = distance.measure([speech, speech], [noise, softly], RATE, progress=False)
     assert far["mcd"] > 2 * near["mcd"] and far["voicing_error"] > 30 > near["voicing_error"]

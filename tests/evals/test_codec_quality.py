@@ -29,7 +29,7 @@ def test_si_sdr_closed_form():
 
 def test_a_copy_is_best_and_noise_costs(speech):
     noise = np.random.default_rng(1).normal(0, 0.02, speech.size).astype(np.float32)
-    same, worse, worst = (codec_quality.measure(speech, speech + k * noise) for k in (0, 1, 10))
+    same, worse, worst = (codec_quality.quality(speech, speech + k * noise) for k in (0, 1, 10))
     assert same["pesq"] > 4.6 and same["stoi"] > 0.9999 and same["si_sdr"] > 100
     for key in same:
         assert same[key] > worse[key] > worst[key]
@@ -37,11 +37,12 @@ def test_a_copy_is_best_and_noise_costs(speech):
 
 @pytest.mark.parametrize("estimate", [None, np.zeros(20000, np.float32), np.full(20000, np.nan, np.float32)])
 def test_nothing_scores_the_lowest(speech, estimate):
-    assert codec_quality.measure(speech, estimate) == {"pesq": 1.0, "stoi": 0.0, "si_sdr": -30.0}
+    assert codec_quality.quality(speech, estimate) == {"pesq": 1.0, "stoi": 0.0, "si_sdr": -30.0, "missing": True}
 
 
 def test_evaluate_makes_one_line_a_measure(speech):
-    lines, rows = codec_quality.evaluate("codec", [speech, speech], [speech, None], seeds=[1])
+    rows = codec_quality.measure([speech, speech], [speech, None], progress=False)
+    lines = codec_quality.summarise("codec", rows, seeds=[1])
     assert [line["name"] for line in lines] == ["pesq_codec", "stoi_codec", "si_sdr_codec"] and len(rows) == 2
     assert lines[0]["value"] == pytest.approx((rows[0]["pesq"] + 1.0) / 2)
     assert lines[0]["fingerprint"]["evaluator"].startswith("pesq ")

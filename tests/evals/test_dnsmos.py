@@ -15,8 +15,9 @@ from ns2_jax.evals import dnsmos
 def test_noise_lowers_the_background_and_loud_audio_is_not_refused():
     speech = files.read(SPEECH, dnsmos.RATE)
     noise = np.random.default_rng(0).normal(size=len(speech)).astype(np.float32) * float(np.sqrt(np.mean(speech**2)))
-    lines, (clean, noisy, loud, silent, broken, missing) = dnsmos.evaluate(
-        "x", [speech, speech + noise, 9 * speech, 0 * speech, speech * np.nan, None], progress=False)
+    rows = dnsmos.measure([speech, speech + noise, 9 * speech, 0 * speech, speech * np.nan, None], progress=False)
+    (clean, noisy, loud, silent, broken, missing), lines = rows, dnsmos.summarise("x", rows)
+    assert missing.pop("missing")
     assert noisy["dnsmos_background"] < clean["dnsmos_background"] - 1 and noisy["dnsmos_overall"] < clean["dnsmos_overall"] - 0.5
     assert 1 < clean["dnsmos_overall"] < 5 and abs(loud["dnsmos_signal"] - clean["dnsmos_signal"]) < 1
     assert silent == broken == missing == dict.fromkeys(dnsmos.KEYS.values(), 1.0)
@@ -33,10 +34,10 @@ def test_equals_the_networks_run_by_hand():
     model = f"{list(speechmos.__path__)[0]}/dnsmos_models/sig_bak_ovr.onnx"
     raw = onnxruntime.InferenceSession(model).run(None, {"input_1": audio[None]})[0][0]
     want = np.polyval([-0.06766283, 1.11546468, 0.04602535], raw[2])
-    assert dnsmos.measure(audio)["dnsmos_overall"] == pytest.approx(want, abs=1e-4)
+    assert dnsmos.opinions(audio)["dnsmos_overall"] == pytest.approx(want, abs=1e-4)
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="onnxruntime.*pip install -e '.\\[eval\\]'"):
-        dnsmos.evaluate("x", [None])
+        dnsmos.check()

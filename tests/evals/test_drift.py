@@ -16,7 +16,8 @@ def test_a_voice_that_changes_drifts():
     piece = np.resize(speech, 3 * RATE)
     lower = np.resize(np.interp(np.arange(0, len(speech), 0.8), np.arange(len(speech)), speech), 3 * RATE).astype(np.float32)
     steady, changing, short = np.concatenate([piece] * 4), np.concatenate([piece, piece, lower, lower]), piece
-    lines, (a, b, c, d) = drift.evaluate("x", [steady, changing, short, None], progress=False)
+    a, b, c, d = rows = drift.measure([steady, changing, short, None], progress=False)
+    lines = drift.summarise("x", rows)
     apart = float(speaker_similarity.voice(piece) @ speaker_similarity.voice(lower))
     assert np.allclose(a["cosines"], 1, atol=1e-4) and len(a["cosines"]) == 3 and c["cosines"] == d["cosines"] == []
     assert np.allclose(b["cosines"], [1, apart, apart], atol=1e-4) and apart < 0.9

@@ -92,15 +92,17 @@ def test_what_is_no_weights_file_is_refused(tmp_path, data):
 def test_similarity_rows():
     a, b = np.eye(256)[0], np.eye(256)[1]
     mixed = (a + b) / np.sqrt(2)
-    rows = speaker_similarity.similarities([a, mixed, None], [a, b, b], ["x", "y", "y"])
+    rows = [speaker_similarity.similarity(mine, k, np.stack([a, b, b]), ["x", "y", "y"]) for k, mine in enumerate([a, mixed, None])]
     assert rows[0] == {"own": 1.0, "others": 0.0, "nearest": True}
     assert rows[1]["own"] == pytest.approx(0.5**0.5) and rows[1]["others"] == pytest.approx(0.5**0.5)
-    assert rows[2] == {"own": 0.0, "others": 0.0, "nearest": False}  # a missing output counts
+    assert rows[2] == {"own": 0.0, "others": 0.0, "nearest": False, "missing": True}  # a missing output counts
 
 
 def test_evaluate_ranks_voices_and_ignores_loudness():
     low, high = voice(*SIGNALS["low"]), voice(*SIGNALS["high"])
-    lines, rows = speaker_similarity.evaluate("x", [low * np.float32(0.05), high], [low, high], ["a", "b"])
+    table = np.stack(speaker_similarity.references([low, high]))
+    rows = speaker_similarity.measure([low * np.float32(0.05), high], table, ["a", "b"], [0, 1], progress=False)
+    lines = speaker_similarity.summarise("x", rows)
     scores = {line["name"]: line["value"] for line in lines}
     assert scores["secs_own_x"] > 0.999 > scores["secs_others_x"] and scores["secs_nearest_x"] == 100.0
     assert all("GE2E" in line["fingerprint"]["evaluator"] and line["n"] == 2 for line in lines) and len(rows) == 2

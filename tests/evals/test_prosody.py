@@ -62,7 +62,8 @@ def test_other_phones_are_not_paired_and_few_have_no_shape():
 
 def test_lines_count_what_is_missing_and_what_could_not_be_paired():
     other = spoken(names=[*NAMES[:-2], "t", "sil"])
-    lines, rows = prosody.evaluate("x", [spoken()] * 3, [spoken()] * 3, [spoken(), None, other])
+    rows = prosody.measure([spoken()] * 3, [spoken()] * 3, [spoken(), None, other])
+    lines = prosody.summarise("x", rows)
     line = {line["name"]: line for line in lines}
     assert rows[1] is None and line["prosody_pitch_rmse_x"]["value"] == 0 and line["prosody_pitch_rmse_x"]["unit"] == "Hz"
     assert line["prosody_pitch_rmse_x"]["n"] == 1 and line["prosody_pitch_rmse_x"]["fingerprint"]["without"] == 1

@@ -39,10 +39,10 @@ def spoken():
 def test_recordings_pass(spoken):
     """But for an "a" that the judge does not hear, which is why recordings are the floor."""
     texts, audios = [text for text, *_ in spoken], [audio for _, audio, *_ in spoken]
-    _, rows = robustness.evaluate("x", texts, audios, progress=False)
+    rows = robustness.measure(texts, audios, progress=False)
     for row, (_, _, words, _) in zip(rows, spoken):
         assert row["words"] == len(words) and row["repeated"] == [] and all(len(words[place]) == 1 for place in row["skipped"])
-    lines, _ = robustness.evaluate("x", texts, audios, audios, progress=False)
+    lines = robustness.summarise("x", robustness.measure(texts, audios, audios, progress=False))
     assert [(line["name"], line["value"]) for line in lines] == [("skips_x", 0), ("repeats_x", 0), ("bad_sentences_x", 0)]
 
 
@@ -64,9 +64,11 @@ def test_what_the_recording_is_flagged_for_does_not_count(spoken):
     text, audio, _, found = spoken[0]
     place, begin, end = max(found, key=lambda one: one[2] - one[1])
     cut = np.concatenate([audio[:begin], audio[end:]])
-    (_, _, bad), (alone,) = robustness.evaluate("x", [text], [cut], progress=False)
+    (alone,) = rows = robustness.measure([text], [cut], progress=False)
+    _, _, bad = robustness.summarise("x", rows)
     assert place in alone["skipped"] and bad["value"] == 100 and bad["fingerprint"]["floor"] == "none"
-    (skips, _, bad), (beside,) = robustness.evaluate("x", [text], [cut], [cut], progress=False)
+    (beside,) = rows = robustness.measure([text], [cut], [cut], progress=False)
+    skips, _, bad = robustness.summarise("x", rows, floor="recordings")
     assert beside["skipped"] == [] and skips["value"] == bad["value"] == 0 and bad["fingerprint"]["floor"] == "recordings"
 
 
@@ -74,7 +76,8 @@ def test_no_signal_is_every_word_skipped_and_noise_is_no_crash(spoken):
     text, audio, words, _ = spoken[0]
     noise = 0.1 * np.random.default_rng(0).normal(size=RATE).astype(np.float32)
     broken = np.full(RATE, np.nan, np.float32)
-    lines, rows = robustness.evaluate("x", [text] * 4, [None, np.zeros(RATE, np.float32), broken, noise], progress=False)
+    rows = robustness.measure([text] * 4, [None, np.zeros(RATE, np.float32), broken, noise], progress=False)
+    lines = robustness.summarise("x", rows)
     assert all(len(row["skipped"]) == len(words) for row in rows[:3]) and lines[0]["fingerprint"]["missing"] == 1
     assert len(robustness.verdict(audio, text)["skipped"]) <= 1  # the decoder is well after all that
 

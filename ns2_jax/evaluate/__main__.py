@@ -1,0 +1,140 @@
+"""Scores a run or an export on speakers and sentences it has not seen.
+
+    python -m ns2_jax.evaluate --workdir=runs/naturalspeech2                    the newest checkpoint; runs/.../evaluation/<step>/
+    python -m ns2_jax.evaluate --workdir=runs/naturalspeech2 --follow           beside training: every checkpoint, until it has ended
+    python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
+    python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
+    python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
+    python -m ns2_jax.evaluate listen ours=runs/a/scores theirs=b --kind=mos --out=test         a listening test: test/index.html
+    python -m ns2_jax.evaluate answers test/key.json answers-*.json            what the listeners said
+    python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model
+    python -m ns2_jax.evaluate --wavs=DIR --data=data/default --out=scores      another system's DIR/<utterance>.wav (or .flac ...)
+    python -m ns2_jax.evaluate --model=exports/x --list=seed_tts:testset/en/meta.lst --out=scores       a published list
+
+Each utterance is judged as a recording, after the codec, and (where the model speaks) synthesised from its text in
+the voice of another utterance of the same speaker. Everything is offline. `--out` gets `scores.jsonl` (a score a line,
+with its interval and the fingerprint of what measured it), `items.jsonl` (an utterance a line) and `summary.json`.
+
+Word error is pocketsphinx's: read it against its error on the recordings, never beside another recogniser's. SECS is the
+cosine of GE2E voices, not SIM-o. A missing output counts as all words deleted and as similarity 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from ns2_jax import inference
+from ns2_jax.evals import listening, lists, report
+from ns2_jax.evaluate import job
+from ns2_jax.runtime import cluster
+
+FLAGS = flags.FLAGS
+TAKES_WORDS = True  # report RUN..., listen NAME=DIR..., answers KEY FILE...
+SAMPLER = ("steps", "guidance", "temperature")  # flags that are options of the system's program `sample`
+
+
+def define_flags() -> None:
+    """Flags belong to the command: a program that imports this module keeps its own."""
+    flags.DEFINE_string("model", None, "A run or an export to read.")
+    flags.DEFINE_string("workdir", None, "A run being written: its newest checkpoint is scored, into WORKDIR/evaluation/<step>.")
+    flags.DEFINE_bool("follow", False, "Score every checkpoint of --workdir as it appears, until training has ended.")
+    flags.DEFINE_float("poll", 20.0, "Seconds between two looks for a checkpoint, with --follow.", lower_bound=0.1)
+    flags.DEFINE_string("data", None, "The data set; the one the model was trained on if left out.")
+    flags.DEFINE_string("split", "test", "Which split of it.")
+    flags.DEFINE_string("list", None, "Instead of a data set: tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:CORPUS, hard:PROMPT[:RECORDINGS] "
+                        f"or PROTOCOL:CORPUS with PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
+    flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
+    flags.DEFINE_list("evals", None, f"Some of {', '.join(job.EVALS)}; what fits the task if left out.")
+    flags.DEFINE_enum("task", None, ["tts", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
+    flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
+    flags.DEFINE_integer("limit", None, "At most so many utterances, spread over the speakers; 0 for all. If left out 60 of a data set, "
+                         "all of a list, 24 in a report, 20 in a listening test.", lower_bound=0)
+    flags.DEFINE_integer("steps", None, "Sampler steps; the system's own number if left out.", lower_bound=1)
+    flags.DEFINE_float("guidance", None, "Strength of guidance; the system's own if left out.")
+    flags.DEFINE_float("temperature", None, "Scale of the starting noise; the system's own if left out.", lower_bound=0.0)
+    flags.DEFINE_integer("seed", 0, "Of the choice of utterances, of the noise and of the intervals.")
+    flags.DEFINE_integer("processes", 2, "Recognisers at work.", lower_bound=1)
+    flags.DEFINE_string("title", "Scores", "Of the report.")
+    flags.DEFINE_enum("kind", "mos", list(listening.KINDS), "Of the listening test.")
+    flags.DEFINE_bool("save_audio", False, "Also write OUT/audio/<utterance>-<condition>.flac.")
+
+
+def read_flags() -> tuple[str | None, Path | None]:
+    """(path of the model, folder to write to), with every flag checked that needs no model."""
+    if FLAGS.model and FLAGS.workdir:
+        raise ValueError("--model and --workdir are both given; --workdir is for a run that is being written")
+    path = FLAGS.model or FLAGS.workdir
+    if not path and not FLAGS.wavs and FLAGS.task != "recordings":
+        raise ValueError("--model=DIR (a run or an export) or --workdir=DIR is missing")
+    if FLAGS.data and FLAGS.list:
+        raise ValueError("--data and --list are both given; score the one or the other")
+    if not path and not FLAGS.data and not FLAGS.list:
+        raise ValueError("--data=DIR is missing: the recordings to score")
+    unknown = [name for name in FLAGS.evals or () if name not in job.EVALS]
+    if unknown:
+        raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(job.EVALS)}")
+    out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
+    if out and out.exists() and not out.is_dir():
+        raise ValueError(f"--out={out} is a file, expected a folder")
+    if FLAGS.follow and not FLAGS.workdir:
+        raise ValueError("--follow needs --workdir=DIR, the run to follow")
+    if FLAGS.save_audio and not out:
+        raise ValueError("--save_audio needs --out=DIR")
+    return path, out
+
+
+def write_report(folders: Sequence[str]) -> None:
+    """`report RUN...`"""
+    page, skipped = report.write(folders, FLAGS.out or "report", 24 if FLAGS.limit is None else FLAGS.limit, FLAGS.title)
+    print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {page}")
+
+
+def write_test(systems: Sequence[str]) -> None:
+    """`listen NAME=DIR...`"""
+    pairs = [word.partition("=") for word in systems]
+    if not pairs or not all(name and folder for name, _, folder in pairs) or len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"listen {' '.join(systems)}: expected NAME=DIR for every system, with names of their own")
+    limit = 20 if FLAGS.limit is None else FLAGS.limit
+    page = listening.make({name: folder for name, _, folder in pairs}, FLAGS.out or "listening", FLAGS.kind, limit, FLAGS.seed)
+    print(f"wrote {page} for the listeners and {page.with_name('key.json')} for you")
+
+
+def read_answers(paths: Sequence[str]) -> None:
+    """`answers KEY FILE...`"""
+    if len(paths) < 2:
+        raise ValueError("answers needs the key of the test and at least one file of answers: answers test/key.json answers-*.json")
+    key = json.loads(Path(paths[0]).read_text(encoding="utf8"))
+    for row in listening.analyse(key, listening.read_answers(key, paths[1:]), FLAGS.seed):
+        low, high = row["interval"]
+        more = "".join(f", {name} {row[name]:.3g}" for name in ("p", "screened") if name in row)
+        print(f"{row['system']}: {row['mean']:.2f} ({low:.2f} to {high:.2f}), {row['ratings']} ratings of {row['listeners']} listeners{more}")
+
+
+def main(argv: list[str]) -> None:
+    words = {"report": write_report, "listen": write_test, "answers": read_answers}
+    if argv[1:]:
+        if argv[1] not in words:
+            raise ValueError(f"{argv[1]!r} is not a word of this command: expected {', '.join(words)} or flags (see --help)")
+        return words[argv[1]](argv[2:])  # without joining a cluster
+    path, out = read_flags()
+    cluster.start(lambda line: None)
+    ask = job.Ask(
+        evals=tuple(FLAGS.evals or ()), sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
+        **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "processes", "save_audio")})
+    if FLAGS.follow:
+        job.follow(ask, FLAGS.workdir, out, FLAGS.poll)
+    elif FLAGS.workdir and not FLAGS.out:
+        job.score_step(ask, FLAGS.workdir, out)
+    else:
+        lines, items = job.score(ask, path, inference.load(path) if path else None, out)
+        if out:
+            job.write(out, lines, items)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cluster.run(main)

@@ -1,0 +1,107 @@
+"""What is scored: utterances of a data set's split or of a list, each with the prompt that gives its voice."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ns2_jax.data.dataset import Dataset
+from ns2_jax.evals import lists, prosody, statistics
+from ns2_jax.runtime import cluster
+
+PROMPT_SECONDS = 2.0
+
+
+@dataclasses.dataclass
+class Material:
+    """This host's share of what is scored.
+
+    Its items (rows of items.jsonl), their recordings float32 `[s]` (None where there is none), the prompts; and, the same on every
+    host: for the fingerprint what all items are, their number and their speakers. `dataset` and `split` are where phones and pitch
+    can be read.
+    """
+
+    items: list[dict[str, Any]]
+    recordings: list[np.ndarray | None]
+    prompts: list[np.ndarray]
+    rate: int
+    about: dict[str, Any]
+    speakers: list[str]  # of all items
+    dataset: Dataset | None = None
+    split: str = ""
+
+    @property
+    def places(self) -> list[int]:
+        """Where this host's items stand among all."""
+        return cluster.share(range(len(self.speakers)))
+
+    def aligned(self, key: str) -> list[dict[str, np.ndarray]]:
+        """Phone ids and their ends in samples, of the recordings (`index`) or the prompts (`prompt_index`)."""
+        return [self.dataset.read(self.split, "align", item[key]) for item in self.items]
+
+    def spoken(self, key: str) -> list[prosody.Spoken]:
+        """Phones, ends and F0 of the recordings (`index`) or the prompts (`prompt_index`)."""
+        aligns, audios = self.aligned(key), self.recordings if key == "index" else self.prompts
+        return prosody.spoken(audios, [a["phones"] for a in aligns], [a["ends"] for a in aligns], self.rate)
+
+
+def read_audio(dataset: Dataset, split: str, i: int) -> np.ndarray:
+    """Recording `i`, float32 `[s]`."""
+    return dataset.read(split, "audio", i)["audio"].astype(np.float32) / 32768
+
+
+def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str, Any]]:
+    """Utterances spread over the speakers in turn, each with its prompt: another one of the same speaker.
+
+    The choice depends on the names of the utterances and the seed, not on their order. Speakers with a single utterance are left
+    out. Raises ValueError when nobody is left.
+    """
+    people: dict[str, list[tuple[str, int, dict]]] = {}
+    for i in range(dataset.records(split)):
+        meta = dataset.read(split, "meta", i)
+        rank = hashlib.sha256(f"{seed}/{meta['utt_id']}".encode()).hexdigest()
+        people.setdefault(meta["speaker"], []).append((rank, i, meta))
+    queues = {speaker: sorted(mine) for speaker, mine in sorted(people.items()) if len(mine) > 1}
+    if not queues:
+        raise ValueError(f"{dataset.root}: no speaker of split {split!r} has two utterances, so there is no prompt; pick another --split")
+    enough = PROMPT_SECONDS * dataset.sample_rate
+    items = []
+    for turn in range(max(map(len, queues.values()))):
+        for speaker, mine in queues.items():
+            if turn < len(mine) and (not limit or len(items) < limit):
+                others = mine[turn + 1 :] + mine[:turn]  # from the next on, round the circle
+                prompt = next((o for o in others if o[2]["num_samples"] >= enough), max(others, key=lambda o: o[2]["num_samples"]))
+                items.append({"id": mine[turn][2]["utt_id"], "index": mine[turn][1], "speaker": speaker, "voice": mine[turn][2]["voice"],
+                              "text": mine[turn][2]["text"], "prompt": prompt[2]["utt_id"], "prompt_index": prompt[1]})
+    return items
+
+
+def from_dataset(dataset: Dataset, split: str, limit: int, seed: int) -> Material:
+    """Utterances of a split, `choose` has which."""
+    items = choose(dataset, split, limit, seed)
+    mine = cluster.share(items)
+    recordings, prompts = ([read_audio(dataset, split, item[key]) for item in mine] for key in ("index", "prompt_index"))
+    about = {"data": dataset.fingerprint, "split": split, "items": digest(items)}
+    return Material(mine, recordings, prompts, dataset.sample_rate, about, [item["speaker"] for item in items], dataset, split)
+
+
+def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
+    """The items of a list (of a `limit`, spread over the speakers). A prompt is named by its file's bytes too."""
+    chosen = lists.spread(lists.load(spec, seed), limit)
+    items = [{"id": one.id, "speaker": one.speaker, "voice": one.speaker, "text": one.text,
+              "prompt": f"{Path(one.prompt).stem} {hashlib.sha256(Path(one.prompt).read_bytes()).hexdigest()[:12]} {one.prompt_seconds:g}"}
+             for one in chosen]
+    mine = cluster.share(chosen)
+    recordings = [lists.audio(one.audio, rate) if one.audio else None for one in mine]
+    prompts = [lists.audio(one.prompt, rate, one.prompt_seconds) for one in mine]
+    about = {"source": spec.split(":")[0], "items": digest(items)}
+    return Material(cluster.share(items), recordings, prompts, rate, about, [item["speaker"] for item in items])
+
+
+def digest(items: list[dict[str, Any]]) -> str:
+    """Names the list of all items: ids, prompts and texts."""
+    return statistics.digest([item["id"], item["prompt"], item["text"]] for item in items)
