@@ -24,6 +24,7 @@ RATE = sphinx.RATE
 SAY, SKIP, AGAIN = 1e-2, 1.0, 1e-4  # weights of the grammar's arcs; the acoustic scores are per frame and far larger
 BACK = 3  # words at most between a word and what is said again
 USER = "robustness"
+KINDS = ("skipped", "repeated")
 
 
 def check() -> None:
@@ -91,12 +92,23 @@ def verdict(audio: np.ndarray | None, text: str) -> dict[str, Any]:
     return {"skipped": skipped, "repeated": repeated, "words": len(words)}
 
 
+def floor_of(rows: Sequence[dict[str, Any]]) -> str:
+    """Names the floor for fingerprints by what the judge flags in it, so that systems compare only against the same one."""
+    floors = [row["floor"] for row in rows]
+    there = [one for one in floors if one is not None]
+    if not there:
+        return "none"
+    many = "recordings" if len(there) == len(floors) else f"{len(there)} recordings of {len(floors)}"
+    return f"{many}, {sum(len(one[key]) for one in there for key in KINDS)} words flagged in them, {statistics.digest(floors)}"
+
+
 def measure(texts: Sequence[str], audios: Sequence[np.ndarray | None], recordings: Sequence[np.ndarray | None] | None = None,
             rate: int = RATE, progress: bool = True) -> list[dict[str, Any]]:
     """One row per item: `verdict`, and `said`, which names text and phones.
 
-    With `recordings`, a word that is flagged there too does not count; where the judge can't follow the recording at all, or
-    there is none, all count.
+    With `recordings`, a word that is flagged there too does not count: a row's `floor` is what is flagged in the recording (None
+    without one) and `excused` how many words that spares. Where the judge can't follow the recording at all, or there is none,
+    all count.
     """
     check()
     audios = files.resample_all(audios, rate, RATE)
@@ -104,22 +116,23 @@ def measure(texts: Sequence[str], audios: Sequence[np.ndarray | None], recording
     rows = []
     watched = tqdm.tqdm(zip(texts, audios, floor), "words", len(texts), mininterval=2, disable=not progress)
     for text, audio, recording in watched:
-        row = verdict(audio, text)
-        if recording is not None and has_signal(audio):
+        row = verdict(audio, text) | {"floor": None, "excused": 0}
+        if recording is not None:
             known = _floor(recording.tobytes(), text)
-            if len(known["skipped"]) < known["words"]:
-                row |= {key: [k for k in row[key] if k not in known[key]] for key in ("skipped", "repeated")}
+            row["floor"] = {key: known[key] for key in KINDS}
+            if has_signal(audio) and len(known["skipped"]) < known["words"]:
+                left = {key: [k for k in row[key] if k not in known[key]] for key in KINDS}
+                row |= left | {"excused": sum(len(row[key]) - len(left[key]) for key in KINDS)}
         row |= {"said": statistics.digest([text, *(word.phones for word in spoken_words(text))])}
         rows.append(row | ({"missing": True} if audio is None else {}))
     return rows
 
 
-def summarise(condition: str, rows: Sequence[dict[str, Any]], floor: str = "none", seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
-    """Score lines `skips_*` and `repeats_*` (% of words) and `bad_sentences_*` (% with either). `floor` says which recordings excused
-    words."""
+def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
+    """Score lines `skips_*` and `repeats_*` (% of words) and `bad_sentences_*` (% with either)."""
     judge = f"pocketsphinx {importlib.metadata.version('pocketsphinx')} en-us, skip-and-repeat grammar {SAY:g} {SKIP:g} {AGAIN:g} {BACK}"
     about = dict(unit="%", seed=seed, evaluator=judge, normaliser=word_error.normaliser(), list=statistics.digest(row["said"] for row in rows),
-                 floor=floor, missing=statistics.missing(rows), **fingerprint)
+                 floor=floor_of(rows), excused=sum(row["excused"] for row in rows), missing=statistics.missing(rows), **fingerprint)
     words = [float(row["words"]) for row in rows]
     share = "all flagged words over all words; a missing output counts as all skipped"
     lines = [statistics.score(f"{name}_{condition}", [100.0 * len(row[key]) for row in rows], words, averaging=share, **about)

@@ -68,8 +68,22 @@ def test_what_the_recording_is_flagged_for_does_not_count(spoken):
     _, _, bad = robustness.summarise("x", rows)
     assert place in alone["skipped"] and bad["value"] == 100 and bad["fingerprint"]["floor"] == "none"
     (beside,) = rows = robustness.measure([text], [cut], [cut], progress=False)
-    skips, _, bad = robustness.summarise("x", rows, floor="recordings")
-    assert beside["skipped"] == [] and skips["value"] == bad["value"] == 0 and bad["fingerprint"]["floor"] == "recordings"
+    skips, _, bad = robustness.summarise("x", rows)
+    assert beside["skipped"] == [] and skips["value"] == bad["value"] == 0
+    flagged = len(alone["skipped"]) + len(alone["repeated"])
+    assert beside["excused"] == bad["fingerprint"]["excused"] == flagged > 0 and alone["excused"] == 0
+    assert bad["fingerprint"]["floor"].startswith(f"recordings, {flagged} words flagged in them, ")
+    assert beside["floor"] == {"skipped": alone["skipped"], "repeated": alone["repeated"]}
+
+
+def test_a_floor_is_named_by_what_is_flagged_in_it(spoken):
+    text, audio, _, found = spoken[0]
+    place, begin, end = max(found, key=lambda one: one[2] - one[1])
+    cut = np.concatenate([audio[:begin], audio[end:]])
+    name = lambda floor, outputs: robustness.floor_of(robustness.measure([text] * 2, outputs, floor, progress=False))
+    assert name([audio, audio], [audio, cut]) == name([audio, audio], [None, audio])  # it is the recordings', not the system's
+    assert len({name([audio, audio], [audio] * 2), name([cut, audio], [audio] * 2), name([audio, cut], [audio] * 2)}) == 3
+    assert name([audio, None], [audio] * 2).startswith("1 recordings of 2, ") and name([None, None], [audio] * 2) == "none"
 
 
 def test_no_signal_is_every_word_skipped_and_noise_is_no_crash(spoken):
