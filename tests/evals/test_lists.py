@@ -124,7 +124,7 @@ def test_specs(librispeech, tmp_path):
             lists.load(spec)
 
 
-def test_hard_sentences_can_be_spoken_and_judged(tmp_path):
+def test_hard_sentences_can_be_spoken_and_judged(tmp_path, monkeypatch):
     tone(tmp_path / "voice.wav", 3)
     items = lists.load(f"hard:{tmp_path}/voice.wav")
     assert len(items) == 50 and len({item.text for item in items}) == 50 and all(item.prompt.endswith("voice.wav") for item in items)
@@ -134,3 +134,16 @@ def test_hard_sentences_can_be_spoken_and_judged(tmp_path):
         lists.load(f"hard:{tmp_path}/voice.wav:{tmp_path}")
     counts = [len(robustness.spoken_words(item.text)) for item in items]
     assert min(counts) >= 1 and max(counts) > 20 and all(word_error.words(item.text) for item in items)
+    monkeypatch.setattr(lists, "RECORDINGS", tmp_path / "no repository here")
+    assert all(item.audio == "" for item in lists.hard(tmp_path / "voice.wav"))
+
+
+def test_the_judge_errs_little_on_the_recordings_of_the_hard_sentences(tmp_path):
+    """What `lists.hard` says of them: the sentences whose recordings are flagged, and four that are not."""
+    tone(tmp_path / "voice.wav", 3)
+    items = lists.hard(tmp_path / "voice.wav")
+    assert all(item.audio.endswith(f"results/hard_sentences/{item.id}.ogg") for item in items)
+    verdicts = {k: robustness.verdict(lists.audio(items[k - 1].audio, 16000), items[k - 1].text) for k in (7, 25, 42, 44, 47, 48, 49, 50)}
+    flagged = {k: len(verdict["skipped"]) + len(verdict["repeated"]) for k, verdict in verdicts.items()}
+    assert flagged == {7: 0, 25: 1, 42: 3, 44: 2, 47: 2, 48: 0, 49: 0, 50: 0}
+    assert verdicts[50]["words"] == 20 and 200 < sum(files.seconds(item.audio) for item in items) < 220
