@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 
 from ns2_jax.audio import files
-from ns2_jax.evals import statistics, word_error
+from ns2_jax.evals import recognisers, statistics, word_error
 from ns2_jax.text import front, phones, sphinx
 
 RATE = sphinx.RATE
@@ -71,11 +71,6 @@ def path(audio: np.ndarray, pronunciations: Sequence[tuple[str, ...]], skip: flo
     return [(int(word[1:].split("_")[0]), at(first), at(end)) for word, first, end in found]
 
 
-def has_signal(audio: np.ndarray | None) -> bool:
-    """Whether there is anything to listen to."""
-    return audio is not None and audio.size >= RATE // 10 and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
-
-
 @functools.lru_cache(4096)
 def _floor(audio: bytes, text: str) -> dict[str, Any]:
     """The verdict on a recording, which is the same for every condition."""
@@ -85,7 +80,7 @@ def _floor(audio: bytes, text: str) -> dict[str, Any]:
 def verdict(audio: np.ndarray | None, text: str) -> dict[str, Any]:
     """`skipped` and `repeated`: places of words (from 0), and `words`: how many there are. Without a signal all are skipped."""
     words = spoken_words(text)
-    if not has_signal(audio):
+    if not recognisers.has_signal(audio):
         return {"skipped": list(range(len(words))), "repeated": [], "words": len(words)}
     seen = [place for place, _, _ in path(audio, [tuple(word.phones) for word in words])]
     skipped, repeated = ([k for k in range(len(words)) if test(seen.count(k))] for test in (lambda n: n == 0, lambda n: n > 1))
@@ -120,7 +115,7 @@ def measure(texts: Sequence[str], audios: Sequence[np.ndarray | None], recording
         if recording is not None:
             known = _floor(recording.tobytes(), text)
             row["floor"] = {key: known[key] for key in KINDS}
-            if has_signal(audio) and len(known["skipped"]) < known["words"]:
+            if recognisers.has_signal(audio) and len(known["skipped"]) < known["words"]:
                 left = {key: [k for k in row[key] if k not in known[key]] for key in KINDS}
                 row |= left | {"excused": sum(len(row[key]) - len(left[key]) for key in KINDS)}
         row |= {"said": statistics.digest([text, *(word.phones for word in spoken_words(text))])}

@@ -15,7 +15,7 @@ Each utterance is judged as a recording, after the codec, and (where the model s
 the voice of another utterance of the same speaker. Everything is offline. `--out` gets `scores.jsonl` (a score a line,
 with its interval and the fingerprint of what measured it), `items.jsonl` (an utterance a line) and `summary.json`.
 
-Word error is pocketsphinx's: read it against its error on the recordings, never beside another recogniser's. SECS is the
+Word error is a recogniser's: read it against its error on the recordings, never beside another recogniser's. SECS is the
 cosine of GE2E voices, not SIM-o. A missing output counts as all words deleted and as similarity 0.
 """
 
@@ -57,6 +57,8 @@ def define_flags() -> None:
     flags.DEFINE_float("guidance", None, "Strength of guidance; the system's own if left out.")
     flags.DEFINE_float("temperature", None, "Scale of the starting noise; the system's own if left out.", lower_bound=0.0)
     flags.DEFINE_integer("seed", 0, "Of the choice of utterances, of the noise and of the intervals.")
+    flags.DEFINE_string("recogniser", "pocketsphinx", "Of the word error: pocketsphinx, whisper:DIR (a local folder) or command:CMD "
+                        "(reads paths of WAV files, a line each, prints what it hears, a line each).")
     flags.DEFINE_integer("processes", 2, "Recognisers at work.", lower_bound=1)
     flags.DEFINE_string("title", "Scores", "Of the report.")
     flags.DEFINE_enum("kind", "mos", list(listening.KINDS), "Of the listening test.")
@@ -124,7 +126,8 @@ def main(argv: list[str]) -> None:
     cluster.start(lambda line: None)
     ask = job.Ask(
         evals=tuple(FLAGS.evals or ()), sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
-        **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "processes", "save_audio")})
+        **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "processes",
+                                              "save_audio")})
     if FLAGS.follow:
         job.follow(ask, FLAGS.workdir, out, FLAGS.poll)
     elif FLAGS.workdir and not FLAGS.out:

@@ -46,12 +46,13 @@ class Ask:
     limit: int | None = None
     seed: int = 0
     sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recogniser: str = "pocketsphinx"
     processes: int = 2
     save_audio: bool = False
 
 
 def check(evals: Sequence[str], task: str, model: inference.Model | None, dataset: Dataset | None,
-          items: Sequence[Mapping[str, Any]], wavs: str | None = None) -> None:
+          items: Sequence[Mapping[str, Any]], wavs: str | None = None, recogniser: str = "pocketsphinx") -> None:
     """Raises before hours of synthesis what the judges would raise after it: ImportError and FileNotFoundError for what is
     not installed, ValueError for what the task, the model or the data set lacks."""
     if "codec_quality" in evals and task == "recordings":
@@ -64,7 +65,7 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
     if "predictability" in evals and (dataset is None or model is None or "latents" not in model.programs["encode"].outputs):
         raise ValueError("--evals=predictability needs a codec, whose latents it explains; give its run or export as --model")
     if "word_error" in evals:
-        word_error.check()
+        word_error.check(recogniser)
         for item in items:
             if not word_error.words(item["text"]):
                 raise ValueError(f"utterance {item['id']} has no words in its text {item['text']!r}; leave word_error out")
@@ -153,29 +154,28 @@ def judge(ask: Ask, evals: Sequence[str], material: Material, made: Mapping[str,
           speeches: Sequence[inference.Speech | None], common: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Score lines of every condition of `made`; each item gets its own rows under the evaluator's name."""
     items, prompts, rate, recordings = material.items, material.prompts, material.rate, made.get("recording")
-    texts = [item["text"] for item in items]
+    texts, said, speakers = [item["text"] for item in items], *([item[key] for item in material.every] for key in ("text", "speaker"))
     quiet = dict(rate=rate, progress=cluster.is_first())
     lines: list[dict[str, Any]] = []
 
     if "speaker_similarity" in evals:
         voices = cluster.gather([voice.tolist() for voice in speaker_similarity.references(prompts, rate)])
-    floor = "recordings" if recordings is not None else "none"
     reference = {**common, "rate": rate, "seed": ask.seed}
     judges: dict[str, tuple[Callable[[Sequence], list], Callable[..., list], Callable[[str], bool]]] = {
         # name: (rows of this host's audio, lines of all rows, conditions that it fits)
-        "word_error": (lambda audios: word_error.measure(texts, audios, processes=ask.processes, **quiet),
-                       lambda *args, **about: word_error.summarise(*args, **about), bool),
-        "speaker_similarity": (lambda audios: speaker_similarity.measure(audios, np.float32(voices), material.speakers, material.places, **quiet),
+        "word_error": (lambda audios: word_error.measure(texts, audios, recogniser=ask.recogniser, processes=ask.processes, **quiet),
+                       lambda *args, **about: word_error.summarise(*args, said, ask.recogniser, **about), bool),
+        "speaker_similarity": (lambda audios: speaker_similarity.measure(audios, np.float32(voices), speakers, material.places, **quiet),
                                speaker_similarity.summarise, bool),
         "robustness": (lambda audios: robustness.measure(texts, audios, recordings, **quiet),
-                       lambda *args, **about: robustness.summarise(*args, floor=floor, **about), lambda name: name != "recording"),
+                       robustness.summarise, lambda name: name != "recording"),
         "acoustic_distance": (lambda audios: acoustic_distance.measure(material.recordings, audios, **quiet), acoustic_distance.summarise,
                               lambda name: name != "recording"),
         "dnsmos": (lambda audios: dnsmos.measure(audios, **quiet), dnsmos.summarise, bool),
         "drift": (lambda audios: drift.measure(audios, **quiet), drift.summarise, bool),
         "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise,
                           lambda name: name.startswith("codec")),
-        "prosody": (lambda _: prosody.measure(material.spoken("prompt_index"), material.spoken("index"), said(speeches, rate)),
+        "prosody": (lambda _: prosody.measure(material.spoken("prompt_index"), material.spoken("index"), spoken(speeches, rate)),
                     prosody.summarise, lambda name: name == "synthesis")}
     for condition, audios in made.items():
         for name, (measure, summarise, fits) in judges.items():
@@ -188,7 +188,7 @@ def judge(ask: Ask, evals: Sequence[str], material: Material, made: Mapping[str,
     return lines
 
 
-def said(speeches: Sequence[inference.Speech | None], rate: int) -> list[prosody.Spoken | None]:
+def spoken(speeches: Sequence[inference.Speech | None], rate: int) -> list[prosody.Spoken | None]:
     """Phones, ends and F0 of what was synthesised."""
     there = [k for k, speech in enumerate(speeches) if speech is not None]
     parts = ([getattr(speeches[k], name) for k in there] for name in ("audio", "phones", "ends"))
@@ -224,15 +224,15 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     evals = tuple(ask.evals or DEFAULTS[task])
     material = gather(ask, path, model)
     items, rate = material.items, material.rate
-    check(evals, task, model, material.dataset, items, ask.wavs)
+    check(evals, task, model, material.dataset, items, ask.wavs, ask.recogniser)
     made: dict[str, list[np.ndarray | None]] = {}
     if all(cluster.gather([audio is not None for audio in material.recordings])):
         made["recording"] = material.recordings
     elif task == "codec" or {"acoustic_distance", "codec_quality"} & set(evals):
         raise ValueError(
             f"--list={ask.list} has no recordings to compare with; score speech, without acoustic_distance and codec_quality")
-    people = len(set(material.speakers))
-    say(f"{len(material.speakers)} utterances of {people} speakers, {ask.list or f'split {material.split} of {material.dataset.root}'}")
+    people = len({item["speaker"] for item in material.every})
+    say(f"{len(material.every)} utterances of {people} speakers, {ask.list or f'split {material.split} of {material.dataset.root}'}")
     common: dict[str, Any] = {**material.about, **identity(model)}
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)

@@ -21,7 +21,7 @@ class Material:
     """This host's share of what is scored.
 
     Its items (rows of items.jsonl), their recordings float32 `[s]` (None where there is none), the prompts; and, the same on every
-    host: for the fingerprint what all items are, their number and their speakers. `dataset` and `split` are where phones and pitch
+    host: for the fingerprint what all items are, and those items. `dataset` and `split` are where phones and pitch
     can be read.
     """
 
@@ -30,14 +30,14 @@ class Material:
     prompts: list[np.ndarray]
     rate: int
     about: dict[str, Any]
-    speakers: list[str]  # of all items
+    every: list[dict[str, Any]]  # the items of all hosts
     dataset: Dataset | None = None
     split: str = ""
 
     @property
     def places(self) -> list[int]:
         """Where this host's items stand among all."""
-        return cluster.share(range(len(self.speakers)))
+        return cluster.share(range(len(self.every)))
 
     def aligned(self, key: str) -> list[dict[str, np.ndarray]]:
         """Phone ids and their ends in samples, of the recordings (`index`) or the prompts (`prompt_index`)."""
@@ -83,10 +83,10 @@ def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str
 def from_dataset(dataset: Dataset, split: str, limit: int, seed: int) -> Material:
     """Utterances of a split, `choose` has which."""
     items = choose(dataset, split, limit, seed)
-    mine = cluster.share(items)
+    mine = [dict(item) for item in cluster.share(items)]
     recordings, prompts = ([read_audio(dataset, split, item[key]) for item in mine] for key in ("index", "prompt_index"))
     about = {"data": dataset.fingerprint, "split": split, "items": digest(items)}
-    return Material(mine, recordings, prompts, dataset.sample_rate, about, [item["speaker"] for item in items], dataset, split)
+    return Material(mine, recordings, prompts, dataset.sample_rate, about, items, dataset, split)
 
 
 def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
@@ -99,7 +99,7 @@ def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
     recordings = [lists.audio(one.audio, rate) if one.audio else None for one in mine]
     prompts = [lists.audio(one.prompt, rate, one.prompt_seconds) for one in mine]
     about = {"source": spec.split(":")[0], "items": digest(items)}
-    return Material(cluster.share(items), recordings, prompts, rate, about, [item["speaker"] for item in items])
+    return Material([dict(item) for item in cluster.share(items)], recordings, prompts, rate, about, items)
 
 
 def digest(items: list[dict[str, Any]]) -> str:
