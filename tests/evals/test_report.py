@@ -7,6 +7,8 @@ import html.parser
 import io
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -122,3 +124,66 @@ def test_a_silent_output_and_a_line_separator_do_not_end_the_page(tmp_path):
     (folder / "items.jsonl").write_text((folder / "items.jsonl").read_text().replace("Nobody knew.", "Nobody\u2028knew."))
     text = report.page(report.find([folder])[0])
     assert "<b>silent</b>" in text and "Nobody\u2028knew." in text and text.count("data:image/png") == 2
+
+
+def test_alignments_are_drawn_and_durations_plotted(tmp_path):
+    folder = write(tmp_path / "a", (1, 2, 3), audio=True)
+    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    said = lambda *ends: {"phones": [["k", 0.0, ends[0]], ["ae", ends[0], ends[1]]]}
+    rows[0]["alignment"] = {"recording": said(0.1, 0.4), "synthesis": said(0.2, 0.5) | {"words": [["<ca>", 0.0, 0.5]]}}
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = report.page(report.find([folder])[0])
+    assert "title='ae, 300 ms'" in text and "<b>&lt;ca&gt;</b>" in text and "Phone durations against the recording" in text
+    assert text.count("class=phones") == 1 and "a, synthesis: 2 phones" in text
+    rows[0]["alignment"]["synthesis"] = [["k", 0, 1]]  # not its shape
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results, skipped = report.find([folder])
+    assert not results and "an alignment has phones (and words), not [['k', 0, 1]]" in skipped[0]
+
+
+def test_utterances_with_audio_come_first(tmp_path):
+    folder = write(tmp_path / "a", (9, 1, 5), audio=True)
+    (folder / "audio" / "u1-synthesis.flac").unlink()
+    text = report.page(report.find([folder])[0], utterances=2, drawn=False)
+    assert "Nobody knew." in text and "Two old" in text and "A quiet" not in text and "2 of 3, 2 with audio" in text
+    assert text.index("Nobody knew.") < text.index("Two old")
+
+
+def test_groups_leave_out_rows_without_a_measure_and_say_what_differs(tmp_path):
+    a, b = write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "b", (1, 2, 3), normaliser="other", items="abd")
+    (b / "scores.jsonl").write_text((b / "scores.jsonl").read_text() + json.dumps(statistics.score("pesq_codec", [1.0], unit="MOS-LQO")) + "\n")
+    text = report.page(report.find([a, b])[0])
+    words, sound = text.index("<h3>Words</h3>"), text.index("<h3>Sound</h3>")
+    assert text[words:sound].count("scope=row") == 2 and text[sound:].count("scope=row") == 1 and "<h3>Voice</h3>" not in text
+    assert "Measured otherwise than column 2 (normaliser, items): they do not compare." in text
+    assert report.group("prosody_pitch_mean") == "Prosody" and report.group("predictability") == "Other"
+
+
+EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"`"
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_in_a_browser(tmp_path):
+    """Texts do nothing, heads sort (blanks last), and at 400 pixels nothing but the tables' own boxes scrolls sideways."""
+    for name, n in (("x" * 90, 4), ("b", 9), ("c", 1)):
+        folder = write(tmp_path / name, (n, n, n), evaluator=EVIL)
+        rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+        rows[0] |= {"text": EVIL + "w" * 200, "speaker": EVIL, "failure": EVIL}
+        rows[0]["word_error"]["synthesis"]["heard"] = EVIL
+        scores.write(folder, [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()] + [
+            statistics.score(f"odd_{EVIL}", [1.0], unit=EVIL, averaging=EVIL)] * (name == "b"), rows)
+    page, _ = report.write([tmp_path / name for name in ("x" * 90, "b", "c")], tmp_path / "out", title=EVIL)
+    probe = """<body><iframe src='out/index.html' style='width:400px;height:900px'></iframe><script>onload = () => {
+      const page = document.querySelector('iframe').contentDocument, head = page.querySelector('thead button')
+      const order = () => [...head.closest('table').tBodies[0].rows].map(row => row.cells[1].dataset.v)
+      head.click(); const up = order(); head.click()
+      const box = page.documentElement
+      document.body.textContent = JSON.stringify({up, down: order(), title: page.title, images: page.images.length,
+        wide: box.scrollWidth > box.clientWidth, sort: head.parentNode.ariaSort})}</script>"""
+    (tmp_path / "probe.html").write_text(probe)
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--allow-file-access-from-files", "--dump-dom",
+               f"--user-data-dir={tmp_path}/browser")
+    done = subprocess.run(["chromium", *options, (tmp_path / "probe.html").as_uri()], capture_output=True, text=True, timeout=120)
+    found = json.loads(re.search(r"<body>(\{.*\})</body>", done.stdout)[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert found["up"] == ["10.0", "40.0", "90.0"] == found["down"][::-1] and found["sort"] == "descending"
+    assert found["title"] == EVIL and found["images"] == 0 and not found["wide"]

@@ -1,0 +1,108 @@
+"""The one table of all results as Markdown: systems and conditions down, the main measures across. Made by the tool, never by hand.
+
+The report's rule holds: two scores share a column only when their fingerprints say that they measure the same.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ns2_jax.evals import report, scores
+
+MAIN = {  # measure -> head of its column
+    "wer": "word error %", "skips": "words skipped %", "repeats": "words repeated %", "secs_own": "SECS", "secs_nearest": "right voice nearest %",
+    "mcd": "MCD dB", "pesq": "PESQ-WB", "stoi": "STOI", "dnsmos_overall": "DNSMOS", "prosody_duration_correlation": "durations, correlation",
+    "prosody_pitch_correlation": "pitch, correlation"}
+MODEL = ("model", "step", "sampler", "seeds", "command")  # what a fingerprint says of the system and not of the judge
+
+
+def _safe(text: Any) -> str:
+    """As Markdown that shows it and nothing else, on one line."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def _link(result: report.Result, given: str, out: pathlib.Path) -> str:
+    page = pathlib.Path(given) / "README.md"
+    target = os.path.relpath(page, out.parent).replace(os.sep, "/").replace(" ", "%20")
+    return f"[{_safe(result.name)}]({target})" if page.is_file() else _safe(result.name)
+
+
+def _cell(line: Mapping[str, Any] | None) -> str:
+    if line is None:
+        return ""
+    value, low, high = (report.number(x, line["unit"]) for x in (line["value"], *line["interval"]))
+    left = "".join(f", {line['fingerprint'][word]} {word}" for word in report.LEFT if line["fingerprint"].get(word))
+    return f"{value}<br><sub>{low} to {high}{left}</sub>"
+
+
+def _system(result: report.Result, head: str) -> str:
+    """What the fingerprints say of the system: model, sampler, seeds, utterances."""
+    found: dict[str, list[str]] = {}
+    for line in result.last:
+        for name in MODEL:
+            value = line["fingerprint"].get(name)
+            if value is not None:
+                said = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+                found.setdefault(name, []).append(said)
+    parts = [f"{name} {' or '.join(map(_safe, dict.fromkeys(found[name])))}" for name in MODEL if name in found]
+    return f"* {head}: " + "; ".join([*parts, f"{len(result.items)} utterances in items.jsonl" if result.items else "no items.jsonl"])
+
+
+def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple[str, list[str]]:
+    """(the text of OUT, what was skipped and why). Links are relative to it, the printed command to where it was given.
+
+    Raises ValueError when no folder holds scores.
+    """
+    out = pathlib.Path(out)
+    results, skipped = report.find(folders)
+    if not results:
+        raise ValueError("no table: " + ("; ".join(skipped) or "no folder is given"))
+    heads = [_link(result, result.given, out) for result in results]
+    chosen = sorted((column for column in report.columns(results) if column[0] in MAIN), key=lambda c: list(MAIN).index(c[0]))
+    lines, counts = [], [set() for _ in chosen]
+    for result, head in zip(results, heads):
+        for condition in dict.fromkeys(scores.split(line["name"])[1] for line in result.last):
+            found = [result.score(measure, condition, key) for measure, key, _ in chosen]
+            for count, line in zip(counts, found):
+                count |= {line["n"]} if line else set()
+            if any(found):
+                lines.append(f"| {head} | {_safe(condition.replace('_', ' '))} | " + " | ".join(map(_cell, found)) + " |")
+    notes = []
+    for place, ((measure, _, line), count) in enumerate(zip(chosen, counts), 1):
+        others = [f"column {k} ({', '.join(report.differing(line, other))})" for k, (name, _, other) in enumerate(chosen, 1)
+                  if name == measure and k != place]
+        warning = f" Not to be compared with {' and '.join(others)}." if others else ""
+        size = " or ".join(map(str, sorted(count, reverse=True)))
+        about = "; ".join(f"{name} {_safe(value)}" for name, value in report.about(line).items())
+        notes.append(f"{place}. {MAIN[measure]}:{warning} {size} utterances; {about}")
+    pairs = [", ".join(filter(None, report.difference(pair))) for pair in report.paired(results) if pair["n"] >= report.FEWEST]
+    places = [os.path.relpath(path) for path in (*(result.given for result in results), out)]
+    words = ["python", "-m", "ns2_jax.evaluate", "table", *places[:-1], f"--out={places[-1]}"]
+    rule = "|".join(["---"] * 2 + ["---:"] * len(chosen))
+    return "\n".join([
+        "# Results", "",
+        f"Made by `{shlex.join(words)}`; a test holds it to that, so it is not edited.", "",
+        "Each cell is a score and its 95 % bootstrap interval over utterances. A blank was not measured. The number at a column's head is "
+        "the note below that says by whom, how and on what.", "",
+        "| system | audio | " + " | ".join(f"{MAIN[measure]} <sup>{k}</sup>" for k, (measure, _, _) in enumerate(chosen, 1)) + " |",
+        f"|{rule}|", *lines, "",
+        "## The systems", "", *(_system(result, head) for result, head in zip(results, heads)), "",
+        "## The columns", "", *notes, "",
+        "## Differences, paired", "",
+        *([f"* {_safe(pair)}" for pair in pairs] or [f"No two systems have {report.FEWEST} utterances in common."]), ""]), skipped
+
+
+def write_table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> list[str]:
+    """Writes `table` to the file OUT, whole or not at all; returns what was skipped. Raises ValueError as it does, and for an OUT
+    that is no Markdown file."""
+    if pathlib.Path(out).suffix != ".md":
+        raise ValueError(f"--out={out} is not a Markdown file, expected a name that ends in .md")
+    text, skipped = table(folders, out)
+    scores.put(pathlib.Path(out), text)
+    return skipped
