@@ -137,16 +137,19 @@ def test_what_the_judges_lack_is_said_before_the_synthesis(codec, corpus, monkey
 
 def test_synthesis_scores(corpus, tmp_path):
     model = tiny.write_model("naturalspeech2", tmp_path / "m")
-    args = [f"--data={corpus}", f"--out={tmp_path}/o", "--limit=2", "--steps=1",
-            "--evals=speaker_similarity,acoustic_distance,prosody"]
+    args = [f"--data={corpus}", f"--out={tmp_path}/o", "--limit=2", "--steps=1", "--takes=2",
+            "--evals=speaker_similarity,acoustic_distance,prosody,room,diversity"]
     code, out, err = run(NAME, f"--model={model}", *args)
     assert code == 0, err
     summary = json.loads((tmp_path / "o" / "summary.json").read_text())
     assert summary["secs_own"] == summary["secs_own_synthesis"] < summary["secs_own_recording"]
+    assert summary["diversity_mcd_synthesis"] > 0 and summary["reverberation_error_codec"] >= 0 and "diversity_mcd_codec" not in summary
     line = json.loads((tmp_path / "o" / "scores.jsonl").read_text().splitlines()[-1])
     assert line["fingerprint"]["sampler"]["steps"] == 1 and line["fingerprint"]["missing"] == 0 and "spoke" in out
     assert summary["mcd_codec"] > 0 and summary["mcd_synthesis"] > 0 and summary["prosody_duration_mean_synthesis"] > 0
     item = json.loads((tmp_path / "o" / "items.jsonl").read_text().splitlines()[0])
+    assert item["diversity"]["synthesis"]["takes"] == 2 and [row[0] for row in item["alignment"]["synthesis"]["words"]][:2] == ["the", "children"]
+    assert len(item["alignment"]["recording"]["phones"]) == 40 and "words" not in item["alignment"]["recording"]
     assert item["prosody"]["synthesis"]["duration_mean"] > 0 and "mcd" in item["acoustic_distance"]["codec"]
 
 

@@ -21,10 +21,10 @@ import tqdm
 from ns2_jax.audio import files
 from ns2_jax.evals import pictures, scores, statistics
 
-SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor", "words", "picks", "piece")
+SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor", "words", "picks", "piece", "takes", "device", "devices", "cores")
 GROUPS = {  # heads of the tables, and how the measures under them begin
     "Words": ("wer", "cer", "skips", "repeats", "bad_sentences"), "Voice": ("secs", "consistency", "drift"),
-    "Sound": ("pesq", "stoi", "si_sdr", "dnsmos", "mcd", "f0", "voicing"), "Prosody": ("prosody",)}
+    "Sound": ("pesq", "stoi", "si_sdr", "dnsmos", "mcd", "f0", "voicing"), "Prosody": ("prosody", "diversity"), "Room": ("reverberation", "snr"), "Speed": ("rtf", "first_audio", "cold_start", "load", "compile")}
 RATE = pictures.RATE
 LEFT = ("missing", "without", "short")  # counts of a fingerprint that stand beside the number
 FEWEST = 100  # utterances for a verdict

@@ -5,6 +5,7 @@
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
     python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
     python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
+    python -m ns2_jax.evaluate table results/* --out=results/README.md          the same scores as one Markdown table
     python -m ns2_jax.evaluate listen ours=runs/a/scores theirs=b --kind=mos --out=test         a listening test: test/index.html
     python -m ns2_jax.evaluate answers test/key.json answers-*.json            what the listeners said
     python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model
@@ -28,12 +29,12 @@ from pathlib import Path
 from absl import flags
 
 from ns2_jax import inference
-from ns2_jax.evals import listening, lists, report
+from ns2_jax.evals import listening, lists, markdown, report
 from ns2_jax.evaluate import job
 from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
-TAKES_WORDS = True  # report RUN..., listen NAME=DIR..., answers KEY FILE...
+TAKES_WORDS = True  # report RUN..., table RUN..., listen NAME=DIR..., answers KEY FILE...
 SAMPLER = ("steps", "guidance", "temperature")  # flags that are options of the system's program `sample`
 
 
@@ -60,6 +61,7 @@ def define_flags() -> None:
     flags.DEFINE_string("recogniser", "pocketsphinx", "Of the word error: pocketsphinx, whisper:DIR (a local folder) or command:CMD "
                         "(reads paths of WAV files, a line each, prints what it hears, a line each).")
     flags.DEFINE_integer("processes", 2, "Recognisers at work.", lower_bound=1)
+    flags.DEFINE_integer("takes", 3, "Syntheses of an utterance, each with another seed, that diversity compares.", lower_bound=2)
     flags.DEFINE_string("title", "Scores", "Of the report.")
     flags.DEFINE_enum("kind", "mos", list(listening.KINDS), "Of the listening test.")
     flags.DEFINE_bool("save_audio", False, "Also write OUT/audio/<utterance>-<condition>.flac.")
@@ -79,6 +81,8 @@ def read_flags() -> tuple[str | None, Path | None]:
     unknown = [name for name in FLAGS.evals or () if name not in job.EVALS]
     if unknown:
         raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(job.EVALS)}")
+    if "speed" in (FLAGS.evals or ()) and (len(FLAGS.evals) > 1 or FLAGS.follow or not path):
+        raise ValueError("--evals=speed is timed alone, with --model=DIR or --workdir=DIR: nothing else may use the machine")
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
     if out and out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file, expected a folder")
@@ -92,7 +96,15 @@ def read_flags() -> tuple[str | None, Path | None]:
 def write_report(folders: Sequence[str]) -> None:
     """`report RUN...`"""
     page, skipped = report.write(folders, FLAGS.out or "report", 24 if FLAGS.limit is None else FLAGS.limit, FLAGS.title)
-    print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {page}")
+    print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {page}, {page.stat().st_size / 1e6:.1f} MB")
+
+
+def write_table(folders: Sequence[str]) -> None:
+    """`table RESULT... --out=FILE.md`"""
+    if not FLAGS.out:
+        raise ValueError("--out=FILE.md is missing: the file to write the table into")
+    skipped = markdown.write_table(folders, FLAGS.out)
+    print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {FLAGS.out}")
 
 
 def write_test(systems: Sequence[str]) -> None:
@@ -117,17 +129,20 @@ def read_answers(paths: Sequence[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    words = {"report": write_report, "listen": write_test, "answers": read_answers}
+    words = {"report": write_report, "table": write_table, "listen": write_test, "answers": read_answers}
     if argv[1:]:
         if argv[1] not in words:
             raise ValueError(f"{argv[1]!r} is not a word of this command: expected {', '.join(words)} or flags (see --help)")
         return words[argv[1]](argv[2:])  # without joining a cluster
     path, out = read_flags()
-    cluster.start(lambda line: None)
     ask = job.Ask(
         evals=tuple(FLAGS.evals or ()), sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "processes",
-                                              "save_audio")})
+                                              "takes", "save_audio")})
+    if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
+        lines, items = job.time_speed(ask, path)
+        return job.write(out, lines, items) if out else None
+    cluster.start(lambda line: None)
     if FLAGS.follow:
         job.follow(ask, FLAGS.workdir, out, FLAGS.poll)
     elif FLAGS.workdir and not FLAGS.out:

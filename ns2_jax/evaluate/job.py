@@ -21,15 +21,18 @@ import tqdm
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, dnsmos, drift, ge2e, lists, predictability, prosody, robustness, scores
-from ns2_jax.evals import speaker_similarity, statistics, word_error
+from ns2_jax.evals import acoustic_distance, codec_quality, diversity, dnsmos, drift, ge2e, lists, pictures, predictability, prosody, robustness
+from ns2_jax.evals import room, scores, speaker_similarity, speed, statistics, word_error
 from ns2_jax.evaluate.material import Material, from_dataset, from_list, read_audio
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 EVALS = (
-    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "codec_quality", "predictability")
-DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], *EVALS[7:]), "tts": EVALS[:2]}
+    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "diversity", "codec_quality",
+    "predictability", "speed")
+DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "predictability"), "tts": EVALS[:2]}
+TAKE = 1_000_000  # between the seeds of two takes of an utterance
 LEVELS = (8, 4)  # besides all of them and none
+SPEED_ITEMS = 12  # utterances of a data set that are timed, unless --limit says otherwise
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
 
 
@@ -48,6 +51,7 @@ class Ask:
     sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     recogniser: str = "pocketsphinx"
     processes: int = 2
+    takes: int = 3
     save_audio: bool = False
 
 
@@ -62,6 +66,8 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
         raise ValueError(f"--evals={made[0]} compares with the recordings; --task=recordings has nothing else. Give --model or --wavs")
     if "prosody" in evals and (task != "tts" or dataset is None):
         raise ValueError("--evals=prosody needs a model that speaks, and --data with phone times to compare with")
+    if "diversity" in evals and task != "tts":
+        raise ValueError("--evals=diversity compares syntheses of one text; it needs a model that speaks")
     if "predictability" in evals and (dataset is None or model is None or "latents" not in model.programs["encode"].outputs):
         raise ValueError("--evals=predictability needs a codec, whose latents it explains; give its run or export as --model")
     if "word_error" in evals:
@@ -77,7 +83,7 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
         robustness.check()
         for item in items:
             robustness.spoken_words(item["text"])
-    if {"speaker_similarity", "drift"} & set(evals):
+    if {"speaker_similarity", "drift", "diversity"} & set(evals):
         ge2e.find_weights()
     if {"predictability", "prosody"} & set(evals):
         dataset.check_group("align")
@@ -141,18 +147,18 @@ def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: 
     return lines
 
 
-def identity(model: inference.Model | None) -> dict[str, Any]:
+def identity(path: str | None, step: int | None) -> dict[str, Any]:
     """What a fingerprint says about the model: the hash of an export, the folder and step of a run."""
-    if model is None:
+    if path is None:
         return {}
-    if model.step is None:
-        return {"model": weights.weights_hash(model.path)}
-    return {"model": os.path.basename(os.path.abspath(model.path)), "step": model.step}
+    return {"model": weights.weights_hash(path)} if step is None else {"model": os.path.basename(os.path.abspath(path)), "step": step}
 
 
 def judge(ask: Ask, evals: Sequence[str], material: Material, made: Mapping[str, Sequence[np.ndarray | None]],
-          speeches: Sequence[inference.Speech | None], common: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Score lines of every condition of `made`; each item gets its own rows under the evaluator's name."""
+          speeches: Sequence[inference.Speech | None], takes: Sequence[Sequence[np.ndarray | None]],
+          common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Score lines of every condition of `made`; each item gets its own rows under the evaluator's name. `takes` are more syntheses of
+    the items, each with other seeds."""
     items, prompts, rate, recordings = material.items, material.prompts, material.rate, made.get("recording")
     texts, said, speakers = [item["text"] for item in items], *([item[key] for item in material.every] for key in ("text", "speaker"))
     quiet = dict(rate=rate, progress=cluster.is_first())
@@ -173,6 +179,8 @@ def judge(ask: Ask, evals: Sequence[str], material: Material, made: Mapping[str,
                               lambda name: name != "recording"),
         "dnsmos": (lambda audios: dnsmos.measure(audios, **quiet), dnsmos.summarise, bool),
         "drift": (lambda audios: drift.measure(audios, **quiet), drift.summarise, bool),
+        "room": (lambda audios: room.measure(prompts, audios, **quiet), room.summarise, bool),
+        "diversity": (lambda audios: diversity.measure(list(zip(audios, *takes)), **quiet), diversity.summarise, lambda name: name == "synthesis"),
         "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise,
                           lambda name: name.startswith("codec")),
         "prosody": (lambda _: prosody.measure(material.spoken("prompt_index"), material.spoken("index"), spoken(speeches, rate)),
@@ -202,15 +210,30 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def gather(ask: Ask, path: str | None, model: inference.Model | None) -> Material:
-    """What is asked to be scored, at the model's rate."""
+def gather(ask: Ask, path: str | None, config: Mapping[str, Any] | None) -> Material:
+    """What is asked to be scored, at the rate of the model with this config."""
+    rate = int(config["data"]["sample_rate"]) if config else None
     if ask.list:
-        return from_list(ask.list, model.rate if model else 16000, ask.limit or 0, ask.seed)
-    dataset = Dataset.open(ask.data or model.config["data"]["path"])
+        return from_list(ask.list, rate or 16000, ask.limit or 0, ask.seed)
+    dataset = Dataset.open(ask.data or config["data"]["path"])
     dataset.check_split(ask.split)
-    if model and model.rate != dataset.sample_rate:
-        raise ValueError(f"{path} works at {model.rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
+    if rate not in (None, dataset.sample_rate):
+        raise ValueError(f"{path} works at {rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
     return from_dataset(dataset, ask.split, 60 if ask.limit is None else ask.limit, ask.seed)
+
+
+def time_speed(ask: Ask, path: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """How fast the model at `path` speaks (of a run the newest checkpoint), in fresh processes: (score lines, rows of the items)."""
+    material = gather(dataclasses.replace(ask, limit=SPEED_ITEMS if ask.limit is None else ask.limit), path, checkpoints.read_config(path))
+    texts = [item["text"] for item in material.items]
+    step = (checkpoints.steps(path) or [None])[-1]
+    rows = speed.measure(path, texts, material.prompts, material.rate, options=ask.sampler)
+    alone = [row for row in rows if row["phase"] == "item"]
+    for item, row in zip(material.items, alone, strict=True):
+        item["speed"] = {"synthesis": row}
+    lines = speed.summarise("synthesis", rows, ask.seed, **material.about, **identity(path, step))
+    print("\n" + scores.table(lines))
+    return lines, material.items
 
 
 def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -222,7 +245,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if task == "tts" and not model.speaks:
         raise ValueError(f"--task=tts: system {model.config['system']!r} does not speak; use --task=codec")
     evals = tuple(ask.evals or DEFAULTS[task])
-    material = gather(ask, path, model)
+    material = gather(ask, path, model and model.config)
     items, rate = material.items, material.rate
     check(evals, task, model, material.dataset, items, ask.wavs, ask.recogniser)
     made: dict[str, list[np.ndarray | None]] = {}
@@ -233,7 +256,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
             f"--list={ask.list} has no recordings to compare with; score speech, without acoustic_distance and codec_quality")
     people = len({item["speaker"] for item in material.every})
     say(f"{len(material.every)} utterances of {people} speakers, {ask.list or f'split {material.split} of {material.dataset.root}'}")
-    common: dict[str, Any] = {**material.about, **identity(model)}
+    common: dict[str, Any] = {**material.about, **identity(path, model and model.step)}
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)
         for item in items:
@@ -242,13 +265,23 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
                 print(f"counts as missing: {item['failure']}")
     if model and task != "recordings" and "recording" in made:
         made |= resynthesise(model, made["recording"], task)
+    if material.dataset and "align" in material.dataset.groups:
+        for item, align in zip(items, material.aligned("index")):
+            item["alignment"] = {"recording": pictures.aligned(align["phones"], align["ends"], rate)}
     speeches: list[inference.Speech | None] = []
+    takes: list[list[np.ndarray | None]] = []
     if task == "tts":
         common |= {"sampler": {**model.programs["sample"].options, **ask.sampler}, "seeds": f"{ask.seed} + index"}
         speeches, spent = synthesise(model, material, ask.seed, ask.sampler)
         made["synthesis"] = [speech and speech.audio for speech in speeches]
+        for item, speech in zip(items, speeches):
+            if speech:
+                item.setdefault("alignment", {})["synthesis"] = pictures.aligned(speech.phones, speech.ends, rate, speech.words)
         spoken = sum(len(audio) for audio in made["synthesis"] if audio is not None) / rate
         say(f"spoke {spoken:.0f} s in {spent:.0f} s, compilation included")
+        for take in range(1, ask.takes if "diversity" in evals else 1):
+            again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler)
+            takes.append([speech and speech.audio for speech in again])
     if out and ask.save_audio:
         (out / "audio").mkdir(parents=True, exist_ok=True)
         for condition, audios in made.items():
@@ -258,7 +291,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
                     file.unlink(missing_ok=True)  # of an earlier evaluation into this folder
                 else:
                     inference.write(file, (audio, rate))
-    lines = judge(ask, evals, material, made, speeches, common)
+    lines = judge(ask, evals, material, made, speeches, takes, common)
     if "predictability" in evals and cluster.is_first():
         lines += table_of_means(model, material.dataset, ask.seed, {k: v for k, v in common.items() if k not in ("split", "items")})
     items = cluster.gather(items)

@@ -127,12 +127,14 @@ def is_first() -> bool:
 
 def share(things: Sequence[Any]) -> list[Any]:
     """What this process takes of a list that every process has: one in turn for each."""
+    if not jax.distributed.is_initialized():  # asking which process this is would start the backend
+        return list(things)
     return list(things[jax.process_index() :: jax.process_count()])
 
 
 def gather(rows: Sequence[Any]) -> list[Any]:
     """The rows that every process made of its `share`, in the order of the list; JSON is how they travel. All must call it."""
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return list(rows)
     mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(mine)))
