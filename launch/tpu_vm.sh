@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a TPU VM or a whole slice, the same command on every host:
+# Trains on a TPU VM or a whole slice, the same command on every host (JOB=evaluate EXTRAS=eval scores there instead):
 #     bash launch/tpu_vm.sh [--dry-run] NAME ZONE --config=configs/naturalspeech2.py:base \
 #         --config.data.path=/mnt/shared/data --workdir=/mnt/shared/runs/ns2
 # The slice exists already (gcloud compute tpus tpu-vm create), gcloud is logged in, and all hosts mount /mnt/shared (NFS or a
@@ -16,5 +16,5 @@ trap 'rm -f "$ARCHIVE"' EXIT
 $RUN tar -czf "$ARCHIVE" --exclude=__pycache__ setup.py README.md LICENSE ns2_jax configs data_pipelines launch
 $RUN gcloud compute tpus tpu-vm scp "$ARCHIVE" "$NAME:ns2_jax.tar.gz" --zone="$ZONE" --worker=all
 $RUN gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="
-  mkdir -p ns2_jax && tar -xzf ns2_jax.tar.gz -C ns2_jax && cd ns2_jax && . launch/environment.sh && environment tpu text log &&
-  exec python -m ns2_jax.train $(printf '%q ' "$@")"
+  mkdir -p ns2_jax && tar -xzf ns2_jax.tar.gz -C ns2_jax && cd ns2_jax && . launch/environment.sh && environment tpu text log ${EXTRAS:-} &&
+  exec python -m ns2_jax.${JOB:-train} $(printf '%q ' "$@")"

@@ -53,7 +53,8 @@ def test_every_module_and_flag_the_quickstart_calls_exists():
     assert modules == ours | {"data_pipelines.synth", "data_pipelines.encode"}
     calls = re.findall(r"python -m ((?:ns2_jax|data_pipelines)\.\w+)((?:[^\n]|\\\n)*)", text.replace("\\\n", " "))
     for module, arguments in calls:
-        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        place = ROOT / module.replace(".", "/")
+        source = (place / "__main__.py" if place.is_dir() else place.with_suffix(".py")).read_text()
         defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
         for flag in re.findall(r"--(\w+)", arguments):
             assert flag in defined | {"config"}, f"{module} has no --{flag}"
@@ -64,6 +65,9 @@ def test_the_pod_script_shows_what_it_would_do():
     assert out.returncode == 0, out.stderr
     assert "gcloud compute tpus tpu-vm ssh pod --zone=zone-a --worker=all" in out.stdout
     assert r"--config.init_from=\{\'a\':\ \'b\ c\'\}" in out.stdout  # one argument on the other side of ssh, too
+    assert "exec python -m ns2_jax.train" in out.stdout and "environment tpu text log  &&" in out.stdout
+    score = run("bash", "launch/tpu_vm.sh", "--dry-run", "pod", "zone-a", "--workdir=x", env={**os.environ, "JOB": "evaluate", "EXTRAS": "eval"})
+    assert "exec python -m ns2_jax.evaluate --workdir=x" in score.stdout and "environment tpu text log eval &&" in score.stdout
     assert run("bash", "launch/tpu_vm.sh").returncode == 2
 
 
