@@ -16,9 +16,9 @@ from typing import Any
 from ns2_jax.evals import report, scores
 
 MAIN = {  # measure -> head of its column
-    "wer": "word error %", "skips": "words skipped %", "repeats": "words repeated %", "secs_own": "SECS", "secs_nearest": "right voice nearest %",
-    "mcd": "MCD dB", "pesq": "PESQ-WB", "stoi": "STOI", "dnsmos_overall": "DNSMOS", "prosody_duration_correlation": "durations, correlation",
-    "prosody_pitch_correlation": "pitch, correlation"}
+    "wer": "word error %", "skips": "words skipped %", "repeats": "words repeated %", "secs_own": "SECS",
+    "secs_nearest": "right voice nearest %", "mcd": "MCD dB", "pesq": "PESQ-WB", "stoi": "STOI", "dnsmos_overall": "DNSMOS",
+    "prosody_duration_correlation": "durations, correlation", "prosody_pitch_correlation": "pitch, correlation"}
 MODEL = ("model", "step", "sampler", "seeds", "command")  # what a fingerprint says of the system and not of the judge
 
 

@@ -39,12 +39,15 @@ def check() -> None:
     del matplotlib
 
 
-def aligned(phones: Sequence[Any], ends: Sequence[int], rate: int, words: Sequence[tuple[str, int, int]] = ()) -> dict[str, list[list[Any]]]:
+def aligned(phones: Sequence[Any], ends: Sequence[int], rate: int,
+            words: Sequence[tuple[str, int, int]] = ()) -> dict[str, list[list[Any]]]:
     """The alignment of an utterance from its phones (names or ids), the samples where they end, and (word, first sample, end)."""
     names = list(phones) if len(phones) and isinstance(phones[0], str) else inventory.names(phones)
     seconds = [round(int(end) / rate, 3) for end in ends]
-    out = {"phones": [[name, start, end] for name, start, end in zip(names, [0.0, *seconds], seconds, strict=False)]}
-    return out | ({"words": [[word, round(int(start) / rate, 3), round(int(end) / rate, 3)] for word, start, end in words]} if words else {})
+    out = {"phones": [[name, start, end] for name, start, end in zip(names, [0.0, *seconds[:-1]], seconds, strict=True)]}
+    if words:
+        out["words"] = [[word, round(int(start) / rate, 3), round(int(end) / rate, 3)] for word, start, end in words]
+    return out
 
 
 def check_alignment(alignment: Alignment) -> None:
@@ -110,19 +113,20 @@ def figure(audio: np.ndarray, name: str, alignment: Alignment | None = None, lon
     bounds = "".join(f"M{1000 * float(end):.0f} 0V100" for _, _, end in (alignment or {}).get("phones", ()) if float(end) < seconds)
     times = "".join(f"<span style='left:{100 * t / seconds:.2f}%'>{t:g}{' s' if t == 0 else ''}</span>"
                     for t in np.arange(0, seconds, 0.5 if longest < 8 else 1))
+    tones = _pitch_path(pitch.track_all([audio], RATE, HOP)[0])
     rows = "".join(_row(kind, alignment[kind], seconds) for kind in ("phones", "words") if alignment and alignment.get(kind))
     return (f"<div class=wide><div class=figure style='min-width:{longest * WIDTH if alignment else 0:.0f}px'>"
             f"<div style='width:{100 * seconds / longest:.2f}%'><div class=mel>"
             f"<img alt='spectrogram of {html.escape(name)}' src='{uri('image/png', spectrogram(audio))}'>"
             f"<svg viewBox='0 0 {1000 * seconds:.0f} 100' preserveAspectRatio=none aria-hidden=true><path class=grid d='{lines}'/>"
-            f"<path class=bounds d='{bounds}'/><path class=f0 d='{_pitch_path(pitch.track_all([audio], RATE, HOP)[0])}'/></svg>{marks}</div>"
+            f"<path class=bounds d='{bounds}'/><path class=f0 d='{tones}'/></svg>{marks}</div>"
             f"<div class=times>{times}</div>{rows}</div></div></div>")
 
 
 def _chart(title: str, width: int, height: int, drawn: str) -> str:
     title = html.escape(title)
-    return (f"<figure class=chart><figcaption>{title}</figcaption><svg viewBox='0 0 {width} {height}' width={width} height={height} role=img "
-            f"aria-label='{title}'>{drawn}</svg></figure>")
+    return (f"<figure class=chart><figcaption>{title}</figcaption><svg viewBox='0 0 {width} {height}' width={width} height={height} "
+            f"role=img aria-label='{title}'>{drawn}</svg></figure>")
 
 
 def curve(points: Sequence[tuple[float, float]], title: str, width: int = 280, height: int = 110) -> str:
@@ -138,8 +142,8 @@ def curve(points: Sequence[tuple[float, float]], title: str, width: int = 280, h
 
 def durations(a: Alignment, b: Alignment) -> list[tuple[float, float]]:
     """Seconds of each phone in both, silences left out; nothing where they are not the same phones."""
-    one, two = ([(name, float(end) - float(start)) for name, start, end in x["phones"] if name not in (inventory.SILENCE, inventory.PADDING)]
-                for x in (a, b))
+    silent = (inventory.SILENCE, inventory.PADDING)
+    one, two = ([(name, float(end) - float(start)) for name, start, end in x["phones"] if name not in silent] for x in (a, b))
     return [(x, y) for (_, x), (_, y) in zip(one, two)] if [name for name, _ in one] == [name for name, _ in two] else []
 
 
@@ -149,7 +153,8 @@ def scatter(points: Sequence[tuple[float, float]], title: str, side: int = 200) 
     left, floor = 44, side + 10
     dots = "".join(f"M{left + x / top * side:.1f} {floor - y / top * side:.1f}h0" for x, y in points)
     return _chart(title, left + side + 12, floor + 30, (
-        f"<path class=axis d='M{left} 10V{floor}h{side}'/><path class=equal d='M{left} {floor}l{side} -{side}'/><path class=dots d='{dots}'/>"
+        f"<path class=axis d='M{left} 10V{floor}h{side}'/><path class=equal d='M{left} {floor}l{side} -{side}'/>"
+        f"<path class=dots d='{dots}'/>"
         f"<text x={left - 4} y={floor} text-anchor=end>0</text><text x={left - 4} y=16 text-anchor=end>{1000 * top:.0f} ms</text>"
         f"<text x={left + side} y={floor + 13} text-anchor=end>{1000 * top:.0f} ms</text>"
         f"<text x={left + side / 2:.0f} y={floor + 26} text-anchor=middle>in the recording</text>"))

@@ -21,10 +21,12 @@ import tqdm
 from ns2_jax.audio import files
 from ns2_jax.evals import pictures, scores, statistics
 
-SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor", "words", "picks", "piece", "takes", "device", "devices", "cores")
+SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor", "words",
+        "picks", "piece")
 GROUPS = {  # heads of the tables, and how the measures under them begin
     "Words": ("wer", "cer", "skips", "repeats", "bad_sentences"), "Voice": ("secs", "consistency", "drift"),
-    "Sound": ("pesq", "stoi", "si_sdr", "dnsmos", "mcd", "f0", "voicing"), "Prosody": ("prosody", "diversity"), "Room": ("reverberation", "snr"), "Speed": ("rtf", "first_audio", "cold_start", "load", "compile")}
+    "Sound": ("pesq", "stoi", "si_sdr", "dnsmos", "mcd", "f0", "voicing"), "Prosody": ("prosody", "diversity"),
+    "Room": ("reverberation", "snr"), "Speed": ("rtf", "first_audio", "cold_start", "load", "compile")}
 RATE = pictures.RATE
 LEFT = ("missing", "without", "short")  # counts of a fingerprint that stand beside the number
 FEWEST = 100  # utterances for a verdict
@@ -107,7 +109,8 @@ def about(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Names of what was not the same when two scores were measured."""
-    return [*(["unit"] if a["unit"] != b["unit"] else []), *(name for name in SAME if a["fingerprint"].get(name) != b["fingerprint"].get(name))]
+    names = [name for name in SAME if a["fingerprint"].get(name) != b["fingerprint"].get(name)]
+    return ["unit"] * (a["unit"] != b["unit"]) + names
 
 
 def columns(results: Sequence[Result]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -153,7 +156,8 @@ def _cell(line: Mapping[str, Any] | None) -> str:
     low, high = (number(x, line["unit"]) for x in line["interval"])
     left = {word: line["fingerprint"].get(word, 0) for word in LEFT}
     left = "".join(f"<small class=left>{html.escape(str(count))} {word}</small>" for word, count in left.items() if count)
-    return f"<td data-v={line['value']} title='n = {line['n']}'>{number(line['value'], line['unit'])}<small>{low} to {high}</small>{left}</td>"
+    value = number(line["value"], line["unit"])
+    return f"<td data-v={line['value']} title='n = {line['n']}'>{value}<small>{low} to {high}</small>{left}</td>"
 
 
 def group(measure: str) -> str:
@@ -177,7 +181,8 @@ def _tables(results: Sequence[Result]) -> str:
         labels = "".join(f"<th><button>{html.escape(measure.removeprefix('prosody_').replace('_', ' '))}&nbsp;<sup>{k}</sup></button>"
                          f"<small>{html.escape(line['unit']) or '&nbsp;'}</small></th>" for k, measure, _, line in mine)
         if rows:
-            parts.append(f"<h3>{name}</h3><div class=scroll><table><thead><tr><th></th>{labels}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
+            parts.append(f"<h3>{name}</h3><div class=scroll><table><thead><tr><th></th>{labels}</tr></thead>"
+                         f"<tbody>{''.join(rows)}</tbody></table></div>")
     notes = []
     for k, (measure, _, line) in chosen:
         others = [f"{j} ({', '.join(differing(line, other))})" for j, (name, _, other) in chosen if name == measure and j != k]
@@ -264,11 +269,13 @@ def _said(item: Mapping[str, Any], condition: str) -> list[str]:
 def _utterance(name: str, holders: Sequence[tuple[Result, dict[str, Any]]], drawn: bool) -> str:
     """The card of an utterance: every condition of every system, the recording once."""
     first = holders[0][1]
-    made, audios = [], {}
+    made: list[tuple[Result, dict[str, Any], str, pathlib.Path]] = []
+    audios: dict[pathlib.Path, np.ndarray | files.AudioError] = {}
     for result, item in holders:
         for condition in dict.fromkeys(c for evaluator in item.values() if isinstance(evaluator, dict) for c in evaluator):
             path = _file(result, name, condition)
-            if condition == "recording" and ("recording" in [c for _, _, c, _ in made] or (not path.is_file() and result is not holders[-1][0])):
+            known = any(c == "recording" for _, _, c, _ in made)
+            if condition == "recording" and (known or (not path.is_file() and result is not holders[-1][0])):
                 continue  # the same for every system: once, with its player where anyone has it
             made.append((result, item, condition, path))
             if path.is_file():
@@ -300,8 +307,8 @@ def difference(pair: Mapping[str, Any]) -> tuple[str, str]:
     low, high = pair["interval"]
     few = f" (under {FEWEST}: no verdict)" if pair["n"] < FEWEST else ""
     verdict = "" if few or not pair["decided"] else "worse" if pair["value"] > 0 else "better"
-    return (f"{pair['a']} minus {pair['b']}: {pair['value']:+.1f} points of word error ({low:+.1f} to {high:+.1f}), {pair['n']} utterances{few}",
-            verdict)
+    return (f"{pair['a']} minus {pair['b']}: {pair['value']:+.1f} points of word error ({low:+.1f} to {high:+.1f}), "
+            f"{pair['n']} utterances{few}", verdict)
 
 
 def page(results: Sequence[Result], skipped: Sequence[str] = (), utterances: int = 24, drawn: bool = True, title: str = "Scores") -> str:
@@ -327,8 +334,8 @@ def page(results: Sequence[Result], skipped: Sequence[str] = (), utterances: int
     body = "".join(f"<h2>{head}</h2>{text}" for head, text in parts.items() if text)
     left = f"<p class=dim>Skipped: {html.escape('; '.join(skipped))}</p>" if skipped else ""
     many = lambda count, word: f"{count} {word}{'' if count == 1 else 's'}"
-    intro = (f"<p class=dim>{many(len(results), 'result')}, {many(len(by_id), 'utterance')}. Below each number is its 95 % bootstrap interval; "
-             f"a click on a column's head sorts by it.</p>{left}")
+    intro = (f"<p class=dim>{many(len(results), 'result')}, {many(len(by_id), 'utterance')}. Below each number is its 95 % bootstrap "
+             f"interval; a click on a column's head sorts by it.</p>{left}")
     fill = {"TITLE": html.escape(title), "BODY": intro + body}
     return re.sub("@(TITLE|BODY)@", lambda match: fill[match[1]], pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf8"))
 

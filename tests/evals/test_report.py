@@ -151,7 +151,8 @@ def test_utterances_with_audio_come_first(tmp_path):
 
 def test_groups_leave_out_rows_without_a_measure_and_say_what_differs(tmp_path):
     a, b = write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "b", (1, 2, 3), normaliser="other", items="abd")
-    (b / "scores.jsonl").write_text((b / "scores.jsonl").read_text() + json.dumps(statistics.score("pesq_codec", [1.0], unit="MOS-LQO")) + "\n")
+    with open(b / "scores.jsonl", "a") as file:
+        file.write(json.dumps(statistics.score("pesq_codec", [1.0], unit="MOS-LQO")) + "\n")
     text = report.page(report.find([a, b])[0])
     words, sound = text.index("<h3>Words</h3>"), text.index("<h3>Sound</h3>")
     assert text[words:sound].count("scope=row") == 2 and text[sound:].count("scope=row") == 1 and "<h3>Voice</h3>" not in text
@@ -171,19 +172,21 @@ def test_in_a_browser(tmp_path):
         rows[0] |= {"text": EVIL + "w" * 200, "speaker": EVIL, "failure": EVIL}
         rows[0]["word_error"]["synthesis"]["heard"] = EVIL
         scores.write(folder, [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()] + [
-            statistics.score(f"odd_{EVIL}", [1.0], unit=EVIL, averaging=EVIL)] * (name == "b"), rows)
+            statistics.score(f"{measure}_{EVIL}", [1.0], unit=EVIL, averaging=EVIL) for measure in ("odd", *scores.MEASURES)], rows)
     page, _ = report.write([tmp_path / name for name in ("x" * 90, "b", "c")], tmp_path / "out", title=EVIL)
     probe = """<body><iframe src='out/index.html' style='width:400px;height:900px'></iframe><script>onload = () => {
-      const page = document.querySelector('iframe').contentDocument, head = page.querySelector('thead button')
-      const order = () => [...head.closest('table').tBodies[0].rows].map(row => row.cells[1].dataset.v)
+      const page = document.querySelector('iframe').contentDocument
+      const head = [...page.querySelectorAll('thead button')].find(b => b.textContent.startsWith('wer\u00a0'))
+      const order = () => [...head.closest('table').tBodies[0].rows].map(row => row.cells[head.parentNode.cellIndex].dataset.v || '')
       head.click(); const up = order(); head.click()
       const box = page.documentElement
       document.body.textContent = JSON.stringify({up, down: order(), title: page.title, images: page.images.length,
         wide: box.scrollWidth > box.clientWidth, sort: head.parentNode.ariaSort})}</script>"""
     (tmp_path / "probe.html").write_text(probe)
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--allow-file-access-from-files", "--dump-dom",
-               f"--user-data-dir={tmp_path}/browser")
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--allow-file-access-from-files",
+               "--dump-dom", f"--user-data-dir={tmp_path}/browser")
     done = subprocess.run(["chromium", *options, (tmp_path / "probe.html").as_uri()], capture_output=True, text=True, timeout=120)
     found = json.loads(re.search(r"<body>(\{.*\})</body>", done.stdout)[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert found["up"] == ["10.0", "40.0", "90.0"] == found["down"][::-1] and found["sort"] == "descending"
+    assert [value for value in found["up"] if value] == found["up"][:3] == ["10.0", "40.0", "90.0"] and len(found["up"]) > 3
+    assert found["down"][:3] == ["90.0", "40.0", "10.0"] and found["sort"] == "descending"
     assert found["title"] == EVIL and found["images"] == 0 and not found["wide"]
