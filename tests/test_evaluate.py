@@ -216,7 +216,7 @@ def test_report_of_what_the_command_wrote(codec, corpus, tmp_path):
     code, _, err = run(NAME, "report")
     assert code == 2 and "no folder is given" in err
     code, _, err = run(NAME, "reprot", "x")
-    assert code == 2 and "expected report, listen, answers" in err
+    assert code == 2 and "expected report, table, listen, answers" in err
 
 
 def test_listening_test_and_its_answers(codec, corpus, tmp_path):
