@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import json
 import os
 import pathlib
@@ -124,24 +125,28 @@ def columns(results: Sequence[Result]) -> list[tuple[str, str, dict[str, Any]]]:
     return [(*names, line) for names, line in sorted(seen.items(), key=lambda kv: (order.get(kv[0][0], len(order)), kv[0][0]))]
 
 
+PAIRED = {  # measure -> (evaluator, its words, unit, whether less is better, value of a row, what it is divided by)
+    "wer": ("word_error", "points of word error", "%", True, lambda row: 100.0 * row["errors"], lambda row: row["words"]),
+    "secs_own": ("speaker_similarity", "SECS", "cosine", False, lambda row: row["own"], lambda row: 1.0),
+    "mcd": ("acoustic_distance", "dB of MCD", "dB", True, lambda row: row["mcd"], lambda row: 1.0),
+    "dnsmos_overall": ("dnsmos", "DNSMOS", "MOS", False, lambda row: row["dnsmos_overall"], lambda row: 1.0)}
+
+
 def paired(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Differences of word error between each two results on the utterances that both have, with paired intervals; only where the
-    fingerprints say that both were measured alike."""
-
-    def own(result: Result) -> tuple[str, str] | None:
-        lines = {line["name"]: line for line in result.last}
-        return next(((c, key(lines[f"wer_{c}"])) for c in ("synthesis", "wavs") if f"wer_{c}" in lines), None)
-
+    """Differences between each two results on the utterances that both have, with paired intervals; only where the fingerprints say
+    that both were measured alike."""
     out = []
-    for i, a in enumerate(results):
+    for (i, a), (measure, (evaluator, _, _, _, value, size)) in itertools.product(enumerate(results), PAIRED.items()):
         for b in results[i + 1 :]:
-            mine, theirs = own(a), own(b)
-            if mine is None or theirs is None or mine[1] != theirs[1]:
+            made = [next((c for c in ("synthesis", "wavs") for line in r.last if line["name"] == f"{measure}_{c}"), "") for r in (a, b)]
+            first, second = (next((key(line) for line in r.last if line["name"] == f"{measure}_{c}"), None) for r, c in zip((a, b), made))
+            if first is None or first != second:
                 continue
-            rows = [(a.items[name]["word_error"][mine[0]], b.items[name]["word_error"][theirs[0]]) for name in a.items if name in b.items]
+            both = [[r.items[name].get(evaluator, {}).get(c) for r, c in zip((a, b), made)] for name in a.items if name in b.items]
+            rows = [pair for pair in both if all(pair)]  # of no distance without an output
             if rows:
-                errors = ([100.0 * pair[side]["errors"] for pair in rows] for side in (0, 1))
-                out.append({"a": a.name, "b": b.name, **statistics.paired(*errors, [pair[0]["words"] for pair in rows])})
+                sides = ([value(pair[side]) for pair in rows] for side in (0, 1))
+                out.append({"a": a.name, "b": b.name, "measure": measure, **statistics.paired(*sides, [size(pair[0]) for pair in rows])})
     return out
 
 
@@ -306,9 +311,10 @@ def difference(pair: Mapping[str, Any]) -> tuple[str, str]:
     """A paired difference in words, and the verdict: better, worse or nothing; under FEWEST utterances there is none."""
     low, high = pair["interval"]
     few = f" (under {FEWEST}: no verdict)" if pair["n"] < FEWEST else ""
-    verdict = "" if few or not pair["decided"] else "worse" if pair["value"] > 0 else "better"
-    return (f"{pair['a']} minus {pair['b']}: {pair['value']:+.1f} points of word error ({low:+.1f} to {high:+.1f}), "
-            f"{pair['n']} utterances{few}", verdict)
+    _, words, unit, less, *_ = PAIRED[pair["measure"]]
+    verdict = "" if few or not pair["decided"] else "better" if (pair["value"] < 0) == less else "worse"
+    value, low, high = ("+" * (x > 0) + number(x, unit) for x in (pair["value"], low, high))
+    return f"{pair['a']} minus {pair['b']}: {value} {words} ({low} to {high}), {pair['n']} utterances{few}", verdict
 
 
 def page(results: Sequence[Result], skipped: Sequence[str] = (), utterances: int = 24, drawn: bool = True, title: str = "Scores") -> str:

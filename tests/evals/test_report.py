@@ -85,6 +85,19 @@ def test_differences_are_paired_on_the_utterances_of_both(tmp_path):
     assert report.paired(results) == []  # measured otherwise
 
 
+def test_more_similarity_is_better_and_less_error_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FEWEST", 3)
+    results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
+    for result, own in zip(results, (0.8, 0.7)):
+        result.lines.append(statistics.score("secs_own_synthesis", [own] * 3, unit="cosine", evaluator="ear"))
+        for item in result.items.values():
+            item["speaker_similarity"] = {"synthesis": {"own": own}}
+    words, voice = report.paired(results)
+    assert (words["measure"], voice["measure"]) == ("wer", "secs_own") and voice["value"] == pytest.approx(0.1)
+    assert report.difference(words)[1] == "worse" and report.difference(voice)[1] == "better"
+    assert report.difference(voice)[0] == "a minus b: +0.100 SECS (+0.100 to +0.100), 3 utterances"
+
+
 def test_checkpoints_make_curves_and_the_table_has_the_last(tmp_path):
     out = tmp_path / "run" / "evaluation"
     for step, errors in ((5, (9, 9, 9)), (10, (5, 5, 5))):
