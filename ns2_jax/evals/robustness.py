@@ -58,6 +58,7 @@ def path(audio: np.ndarray, pronunciations: Sequence[tuple[str, ...]], skip: flo
     decoder.add_fsg(name, decoder.create_fsg(name, 0, len(pronunciations), arcs))
     decoder.activate_search(name)
     pcm = (np.clip(np.pad(np.asarray(audio, np.float32), RATE // 10), -1, 1) * 32767).astype("<i2").tobytes()
+    decoder.reinit_feat()  # or its estimate of the noise goes on from the utterance before
     try:
         decoder.start_utt()
         decoder.process_raw(pcm, full_utt=True)
