@@ -9,12 +9,14 @@ also a flag, `--config.train.steps=5000`. The same command again continues from 
 same devices, with the same data and within rounding on others. SIGTERM saves and exits with 143: start it again. `--dry_run` builds, compiles and
 counts, and writes nothing. On a TPU pod run the same command on every host.
 
-The run folder holds config.json, run.json, metrics.jsonl, tensorboard/ (with tensorboardX) and checkpoints/.
+The run folder holds config.json, run.json, metrics.jsonl, tensorboard/ (with tensorboardX), checkpoints/ and, when it met a number
+that is not finite, halted.json.
 Exit codes: 0 done, 1 training met a number that is not finite (it says where), 2 the command is wrong, 143 preempted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -82,6 +84,8 @@ def record(workdir: str, config: Any, dataset: str, codec: str, step: int) -> No
             if old.get(name) != new.get(name):
                 say(f"  config.{name.replace('/', '.')} was {old.get(name)}, is {new.get(name)}")
     if cluster.is_first():
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(workdir, "halted.json"))
         write_json(path, resolved)
         path = os.path.join(workdir, "run.json")
         before = json.load(open(path, encoding="utf8")) if os.path.exists(path) else {}
@@ -143,6 +147,8 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
             return True
         bad = int(state["step"])
         paths = steps.diagnose(program.system, config, state, last[1])
+        if cluster.is_first():
+            write_json(os.path.join(workdir, "halted.json"), {"step": bad, "paths": paths})
         print(f"error: not finite at step {bad}; the state is as before it. Offending paths:\n  " + "\n  ".join(paths), file=sys.stderr)
         return False
 

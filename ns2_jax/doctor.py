@@ -1,0 +1,411 @@
+"""Is it broken or just early? Holds a run against what healthy runs of its recipe did at the same step.
+
+    python -m ns2_jax.doctor runs/naturalspeech2                             a verdict, a table, likely causes
+    python -m ns2_jax.doctor --overfit --config=configs/codec.py:small --config.data.path=data/default
+    python -m ns2_jax.doctor bands runs/a runs/b --out=results/codec/known_good.json        of your own recipe: two seeds or more
+
+The first line is the verdict: "on track", "early" (too few steps to say; it says what to wait for) or "off" with what is
+off. The bands of a recipe (system and size) are in `results/*/known_good.json` or where `--known_good` says; without any, it is
+judged by what holds for every training. On a checkpoint it measures whether the model listens: how much the loss rises when
+the phones of every row are shuffled (`text_use`) and when rows exchange their prompts (`prompt_use`), on batches of the run's own
+data, or `--data`. What it can't see: faults that leave losses, norms and these two as they are, such as a bad recording or wrong sampling.
+
+`--overfit` trains one batch in memory, with a constant learning rate after a short warm-up, and passes when the loss, measured with the
+same noise before and after, falls by a factor: then loss, gradients and optimiser are wired. It says nothing of the data.
+
+Exit codes: 0 on track, early or passed; 1 off or failed; 2 the command is wrong.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from ns2_jax import train
+from ns2_jax.data import feed
+from ns2_jax.data.dataset import Dataset
+from ns2_jax.evals import bands
+from ns2_jax.runtime import checkpoints, cluster, metrics, weights
+from ns2_jax.runtime import mesh as meshes
+from ns2_jax.runtime import state as states
+from ns2_jax.runtime.program import Program
+from ns2_jax.systems import system as systems
+
+FLAGS = flags.FLAGS
+TAKES_WORDS = True  # RUN; bands RUN RUN...
+KNOWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "*", "known_good.json")
+NOT_RECIPE = ("seed", "data.path", "data.workers", "mesh.", "init_from.", "train.log_every", "train.save_every", "train.keep")
+USE_BATCHES = 8
+LITTLE = 1 / 3  # of the known use of text and prompt: less is off
+UNUSED = 0.005  # without bands: a loss that rises less than this does not listen
+LEARNT = 0.1  # of the steps, after which a model without bands should listen
+WINDOWS = 8  # logged lines without which there is no trend
+GROWN = 30.0  # times the first gradient norm
+COLLAPSED = 0.02  # of the codes in use
+WAITING = 0.2  # of a step's time spent on data
+FACTOR, OVERFIT_STEPS, KEYS = 2.0, 150, 4
+
+
+def define_flags() -> None:
+    """When this file is the command; importing it defines none."""
+    config_flags.DEFINE_config_file("config", None, "With --overfit: FILE[:argument], as in configs/codec.py:small.", lock_config=True)
+    flags.DEFINE_bool("overfit", False, "Train one batch in memory: pass or fail.")
+    flags.DEFINE_integer("steps", OVERFIT_STEPS, "With --overfit: steps.", lower_bound=10)
+    flags.DEFINE_string("data", None, "The run's data set, where config.data.path does not lead to it from here.")
+    flags.DEFINE_bool("use", True, "Measure the use of text and prompt on the newest checkpoint; --nouse saves the minute.")
+    flags.DEFINE_string("known_good", None, "Bands to hold the run against, instead of those in results/.")
+    flags.DEFINE_string("out", None, "With bands: the file to write, results/SYSTEM/known_good.json.")
+    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+
+
+# The recipe ------------------------------------------------------------------------------------------------------------
+
+
+def recipe(config: Mapping[str, Any]) -> dict[str, str]:
+    """What makes a recipe: `{"model.width": "256", ...}`, the config without what does not change the curves."""
+    flat = {path.replace("/", "."): json.dumps(leaf) for path, leaf in states.flatten(_leaves(config)).items()}
+    kept = {path: leaf for path, leaf in flat.items() if not path.startswith(NOT_RECIPE)}
+    if config["optim"]["schedule"] == "constant":
+        kept.pop("train.steps", None)
+    return kept
+
+
+def _leaves(node: Any) -> Any:
+    """Lists as text: they are one value."""
+    return {k: _leaves(v) for k, v in node.items()} if isinstance(node, Mapping) else json.dumps(node) if isinstance(node, list) else node
+
+
+def find_known(config: Mapping[str, Any], path: str | None) -> dict[str, Any] | None:
+    """The known-good file of the config's system and size, or the one at `path`. Raises ValueError when that is of another."""
+    for found in [path] if path else sorted(glob.glob(KNOWN)):
+        with open(found, encoding="utf8") as f:
+            known = json.load(f)
+        if all(known[key] == config[key] for key in ("system", "size")):
+            return known
+        if path:
+            raise ValueError(f"--known_good={path} is of {known['system']} {known['size']}, the run is {config['system']} {config['size']}")
+    return None
+
+
+def differences(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, list[str | None]]:
+    """`{"optim.peak": [here, recipe]}` for every field of the recipe that differs."""
+    here, there = recipe(config), known["config"]
+    return {path: [here.get(path), there.get(path)] for path in sorted({*here, *there}) if here.get(path) != there.get(path)}
+
+
+def read_json(path: str) -> dict[str, Any]:
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf8") as f:
+        return json.load(f)
+
+
+# Does the model listen? --------------------------------------------------------------------------------------------------
+
+
+def shuffled(batch: Mapping[str, np.ndarray], key: jax.Array) -> dict[str, np.ndarray]:
+    """The batch with the phones of every row in another order; durations stay where they are."""
+    phones = np.array(batch["phones"])
+    for i, row in enumerate(phones):
+        real = np.flatnonzero(row)
+        phones[i, real] = row[np.asarray(jax.random.permutation(jax.random.fold_in(key, i), real))]
+    return {**batch, "phones": phones}
+
+
+def exchanged(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch with every row's prompt given to the next row; rows of padding keep theirs."""
+    real = np.flatnonzero(batch["weight"])
+    swapped = {name: np.array(x) for name, x in batch.items() if name.startswith("prompt_")}
+    for name, x in swapped.items():
+        x[real] = batch[name][np.roll(real, 1)]
+    return {**batch, **swapped}
+
+
+def measure_use(run: str, config: Mapping[str, Any], step: int, data: str | None) -> dict[str, float]:
+    """`{"text_use", "prompt_use"}` of a checkpoint's averaged weights: by how much of itself the loss rises when phones are shuffled,
+    prompts exchanged. Same noise in all cases; batches of `valid`, where the data set has it. Empty where the system reads neither.
+
+    Raises FileNotFoundError or ValueError when the data can't be read.
+    """
+    system = systems.make(config["system"], config["model"])
+    kinds = {"text_use": "phones" in system.fields, "prompt_use": any(name.startswith("prompt_") for name in system.fields)}
+    if not any(kinds.values()):
+        return {}
+    numbers = dict(config["data"], path=data or config["data"]["path"], workers=0)
+    split = "valid" if "valid" in Dataset.open(numbers["path"]).splits else None
+    batches = feed.make_feed(numbers, system.fields, system.sizes, 0, 0, split=split)
+    tree, _ = checkpoints.read_model(run, step)
+    loss = jax.jit(lambda params, rest, batch, key: system.grads(params, rest, batch, key, step)[2])
+    total, shape = {"plain": 0.0, **{kind: 0.0 for kind, has in kinds.items() if has}}, None
+    bar = tqdm(total=USE_BATCHES, desc=f"use of text and prompt at step {step}", mininterval=2, leave=False)
+    while bar.n < USE_BATCHES:
+        batch = next(batches)
+        shape = shape or batch["weight"].shape
+        if batch["weight"].shape != shape:
+            continue  # of another bucket, which would have to be compiled
+        key = jax.random.fold_in(jax.random.key(0), bar.n)
+        changed = {"plain": batch}
+        changed |= {"text_use": shuffled(batch, key)} if kinds["text_use"] else {}
+        changed |= {"prompt_use": exchanged(batch)} if kinds["prompt_use"] else {}
+        for name, given in changed.items():
+            total[name] += float(loss(tree["params"], tree["rest"], given, key)["loss"])
+        bar.update()
+    bar.close()
+    return {name: value / total["plain"] - 1 for name, value in total.items() if name != "plain"}
+
+
+# Rows of the table -------------------------------------------------------------------------------------------------------
+
+
+def row(metric: str, step: int, value: float | None, low: float | None, high: float | None, verdict: str = "") -> dict[str, Any]:
+    side = "low" if low is not None and value < low else "high" if high is not None and value > high else "ok"
+    return {"metric": metric, "step": step, "value": value, "low": low, "high": high, "verdict": verdict or side}
+
+
+def general(lines: bands.Lines) -> list[dict[str, Any]]:
+    """What holds for every training: the loss falls, the gradient does not explode."""
+    lines, step = bands.phase(lines), lines[-1]["step"]
+    found = bands.curves(lines)
+    early = "early" if len(lines) < WINDOWS else ""
+    rows = []
+    if "loss" in found:
+        z = bands.trend(found["loss"][1]) if len(lines) > 1 else 0.0
+        rows.append(row("trend of loss (standard errors)", step, z, None, -2.0, early))
+    if "grad_norm" in found:
+        norms = found["grad_norm"][1]
+        ratio = float(np.median(norms[-3:]) / max(np.median(norms[:3]), 1e-12))
+        rows.append(row("grad_norm / the first", step, ratio, None, GROWN, early))
+    return rows
+
+
+def codebooks(lines: bands.Lines, config: Mapping[str, Any], known: bool) -> list[dict[str, Any]]:
+    """Codebooks that learn keep moving, and use many of their codes."""
+    if "perplexity" not in (found := bands.curves(lines)):
+        return []
+    step, values = lines[-1]["step"], found["perplexity"][1][-bands.MOST :]
+    early = "early" if len(values) < bands.LEAST else ""
+    rows = [row("perplexity's movement", step, float(np.ptp(values) / values.mean()), 1e-5, None, early)]
+    codes = config["model"].get("codes")
+    return rows if known or not codes else [*rows, row("perplexity / codes", step, float(np.median(values)) / codes, COLLAPSED, None, early)]
+
+
+def use_rows(found: Mapping[str, float], step: int, known: Mapping[str, Any] | None, steps: int) -> list[dict[str, Any]]:
+    """Use of text and prompt against a share of the known one, or against none at all."""
+    rows = []
+    for name, value in found.items():
+        if known and known.get("use", {}).get(name):
+            usual = bands.at_step(known["use"][name], step)
+            rows.append(row(name, step, value, LITTLE * usual, None) if usual else row(name, step, value, None, None, "early"))
+        else:
+            rows.append(row(name, step, value, UNUSED, None, "early" if value < UNUSED and step < LEARNT * steps else ""))
+    return rows
+
+
+# Verdict -----------------------------------------------------------------------------------------------------------------
+
+
+def hints(off: Mapping[str, str], changed: Mapping[str, list], halted: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Likely causes, the likeliest first. `off` is metric -> high or low."""
+    said, peak = [], config["optim"]["peak"]
+    trained = [f"config.{path} is {here}, the recipe's is {there}" for path, (here, there) in changed.items() if path.startswith(("optim.", "train."))]
+    if trained and (off or halted):
+        said.append("first undo what differs from the recipe: " + "; ".join(trained))
+    if halted:
+        path = (halted.get("paths") or [""])[0]
+        said.append({
+            "batch": f"the data: {path} came out of the feed not finite; look for silent, empty or broken recordings around this step",
+            "params": f"the weights: {path} is not finite; a too high learning rate (config.optim.peak={peak}) is the usual reason",
+        }.get(path.split("/")[0], f"the loss or its gradient overflowed while batch and weights were sound ({path}): learning rate, or precision"))
+    high = {name for name, side in off.items() if side == "high"}
+    if "param_norm" in high or {"loss", "grad_norm"} <= high or {"grad_norm / the first"} & high:
+        said.append(f"the learning rate is too high (config.optim.peak={peak}) or its warm-up too short: try a tenth")
+    if off.get("text_use") == "low":
+        said.append("the text is not used: phones that do not belong to the audio (shuffled or shifted transcripts, a wrong alignment), "
+                    "or a text encoder that gets no gradient; look at a few utterances with their phones")
+    if off.get("prompt_use") == "low":
+        said.append("the prompt is not used: prompts that are empty or of another speaker, or a prompt encoder that gets no gradient")
+    if any(name.startswith("perplexity") for name in off):
+        if off.get("perplexity's movement"):
+            said.append("the codebooks are frozen: they get no updates (config.model.codebook_decay=1, or rest is not updated)")
+        elif "low" in (off.get("perplexity"), off.get("perplexity / codes")):
+            said.append("the codebooks have collapsed onto few codes: commitment weight, dead codes not replaced, a codebook decay near 1")
+        else:
+            said.append("the codebooks do not follow the encoder: are they updated every step, and with statistics of all hosts?")
+    if off.get("param_norm") == "low":
+        said.append(f"the weights move too little: a learning rate that is too low (config.optim.peak={peak}), or frozen parameters")
+    if high - {"grad_norm", "param_norm"} and not said:
+        said.append("the data: other recordings, transcripts or batches than the recipe's; then a part of the model that gets no gradient")
+    return said
+
+
+def diagnose(run: str, known_path: str | None = None, data: str | None = None, use: bool = True) -> dict[str, Any]:
+    """The whole judgement of a run folder: verdict, sentence, step, rows, differences, hints, notes.
+
+    Raises FileNotFoundError where there is no run, ValueError for an export.
+    """
+    config = checkpoints.read_config(run)
+    if os.path.exists(os.path.join(run, weights.FILE)):
+        raise ValueError(f"{run} is an export; the doctor reads a run (--workdir of train), which has the curves")
+    known, lines, notes = find_known(config, known_path), metrics.read(run), []
+    halted, about = read_json(os.path.join(run, "halted.json")), read_json(os.path.join(run, "run.json"))
+    changed = differences(config, known) if known else {}
+    name, step = f"{config['system']} {config['size']}", lines[-1]["step"] if lines else 0
+    if not known:
+        notes.append(f"there are no bands of {name}: judged by what holds for every training (two seeds or more make bands: doctor bands)")
+    other_data = bool(known) and about.get("dataset", known["dataset"]) != known["dataset"]
+    elsewhere = other_data or any(path.startswith(("model.", "data.", "precision")) for path in changed)
+    if elsewhere:
+        what = "the data set" if other_data else "the model or its data's layout"
+        notes.append(f"{what} is not that of the bands: they are taken {bands.ELSEWHERE:g} times as wide")
+    rows = []
+    starts = known["bands"]["steps"][0] if known else WINDOWS * config["train"]["log_every"]
+    if lines:
+        rows += bands.judge(known["bands"], lines, elsewhere) if known and step >= starts else [] if known else general(lines)
+        rows += codebooks(lines, config, bool(known))
+        rows += [row(metric, step, None, None, None, "not finite") for metric, value in lines[-1].items() if value is None]
+        waited, whole = (np.median([line.get(part, 0.0) for line in lines[-bands.MOST :]]) for part in ("data_seconds", "step_seconds"))
+        if waited > WAITING * whole > 0:
+            notes.append(f"slow, not wrong: {waited:.3g} s of a step's {whole:.3g} s wait for data; raise config.data.workers (or feed from a faster disk)")
+    if use and (saved := checkpoints.steps(run)):
+        try:
+            rows += use_rows(measure_use(run, config, saved[-1], data), saved[-1], known, config["train"]["steps"])
+        except (FileNotFoundError, ValueError) as error:
+            notes.append(f"use of text and prompt not measured (--data=DIR says where the data is): {error}")
+    elif use:
+        notes.append(f"no checkpoint yet (the first at step {config['train']['save_every']}): use of text and prompt not measured")
+
+    order = {"ok": 2, "ahead": 1, "early": 3}
+    rows.sort(key=lambda r: (order.get(r["verdict"], 0), r["metric"] != "loss"))
+    off = {r["metric"]: r["verdict"] for r in rows if r["verdict"] in ("high", "low", "not finite")}
+    ending = f"{len(known['bands']['steps']) and known['bands']['steps'][-1]}" if known else ""
+    loss = next((r for r in rows if r["metric"] == "loss" and r["value"] is not None), None)
+    if halted or off:
+        verdict = "off"
+        sentence = [f"halted at step {halted['step']} by {', '.join(halted['paths'][:3])}"] if halted else []
+        sentence += [f"{metric} is {side}" for metric, side in list(off.items())[:4]] + ([f"{len(off) - 4} more"] if len(off) > 4 else [])
+        sentence = f"off at step {halted.get('step', step)}: {', '.join(sentence)}"
+    elif not lines or not any(r["verdict"] in ("ok", "ahead") for r in rows) or step < starts:
+        verdict, wait = "early", starts if known or step < starts else starts + step
+        seconds = max(wait - step, 0) * (lines[-1].get("step_seconds", 0.0) if lines else 0.0)
+        sentence = f"early: step {step} is too soon to say; wait for step {wait}" + (f" ({metrics.duration(seconds)})" if seconds else "")
+    else:
+        verdict = "on track"
+        sentence = f"on track at step {step}" + (f" of the recipe's {ending}" if known else "")
+        if loss and known:
+            end = known["bands"]["metrics"]["loss"]
+            sentence += f": loss {loss['value']:.3g}, which ends at {end['low'][-1]:.3g} to {end['high'][-1]:.3g}"
+    return {"verdict": verdict, "sentence": sentence, "step": step, "recipe": name, "rows": rows, "differences": changed,
+            "hints": hints(off, changed, halted, config), "notes": notes}
+
+
+def lines_of(report: Mapping[str, Any]) -> list[str]:
+    """The report for people."""
+    number = lambda x: "" if x is None else f"{x:.4g}"
+    span = lambda r: " to ".join(filter(None, (number(r["low"]), number(r["high"])))) if None not in (r["low"], r["high"]) else (
+        f"at least {number(r['low'])}" if r["low"] is not None else f"at most {number(r['high'])}" if r["high"] is not None else "")
+    table = [("metric", "step", "here", "known-good" if report["differences"] or report["rows"] else "", "verdict")]
+    table += [(r["metric"], str(r["step"]), number(r["value"]), span(r), r["verdict"]) for r in report["rows"]]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    out = [report["sentence"], ""]
+    out += ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in table] if report["rows"] else []
+    if report["hints"]:
+        out += ["", "Likely causes, the likeliest first:"] + [f"  {i}. {text}" for i, text in enumerate(report["hints"], 1)]
+    if report["differences"]:
+        out += ["", "The bands may not hold: the config differs from the recipe's in"]
+        out += [f"  {path}: {here} here, {there} there" for path, (here, there) in report["differences"].items()]
+    return out + ([""] if report["notes"] else []) + [f"Note: {text}" for text in report["notes"]]
+
+
+# Bands, overfit ----------------------------------------------------------------------------------------------------------
+
+
+def make_known(runs: Sequence[str], data: str | None = None, use: bool = True) -> dict[str, Any]:
+    """The known-good file of runs of one recipe. Raises ValueError when they differ in more than seed and length."""
+    configs = [checkpoints.read_config(run) for run in runs]
+    about = [read_json(os.path.join(run, "run.json")) for run in runs]
+    for run, config in zip(runs[1:], configs[1:]):
+        if odd := [path for path in recipe(config) if recipe(config)[path] != recipe(configs[0]).get(path)]:
+            raise ValueError(f"{run} is not of the recipe of {runs[0]}: config.{odd[0]} differs")
+    seeds = [config["seed"] for config in configs]
+    if len(set(seeds)) < len(seeds) or len({a.get("dataset") for a in about}) > 1:
+        raise ValueError(f"bands need runs of different seeds on one data set; the seeds are {seeds}")
+    known = {"system": configs[0]["system"], "size": configs[0]["size"], "seeds": seeds, "dataset": about[0].get("dataset"),
+             "revisions": [a.get("revision") for a in about], "config": recipe(configs[0]), "bands": bands.make([metrics.read(r) for r in runs])}
+    uses: dict[str, dict[int, float]] = {}
+    for run, config in zip(runs, configs) if use else ():
+        for step in checkpoints.steps(run):
+            for name, value in measure_use(run, config, step, data).items():
+                uses.setdefault(name, {})[step] = min(value, uses.get(name, {}).get(step, value))
+    return known | {"use": {name: [[step, float(f"{v:.4g}")] for step, v in sorted(points.items())] for name, points in uses.items()}}
+
+
+def overfit(config: Any, count: int) -> dict[str, Any]:
+    """Trains `count` steps on the first batch alone: loss with the same noise before and after, and whether it fell enough."""
+    if not config.data.path:
+        raise ValueError("--overfit takes its batch from a data set: --config.data.path=DIR")
+    with config.unlocked():
+        config.optim.schedule, config.optim.warmup = "constant", min(config.optim.warmup, count // 10)
+    system = systems.make(config.system, config.model.to_dict())
+    program = Program(config, system, meshes.make_mesh(config.mesh), lambda: systems.rules(meshes.RULES))
+    weights.codec_of(config, system.fields)
+    batch = meshes.put_batch(program.mesh, next(train.batches(config, program, 0)))
+    state = program.create(batch)
+    if len(config.init_from):
+        state = checkpoints.fill(state, dict(config.init_from))
+
+    @jax.jit
+    def loss(params: Any, rest: Any) -> Any:
+        found = [program.system.grads(params, rest, batch, jax.random.key(i), 0)[2] for i in range(KEYS)]
+        return sum(f["loss"] for f in found) / sum(f["weight"] for f in found)
+
+    before, halted = float(loss(state["params"], state["rest"])), program.go()
+    for _ in (bar := tqdm(range(count), desc="one batch", unit="step", mininterval=2)):
+        state, values = program(state, batch, halted)
+        halted = values["halted"]
+        if bar.n % 10 == 0:
+            bar.set_postfix(loss=f"{float(values['loss']):.4g}")
+    after = float(loss(state["params"], state["rest"]))
+    stopped = bool(halted)
+    passed = not stopped and before / after >= FACTOR
+    said = f"{'passed' if passed else 'failed'}: the loss of one batch went from {before:.4g} to {after:.4g} in {count} steps, a factor of " \
+           f"{before / after:.3g} ({FACTOR:g} expected)" + ("; it met a number that is not finite" if stopped else "")
+    return {"verdict": "passed" if passed else "failed", "sentence": said, "before": before, "after": after, "steps": count, "finite": not stopped}
+
+
+def main(argv: list[str]) -> int:
+    words = argv[1:]
+    if FLAGS.overfit:
+        if FLAGS.config is None or words:
+            raise ValueError("--overfit needs --config=FILE[:argument] and no RUN (see --help)")
+        cluster.start(lambda text: None)
+        report = overfit(FLAGS.config, FLAGS.steps)
+        print(json.dumps(report) if FLAGS.json else report["sentence"])
+        return cluster.DONE if report["verdict"] == "passed" else cluster.FAILED
+    if words[:1] == ["bands"]:
+        if not FLAGS.out:
+            raise ValueError("bands needs --out=results/SYSTEM/known_good.json")
+        cluster.start(lambda text: None)
+        known = make_known(words[1:], FLAGS.data, FLAGS.use)
+        train.write_json(FLAGS.out, known)
+        print(f"{FLAGS.out}: {len(known['bands']['metrics'])} metrics at {len(known['bands']['steps'])} steps, seeds {known['seeds']}")
+        return cluster.DONE
+    if len(words) != 1:
+        raise ValueError(f"say which run to look at: python -m ns2_jax.doctor RUN, not {' '.join(words) or '(nothing)'} (see --help)")
+    cluster.start(lambda text: None)
+    report = diagnose(words[0], FLAGS.known_good, FLAGS.data, FLAGS.use)
+    print(json.dumps(report) if FLAGS.json else "\n".join(lines_of(report)))
+    return cluster.FAILED if report["verdict"] == "off" else cluster.DONE
+
+
+if __name__ == "__main__":
+    define_flags()
+    cluster.run(main)
