@@ -45,12 +45,6 @@ TAKES_WORDS = True  # RUN; bands RUN RUN...
 KNOWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "*", "known_good.json")
 NOT_RECIPE = ("seed", "data.path", "data.workers", "mesh.", "init_from.", "train.log_every", "train.save_every", "train.keep")
 USE_BATCHES = 8
-LITTLE = 1 / 3  # of the known use of text and prompt: less is off
-UNUSED = 0.005  # without bands: a loss that rises less than this does not listen
-LEARNT = 0.1  # of the steps, after which a model without bands should listen
-WINDOWS = 8  # logged lines without which there is no trend
-GROWN = 30.0  # times the first gradient norm
-COLLAPSED = 0.02  # of the codes in use
 WAITING = 0.2  # of a step's time spent on data
 FACTOR, OVERFIT_STEPS, KEYS = 2.0, 150, 4
 
@@ -163,68 +157,22 @@ def measure_use(run: str, config: Mapping[str, Any], step: int, data: str | None
     return {name: value / total["plain"] - 1 for name, value in total.items() if name != "plain"}
 
 
-# Rows of the table -------------------------------------------------------------------------------------------------------
-
-
-def row(metric: str, step: int, value: float | None, low: float | None, high: float | None, verdict: str = "") -> dict[str, Any]:
-    side = "low" if low is not None and value < low else "high" if high is not None and value > high else "ok"
-    return {"metric": metric, "step": step, "value": value, "low": low, "high": high, "verdict": verdict or side}
-
-
-def general(lines: bands.Lines) -> list[dict[str, Any]]:
-    """What holds for every training: the loss falls, the gradient does not explode."""
-    lines, step = bands.phase(lines), lines[-1]["step"]
-    found = bands.curves(lines)
-    early = "early" if len(lines) < WINDOWS else ""
-    rows = []
-    if "loss" in found:
-        z = bands.trend(found["loss"][1]) if len(lines) > 1 else 0.0
-        rows.append(row("trend of loss (standard errors)", step, z, None, -2.0, early))
-    if "grad_norm" in found:
-        norms = found["grad_norm"][1]
-        ratio = float(np.median(norms[-3:]) / max(np.median(norms[:3]), 1e-12))
-        rows.append(row("grad_norm / the first", step, ratio, None, GROWN, early))
-    return rows
-
-
-def codebooks(lines: bands.Lines, config: Mapping[str, Any], known: bool) -> list[dict[str, Any]]:
-    """Codebooks that learn keep moving, and use many of their codes."""
-    if "perplexity" not in (found := bands.curves(lines)):
-        return []
-    step, values = lines[-1]["step"], found["perplexity"][1][-bands.MOST :]
-    early = "early" if len(values) < bands.LEAST else ""
-    rows = [row("perplexity's movement", step, float(np.ptp(values) / values.mean()), 1e-5, None, early)]
-    codes = config["model"].get("codes")
-    return rows if known or not codes else [*rows, row("perplexity / codes", step, float(np.median(values)) / codes, COLLAPSED, None, early)]
-
-
-def use_rows(found: Mapping[str, float], step: int, known: Mapping[str, Any] | None, steps: int) -> list[dict[str, Any]]:
-    """Use of text and prompt against a share of the known one, or against none at all."""
-    rows = []
-    for name, value in found.items():
-        if known and known.get("use", {}).get(name):
-            usual = bands.at_step(known["use"][name], step)
-            rows.append(row(name, step, value, LITTLE * usual, None) if usual else row(name, step, value, None, None, "early"))
-        else:
-            rows.append(row(name, step, value, UNUSED, None, "early" if value < UNUSED and step < LEARNT * steps else ""))
-    return rows
-
-
 # Verdict -----------------------------------------------------------------------------------------------------------------
 
 
 def hints(off: Mapping[str, str], changed: Mapping[str, list], halted: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Likely causes, the likeliest first. `off` is metric -> high or low."""
     said, peak = [], config["optim"]["peak"]
-    trained = [f"config.{path} is {here}, the recipe's is {there}" for path, (here, there) in changed.items() if path.startswith(("optim.", "train."))]
+    trained = [f"{path} is {here}, not {there}" for path, (here, there) in changed.items() if path.startswith(("optim.", "train."))]
     if trained and (off or halted):
-        said.append("first undo what differs from the recipe: " + "; ".join(trained))
+        said.append("what differs from the recipe: config." + "; config.".join(trained))
     if halted:
         path = (halted.get("paths") or [""])[0]
-        said.append({
-            "batch": f"the data: {path} came out of the feed not finite; look for silent, empty or broken recordings around this step",
-            "params": f"the weights: {path} is not finite; a too high learning rate (config.optim.peak={peak}) is the usual reason",
-        }.get(path.split("/")[0], f"the loss or its gradient overflowed while batch and weights were sound ({path}): learning rate, or precision"))
+        if path.startswith("batch/"):
+            said.append(f"the data: {path} came out of the feed not finite; look for a broken recording or feature in that step's batch")
+        else:
+            said.append(f"an overflow, first seen in {path}, while the batch was sound: a learning rate that is too high "
+                        f"(config.optim.peak={peak}), a loss without a floor under a logarithm or division, or precision")
     high = {name for name, side in off.items() if side == "high"}
     if "param_norm" in high or {"loss", "grad_norm"} <= high or {"grad_norm / the first"} & high:
         said.append(f"the learning rate is too high (config.optim.peak={peak}) or its warm-up too short: try a tenth")
@@ -247,73 +195,91 @@ def hints(off: Mapping[str, str], changed: Mapping[str, list], halted: Mapping[s
     return said
 
 
-def diagnose(run: str, known_path: str | None = None, data: str | None = None, use: bool = True) -> dict[str, Any]:
-    """The whole judgement of a run folder: verdict, sentence, step, rows, differences, hints, notes.
+def judge(
+    config: Mapping[str, Any], lines: bands.Lines, known: Mapping[str, Any] | None, *, dataset: str = "", halted: Mapping[str, Any] = {},
+    used: tuple[int, Mapping[str, float]] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The judgement of a run: verdict, sentence, step, rows, differences, hints, notes.
 
-    Raises FileNotFoundError where there is no run, ValueError for an export.
+    Args:
+      config, lines, halted: of config.json, metrics.jsonl, halted.json; dataset: its fingerprint.
+      known: a known-good file, or None.
+      used: (checkpoint, what `measure_use` found there).
     """
+    name, step, notes = f"{config['system']} {config['size']}", lines[-1]["step"] if lines else 0, []
+    changed = differences(config, known) if known else {}
+    if not known:
+        notes.append(f"there are no bands of {name}: judged by what holds for every training (two seeds make bands, see --help)")
+    other_data = bool(known and dataset and dataset != known["dataset"])
+    elsewhere = other_data or any(path.startswith(("model.", "data.", "precision")) for path in changed)
+    if elsewhere:
+        what = "data set" if other_data else "model or its data's layout"
+        notes.append(f"the {what} is not that of the bands: they are taken {bands.ELSEWHERE:g} times as wide")
+    begin = known["bands"]["steps"][0] if known else bands.WINDOWS * config["train"]["log_every"]
+    rows = []
+    if lines:
+        rows += bands.codebooks(lines, None if known else config["model"].get("codes"))
+        rows += bands.general(lines) if not known else bands.judge(known["bands"], lines, elsewhere) if step >= begin else []
+        rows += [bands.row(metric, step, None, None, None, "not finite") for metric, value in lines[-1].items() if value is None]
+        waited, whole = (np.median([line.get(part, 0.0) for line in lines[-bands.MOST :]]) for part in ("data_seconds", "step_seconds"))
+        if waited > WAITING * whole > 0:
+            notes.append(f"slow, not wrong: {waited:.3g} of a step's {whole:.3g} s are spent waiting for data; raise config.data.workers")
+    if used:
+        rows += bands.use_rows(used[1], used[0], known["use"] if known else {}, config["train"]["steps"])
+    order = {"ahead": 1, "ok": 2, "early": 3}
+    rows.sort(key=lambda r: (order.get(r["verdict"], 0), r["metric"] != "loss"))
+    off = {r["metric"]: r["verdict"] for r in rows if order.get(r["verdict"], 0) == 0}
+
+    if halted or off:
+        verdict, at = "off", halted.get("step", step)
+        said = [f"a number was not finite ({', '.join(halted['paths'][:3])})"] if halted else []
+        said += [f"{metric} is {side}" for metric, side in list(off.items())[:4]] + [f"{len(off) - 4} more"] * (len(off) > 4)
+        sentence = f"off at step {at}: {', '.join(said)}"
+    elif not any(r["verdict"] in ("ok", "ahead") for r in rows) or step < begin:
+        verdict, wait = "early", begin if step < begin else step + begin
+        seconds = (wait - step) * lines[-1].get("step_seconds", 0.0) if lines else 0.0
+        sentence = f"early: step {step} is too soon to say; wait for step {wait}" + (f" ({metrics.duration(seconds)})" if seconds else "")
+    else:
+        verdict, sentence = "on track", f"on track at step {step}"
+        if known:
+            sentence += f" of the recipe's {known['bands']['steps'][-1]}"
+            for r in (r for r in rows if r["metric"] == "loss"):
+                low, high = (known["bands"]["metrics"]["loss"][side][-1] for side in ("low", "high"))
+                sentence += f": loss {r['value']:.3g}, at the recipe's end {low:.3g} to {high:.3g}"
+    return {"verdict": verdict, "sentence": sentence, "step": step, "recipe": name, "rows": rows, "differences": changed,
+            "hints": hints(off, changed, halted, config), "notes": notes}
+
+
+def diagnose(run: str, known_path: str | None = None, data: str | None = None, use: bool = True) -> dict[str, Any]:
+    """`judge` of a run folder. Raises FileNotFoundError where there is no run, ValueError for an export."""
     config = checkpoints.read_config(run)
     if os.path.exists(os.path.join(run, weights.FILE)):
         raise ValueError(f"{run} is an export; the doctor reads a run (--workdir of train), which has the curves")
-    known, lines, notes = find_known(config, known_path), metrics.read(run), []
-    halted, about = read_json(os.path.join(run, "halted.json")), read_json(os.path.join(run, "run.json"))
-    changed = differences(config, known) if known else {}
-    name, step = f"{config['system']} {config['size']}", lines[-1]["step"] if lines else 0
-    if not known:
-        notes.append(f"there are no bands of {name}: judged by what holds for every training (two seeds or more make bands: doctor bands)")
-    other_data = bool(known) and about.get("dataset", known["dataset"]) != known["dataset"]
-    elsewhere = other_data or any(path.startswith(("model.", "data.", "precision")) for path in changed)
-    if elsewhere:
-        what = "the data set" if other_data else "the model or its data's layout"
-        notes.append(f"{what} is not that of the bands: they are taken {bands.ELSEWHERE:g} times as wide")
-    rows = []
-    starts = known["bands"]["steps"][0] if known else WINDOWS * config["train"]["log_every"]
-    if lines:
-        rows += bands.judge(known["bands"], lines, elsewhere) if known and step >= starts else [] if known else general(lines)
-        rows += codebooks(lines, config, bool(known))
-        rows += [row(metric, step, None, None, None, "not finite") for metric, value in lines[-1].items() if value is None]
-        waited, whole = (np.median([line.get(part, 0.0) for line in lines[-bands.MOST :]]) for part in ("data_seconds", "step_seconds"))
-        if waited > WAITING * whole > 0:
-            notes.append(f"slow, not wrong: {waited:.3g} s of a step's {whole:.3g} s wait for data; raise config.data.workers (or feed from a faster disk)")
-    if use and (saved := checkpoints.steps(run)):
-        try:
-            rows += use_rows(measure_use(run, config, saved[-1], data), saved[-1], known, config["train"]["steps"])
-        except (FileNotFoundError, ValueError) as error:
-            notes.append(f"use of text and prompt not measured (--data=DIR says where the data is): {error}")
+    known, used, note = find_known(config, known_path), None, ""
+    saved = checkpoints.steps(run)
+    if use and not saved:
+        note = f"no checkpoint yet (the first comes at step {config['train']['save_every']}): use of text and prompt not measured"
     elif use:
-        notes.append(f"no checkpoint yet (the first at step {config['train']['save_every']}): use of text and prompt not measured")
-
-    order = {"ok": 2, "ahead": 1, "early": 3}
-    rows.sort(key=lambda r: (order.get(r["verdict"], 0), r["metric"] != "loss"))
-    off = {r["metric"]: r["verdict"] for r in rows if r["verdict"] in ("high", "low", "not finite")}
-    ending = f"{len(known['bands']['steps']) and known['bands']['steps'][-1]}" if known else ""
-    loss = next((r for r in rows if r["metric"] == "loss" and r["value"] is not None), None)
-    if halted or off:
-        verdict = "off"
-        sentence = [f"halted at step {halted['step']} by {', '.join(halted['paths'][:3])}"] if halted else []
-        sentence += [f"{metric} is {side}" for metric, side in list(off.items())[:4]] + ([f"{len(off) - 4} more"] if len(off) > 4 else [])
-        sentence = f"off at step {halted.get('step', step)}: {', '.join(sentence)}"
-    elif not lines or not any(r["verdict"] in ("ok", "ahead") for r in rows) or step < starts:
-        verdict, wait = "early", starts if known or step < starts else starts + step
-        seconds = max(wait - step, 0) * (lines[-1].get("step_seconds", 0.0) if lines else 0.0)
-        sentence = f"early: step {step} is too soon to say; wait for step {wait}" + (f" ({metrics.duration(seconds)})" if seconds else "")
-    else:
-        verdict = "on track"
-        sentence = f"on track at step {step}" + (f" of the recipe's {ending}" if known else "")
-        if loss and known:
-            end = known["bands"]["metrics"]["loss"]
-            sentence += f": loss {loss['value']:.3g}, which ends at {end['low'][-1]:.3g} to {end['high'][-1]:.3g}"
-    return {"verdict": verdict, "sentence": sentence, "step": step, "recipe": name, "rows": rows, "differences": changed,
-            "hints": hints(off, changed, halted, config), "notes": notes}
+        try:
+            used = saved[-1], measure_use(run, config, saved[-1], data)
+        except (FileNotFoundError, ValueError) as error:
+            note = f"use of text and prompt not measured, --data=DIR can say where the data is: {error}"
+    halted, dataset = read_json(os.path.join(run, "halted.json")), read_json(os.path.join(run, "run.json")).get("dataset", "")
+    report = judge(config, metrics.read(run), known, dataset=dataset, halted=halted, used=used)
+    return report | {"notes": report["notes"] + [note] * bool(note)}
 
 
 def lines_of(report: Mapping[str, Any]) -> list[str]:
     """The report for people."""
     number = lambda x: "" if x is None else f"{x:.4g}"
-    span = lambda r: " to ".join(filter(None, (number(r["low"]), number(r["high"])))) if None not in (r["low"], r["high"]) else (
-        f"at least {number(r['low'])}" if r["low"] is not None else f"at most {number(r['high'])}" if r["high"] is not None else "")
-    table = [("metric", "step", "here", "known-good" if report["differences"] or report["rows"] else "", "verdict")]
-    table += [(r["metric"], str(r["step"]), number(r["value"]), span(r), r["verdict"]) for r in report["rows"]]
+
+    def span(low: float | None, high: float | None) -> str:
+        if None not in (low, high):
+            return f"{number(low)} to {number(high)}"
+        return f"at least {number(low)}" if low is not None else f"at most {number(high)}" if high is not None else ""
+
+    table = [("metric", "step", "here", "known-good", "verdict")]
+    table += [(r["metric"], str(r["step"]), number(r["value"]), span(r["low"], r["high"]), r["verdict"]) for r in report["rows"]]
     widths = [max(map(len, column)) for column in zip(*table)]
     out = [report["sentence"], ""]
     out += ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in table] if report["rows"] else []
@@ -338,8 +304,9 @@ def make_known(runs: Sequence[str], data: str | None = None, use: bool = True) -
     seeds = [config["seed"] for config in configs]
     if len(set(seeds)) < len(seeds) or len({a.get("dataset") for a in about}) > 1:
         raise ValueError(f"bands need runs of different seeds on one data set; the seeds are {seeds}")
-    known = {"system": configs[0]["system"], "size": configs[0]["size"], "seeds": seeds, "dataset": about[0].get("dataset"),
-             "revisions": [a.get("revision") for a in about], "config": recipe(configs[0]), "bands": bands.make([metrics.read(r) for r in runs])}
+    known = {key: configs[0][key] for key in ("system", "size")}
+    known |= {"seeds": seeds, "dataset": about[0].get("dataset"), "revisions": [a.get("revision") for a in about],
+              "config": recipe(configs[0]), "bands": bands.make([metrics.read(run) for run in runs])}
     uses: dict[str, dict[int, float]] = {}
     for run, config in zip(runs, configs) if use else ():
         for step in checkpoints.steps(run):
@@ -373,12 +340,11 @@ def overfit(config: Any, count: int) -> dict[str, Any]:
         halted = values["halted"]
         if bar.n % 10 == 0:
             bar.set_postfix(loss=f"{float(values['loss']):.4g}")
-    after = float(loss(state["params"], state["rest"]))
-    stopped = bool(halted)
-    passed = not stopped and before / after >= FACTOR
-    said = f"{'passed' if passed else 'failed'}: the loss of one batch went from {before:.4g} to {after:.4g} in {count} steps, a factor of " \
-           f"{before / after:.3g} ({FACTOR:g} expected)" + ("; it met a number that is not finite" if stopped else "")
-    return {"verdict": "passed" if passed else "failed", "sentence": said, "before": before, "after": after, "steps": count, "finite": not stopped}
+    after, finite = float(loss(state["params"], state["rest"])), not bool(halted)
+    verdict = "passed" if finite and before / after >= FACTOR else "failed"
+    sentence = f"{verdict}: the loss of one batch went from {before:.4g} to {after:.4g} in {count} steps, a factor of {before / after:.3g}"
+    sentence += f" ({FACTOR:g} or more expected)" + ("" if finite else "; it met a number that is not finite")
+    return {"verdict": verdict, "sentence": sentence, "before": before, "after": after, "steps": count, "finite": finite}
 
 
 def main(argv: list[str]) -> int:

@@ -22,6 +22,12 @@ SHARE, LEAST, MOST = 0.3, 3, 7  # windows that are one value: so much of the ste
 SIGMAS, FLOOR, NEAR = 4.0, 0.05, 1.2
 POOLED = 5  # neighbouring steps over which seeds' differences are averaged
 ELSEWHERE = 3.0  # bands are so much wider for other data or another model
+WINDOWS = 8  # logged lines without which there is no trend
+FALLING = -2.0  # standard errors of the trend, at most
+GROWN = 30.0  # times the first gradient norm
+STILL, COLLAPSED = 1e-5, 0.02  # share by which perplexity moves, share of the codes in use: less is a fault
+LITTLE, UNUSED = 1 / 3, 0.005  # share of the known use of text and prompt; without it, use itself: less is off
+LEARNT = 0.1  # of the steps, after which a model without bands should listen
 NOT_BANDED = ("step", "time", "weight", "learning_rate", "step_seconds", "data_seconds", "frames_per_second", "mfu")
 BOTH_SIDES = ("grad_norm", "param_norm", "perplexity")
 MORE_IS_BETTER = ("accuracy", "sharpness")
@@ -146,7 +152,7 @@ def judge(known: Mapping[str, Any], lines: Lines, elsewhere: bool = False) -> li
         low, high = (float(x) for x in _unbend([low, high], band["offset"]))
         side = "low" if value < low - 1e-9 else "high" if value > high + 1e-9 else ""
         verdict = "ok" if not side else side if wrong(name, side) else "ahead"
-        rows.append({"metric": name, "step": step, "value": value, "low": low, "high": high, "verdict": verdict})
+        rows.append(row(name, step, value, low, high, verdict))
     return rows
 
 
@@ -156,16 +162,19 @@ def at_step(points: Sequence[Sequence[float]], step: int) -> float | None:
     return None if step < steps[0] / NEAR else float(np.interp(np.log(max(step, 1)), np.log(steps), values))
 
 
-# Without bands: what holds for every training.
+# What holds for every training, with bands or without.
 
 
-def phase(lines: Lines) -> Lines:
-    """The lines since a term last joined the loss (left zero): an adversary that sets in lifts the loss, and that is no fault."""
-    start = 0
-    for _, values in curves(lines).values():
-        if values[0] == 0 and values.any():
-            start = max(start, int(np.flatnonzero(values)[0]))
-    return lines[start:]
+def row(metric: str, step: int, value: float | None, low: float | None, high: float | None, verdict: str = "") -> dict[str, Any]:
+    """A row of the table; the verdict is given, or where `value` lies: "ok", "low" or "high"."""
+    side = "" if value is None else "low" if low is not None and value < low else "high" if high is not None and value > high else "ok"
+    return {"metric": metric, "step": step, "value": value, "low": low, "high": high, "verdict": verdict or side}
+
+
+def phase(lines: Lines) -> int:
+    """Lines until a term last joined the loss (left zero): an adversary that sets in lifts the loss, and that is no fault."""
+    joined = [np.flatnonzero(values)[0] for name, (_, values) in curves(lines).items() if values.any() and name != "dead_codes"]
+    return int(max(joined, default=0))
 
 
 def trend(values: np.ndarray) -> float:
@@ -173,3 +182,45 @@ def trend(values: np.ndarray) -> float:
     n = len(values)
     rising = np.sign(np.subtract.outer(values, values)[np.tril_indices(n, -1)]).sum()
     return float(rising / np.sqrt(n * (n - 1) * (2 * n + 5) / 18))
+
+
+def general(lines: Lines) -> list[dict[str, Any]]:
+    """Without bands: the loss falls (with an adversary in it: at least one term does), the gradient does not explode."""
+    start, step = phase(lines), lines[-1]["step"]
+    found = {name: curve for name, curve in curves(lines[start:]).items() if len(curve[0]) == len(lines) - start}
+    early = "early" if len(lines) - start < WINDOWS else ""
+    rows = []
+    terms = ["loss"] if not start else [name for name in found if not wrong(name, "low")]
+    trends = [trend(found[name][1]) for name in terms if name in found and not early]
+    if trends or early:
+        what = "the best term" if start else "loss"
+        rows.append(row(f"trend of {what}, in standard errors", step, min(trends, default=None), None, FALLING, early))
+    if "grad_norm" in found:
+        norms = found["grad_norm"][1]
+        ratio = float(np.median(norms[-LEAST:]) / max(np.median(norms[:LEAST]), 1e-12))
+        rows.append(row("grad_norm / the first", step, ratio, None, GROWN, early))
+    return rows
+
+
+def codebooks(lines: Lines, codes: int | None) -> list[dict[str, Any]]:
+    """Codebooks that learn keep moving and, of their `codes` (None: not asked, the bands say), use many."""
+    if "perplexity" not in (found := curves(lines)):
+        return []
+    step, values = lines[-1]["step"], found["perplexity"][1][-MOST:]
+    early = "early" if len(values) < LEAST else ""
+    rows = [row("perplexity's movement", step, float(np.ptp(values) / values.mean()), STILL, None, early)]
+    return [*rows, row("perplexity / codes", step, float(np.median(values)) / codes, COLLAPSED, None, early)] if codes else rows
+
+
+def use_rows(found: Mapping[str, float], step: int, known: Mapping[str, Any], steps: int) -> list[dict[str, Any]]:
+    """Use of text and prompt against a share of the known one at that step; without it against next to none at all.
+
+    `known` is `{name: [[step, value], ...]}`, `steps` the length of the training.
+    """
+    rows = []
+    for name, value in found.items():
+        usual = at_step(known[name], step) if known.get(name) else None
+        low = UNUSED if usual is None else LITTLE * usual
+        unknown = usual is None and value < low and (known.get(name) or step < LEARNT * steps)
+        rows.append(row(name, step, value, low, None, "early" if unknown else ""))
+    return rows
