@@ -8,7 +8,8 @@ The first line is the verdict: "on track", "early" (too few steps to say; it say
 off. The bands of a recipe (system and size) are in `results/*/known_good.json` or where `--known_good` says; without any, it is
 judged by what holds for every training. On a checkpoint it measures whether the model listens: how much the loss rises when
 the phones of every row are shuffled (`text_use`) and when rows exchange their prompts (`prompt_use`), on batches of the run's own
-data, or `--data`. What it can't see: faults that leave losses, norms and these two as they are, such as a bad recording or wrong sampling.
+data, or `--data`. Beside a training that holds the accelerator, set JAX_PLATFORMS=cpu. What it can't see: faults that leave
+losses, norms and these two as they are, such as a single bad recording or wrong sampling.
 
 `--overfit` trains one batch in memory, with a constant learning rate after a short warm-up, and passes when the loss, measured with the
 same noise before and after, falls by a factor: then loss, gradients and optimiser are wired. It says nothing of the data.
@@ -44,7 +45,7 @@ FLAGS = flags.FLAGS
 TAKES_WORDS = True  # RUN; bands RUN RUN...
 KNOWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "*", "known_good.json")
 NOT_RECIPE = ("seed", "data.path", "data.workers", "mesh.", "init_from.", "train.log_every", "train.save_every", "train.keep")
-USE_BATCHES = 8
+USE_BATCHES, USE_ROWS = 8, 12  # rows of a batch, at most
 WAITING = 0.2  # of a step's time spent on data
 FACTOR, OVERFIT_STEPS, KEYS = 2.0, 150, 4
 
@@ -138,7 +139,7 @@ def measure_use(run: str, config: Mapping[str, Any], step: int, data: str | None
     split = "valid" if "valid" in Dataset.open(numbers["path"]).splits else None
     batches = feed.make_feed(numbers, system.fields, system.sizes, 0, 0, split=split)
     tree, _ = checkpoints.read_model(run, step)
-    loss = jax.jit(lambda params, rest, batch, key: system.grads(params, rest, batch, key, step)[2])
+    loss = jax.jit(lambda *given: system.grads(*given)[2])  # metrics alone: the backward pass falls away
     total, shape = {"plain": 0.0, **{kind: 0.0 for kind, has in kinds.items() if has}}, None
     bar = tqdm(total=USE_BATCHES, desc=f"use of text and prompt at step {step}", mininterval=2, leave=False)
     while bar.n < USE_BATCHES:
@@ -146,12 +147,13 @@ def measure_use(run: str, config: Mapping[str, Any], step: int, data: str | None
         shape = shape or batch["weight"].shape
         if batch["weight"].shape != shape:
             continue  # of another bucket, which would have to be compiled
+        batch = {name: x[:USE_ROWS] for name, x in batch.items()}
         key = jax.random.fold_in(jax.random.key(0), bar.n)
         changed = {"plain": batch}
         changed |= {"text_use": shuffled(batch, key)} if kinds["text_use"] else {}
         changed |= {"prompt_use": exchanged(batch)} if kinds["prompt_use"] else {}
         for name, given in changed.items():
-            total[name] += float(loss(tree["params"], tree["rest"], given, key)["loss"])
+            total[name] += float(loss(tree["params"], tree["rest"], given, key, np.int32(step))["loss"])
         bar.update()
     bar.close()
     return {name: value / total["plain"] - 1 for name, value in total.items() if name != "plain"}
@@ -174,7 +176,7 @@ def hints(off: Mapping[str, str], changed: Mapping[str, list], halted: Mapping[s
             said.append(f"an overflow, first seen in {path}, while the batch was sound: a learning rate that is too high "
                         f"(config.optim.peak={peak}), a loss without a floor under a logarithm or division, or precision")
     high = {name for name, side in off.items() if side == "high"}
-    if "param_norm" in high or {"loss", "grad_norm"} <= high or {"grad_norm / the first"} & high:
+    if "param_norm" in high or {"loss", "grad_norm"} <= high or {"grad_norm / the first", "loss / its lowest"} & high:
         said.append(f"the learning rate is too high (config.optim.peak={peak}) or its warm-up too short: try a tenth")
     if off.get("text_use") == "low":
         said.append("the text is not used: phones that do not belong to the audio (shuffled or shifted transcripts, a wrong alignment), "

@@ -24,7 +24,7 @@ POOLED = 5  # neighbouring steps over which seeds' differences are averaged
 ELSEWHERE = 3.0  # bands are so much wider for other data or another model
 WINDOWS = 8  # logged lines without which there is no trend
 FALLING = -2.0  # standard errors of the trend, at most
-GROWN = 30.0  # times the first gradient norm
+GROWN, RISEN = 30.0, 1.5  # times the first gradient norm, the lowest loss: more is a fault
 STILL, COLLAPSED = 1e-5, 0.02  # share by which perplexity moves, share of the codes in use: less is a fault
 LITTLE, UNUSED = 1 / 3, 0.005  # share of the known use of text and prompt; without it, use itself: less is off
 LEARNT = 0.1  # of the steps, after which a model without bands should listen
@@ -185,7 +185,7 @@ def trend(values: np.ndarray) -> float:
 
 
 def general(lines: Lines) -> list[dict[str, Any]]:
-    """Without bands: the loss falls (with an adversary in it: at least one term does), the gradient does not explode."""
+    """Without bands: the loss falls (with an adversary in it: at least one term does) and stays low, the gradient does not explode."""
     start, step = phase(lines), lines[-1]["step"]
     found = {name: curve for name, curve in curves(lines[start:]).items() if len(curve[0]) == len(lines) - start}
     early = "early" if len(lines) - start < WINDOWS else ""
@@ -195,6 +195,9 @@ def general(lines: Lines) -> list[dict[str, Any]]:
     if trends or early:
         what = "the best term" if start else "loss"
         rows.append(row(f"trend of {what}, in standard errors", step, min(trends, default=None), None, FALLING, early))
+    if "loss" in found and not early and (found["loss"][1] > 0).all():
+        medians = np.median(np.lib.stride_tricks.sliding_window_view(found["loss"][1], LEAST), -1)
+        rows.append(row("loss / its lowest", step, float(medians[-1] / medians.min()), None, RISEN))
     if "grad_norm" in found:
         norms = found["grad_norm"][1]
         ratio = float(np.median(norms[-LEAST:]) / max(np.median(norms[:LEAST]), 1e-12))
