@@ -311,10 +311,14 @@ def make_known(runs: Sequence[str], data: str | None = None, use: bool = True) -
               "config": recipe(configs[0]), "bands": bands.make([metrics.read(run) for run in runs])}
     uses: dict[str, dict[int, float]] = {}
     for run, config in zip(runs, configs) if use else ():
+        done = 0
         for step in checkpoints.steps(run):
+            if step < max(known["bands"]["steps"][0], done * bands.NEAR):
+                continue
+            done = step
             for name, value in measure_use(run, config, step, data).items():
                 uses.setdefault(name, {})[step] = min(value, uses.get(name, {}).get(step, value))
-    return known | {"use": {name: [[step, float(f"{v:.4g}")] for step, v in sorted(points.items())] for name, points in uses.items()}}
+    return known | {"use": {name: [[step, float(f"{value:.4g}")] for step, value in sorted(found.items())] for name, found in uses.items()}}
 
 
 def overfit(config: Any, count: int) -> dict[str, Any]:
