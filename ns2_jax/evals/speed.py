@@ -112,7 +112,7 @@ def about(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "device": devices[0].device_kind, "devices": len(devices), "machine": platform.machine(), "cores": cores, "jax": jax.__version__,
         "weights": weights, "compute": str(model.config["model"].get("dtype", "float32")),
-        "products": str(jax.config.jax_default_matmul_precision), "sampler": {**model.programs["sample"].options, **options}}
+        "products": jax.config.jax_default_matmul_precision or "default", "sampler": {**model.programs["sample"].options, **options}}
 
 
 def child(folder: str) -> None:
