@@ -140,6 +140,7 @@ def main(argv: list[str]) -> None:
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "processes",
                                               "takes", "save_audio")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
+        cluster.configure()
         lines, items = job.time_speed(ask, path)
         return job.write(out, lines, items) if out else None
     cluster.start(lambda line: None)

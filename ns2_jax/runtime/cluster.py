@@ -67,11 +67,8 @@ def one_process_a_node() -> bool:
     return (bool(tasks) and tasks == nodes) or environment("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
-def start(report: Callable[[str], None] = print, preemptible: bool = False) -> None:
-    """Joins the cluster if there is one and turns on the compile cache. Before any use of devices.
-
-    With `preemptible`, SIGTERM is noted instead of ending the process: the caller asks `terminated` and leaves by itself.
-    """
+def configure() -> str:
+    """Compile cache, platform and precision, without asking for devices; returns where the cache is."""
     cache = environment("NS2_JAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ns2_jax", "xla")
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", cache)
@@ -80,6 +77,16 @@ def start(report: Callable[[str], None] = print, preemptible: bool = False) -> N
         os.environ["XLA_FLAGS"] = (environment("XLA_FLAGS") + " --xla_gpu_enable_latency_hiding_scheduler=true").strip()
     if not environment("JAX_PLATFORMS") and not any(glob.glob(g) for g in ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia[0-9]*", "/dev/kfd")):
         jax.config.update("jax_platforms", "cpu")  # an installed libtpu would look for chips, at length and aloud
+    jax.config.update("jax_default_matmul_precision", PRECISION)
+    return cache
+
+
+def start(report: Callable[[str], None] = print, preemptible: bool = False) -> None:
+    """Joins the cluster if there is one and turns on the compile cache. Before any use of devices.
+
+    With `preemptible`, SIGTERM is noted instead of ending the process: the caller asks `terminated` and leaves by itself.
+    """
+    cache = configure()
     if is_cluster():
         # Not `report`: asking which process this is would start the backend before the others are met.
         print("cluster: this is one process of several; waiting for the others (the command must run on every host, "
@@ -90,7 +97,6 @@ def start(report: Callable[[str], None] = print, preemptible: bool = False) -> N
         if one_process_a_node():  # JAX takes a task of SLURM or MPI to own one GPU; ours own their node's
             jax.config.update("jax_cuda_visible_devices", "all")
             jax.config.update("jax_rocm_visible_devices", "all")
-    jax.config.update("jax_default_matmul_precision", PRECISION)
     devices = jax.devices()
     if preemptible and jax.process_count() == 1:
         signal.signal(signal.SIGTERM, _on_terminate)  # of several processes, JAX's own service makes all agree on a step
