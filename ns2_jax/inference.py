@@ -17,7 +17,7 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,40 +168,64 @@ class Model:
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
         """`audio` float32 [s] at the model's rate -> codes int32 `[s // hop, q]`."""
-        return self._encode(audio)["codes"].astype(np.int32)
+        return self.encode_all([audio])[0]
+
+    def encode_all(self, audios: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """`encode` of many, those of about one length together."""
+        return [out["codes"].astype(np.int32) for out in self._encode(audios)]
 
     def latents(self, audio: np.ndarray) -> np.ndarray:
         """`audio [s]` -> latent before quantisation, float32 `[s // hop, c]`. Raises ValueError where encode gives none."""
-        out = self._encode(audio)
+        (out,) = self._encode([audio])
         if "latents" not in out:
             raise ValueError(f"system {self.config['system']!r} does not give latents before quantisation")
         return out["latents"]
 
-    def _encode(self, audio: np.ndarray) -> dict[str, np.ndarray]:
-        frames = len(audio) // self.hop
-        if frames == 0:
-            raise files.AudioError("short", f"audio of {len(audio)} samples is shorter than one frame ({self.hop} samples)")
-        length = ladder(frames)
-        padded = np.pad(np.asarray(audio[: frames * self.hop], np.float32), (0, (length - frames) * self.hop))
-        out = self.run("encode", [{"audio": padded}], sizes={"s": length * self.hop, "t": length})[0]
-        return {k: v[:frames] for k, v in out.items()}
+    def _encode(self, audios: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        frames = [len(audio) // self.hop for audio in audios]
+        if 0 in frames:
+            samples = len(audios[frames.index(0)])
+            raise files.AudioError("short", f"audio of {samples} samples is shorter than one frame ({self.hop} samples)")
+
+        def row(i: int, length: int) -> dict[str, np.ndarray]:
+            return {"audio": np.pad(np.asarray(audios[i][: frames[i] * self.hop], np.float32), (0, (length - frames[i]) * self.hop))}
+
+        return [{k: v[:n] for k, v in out.items()} for n, out in zip(frames, self._by_length("encode", frames, row))]
 
     def decode(self, codes: np.ndarray, levels: int | None = None) -> np.ndarray:
         """Codes `[t, q]` -> audio float32 `[t * hop]`, from the first `levels` levels where given."""
+        return self.decode_all([codes], levels)[0]
+
+    def decode_all(self, codes: Sequence[np.ndarray], levels: int | None = None) -> list[np.ndarray]:
+        """`decode` of many, those of about one length together."""
         return self._decode("decode", "codes", codes, levels=levels)
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         """Latents `[t, c]`, not quantised -> audio float32 `[t * hop]`."""
-        return self._decode("decode_latents", "latents", latents)
+        return self._decode("decode_latents", "latents", [latents])[0]
 
-    def _decode(self, program: str, name: str, frames_tx: np.ndarray, **options: Any) -> np.ndarray:
-        frames = len(frames_tx)
-        if frames == 0:
+    def _decode(self, program: str, name: str, arrays: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
+        frames = [len(array) for array in arrays]
+        if 0 in frames:
             raise ValueError(f"no {name} to decode")
-        length = ladder(frames)
-        padded = np.pad(frames_tx, ((0, length - frames), (0, 0)), mode="edge")  # what follows the end sounds like it
-        out = self.run(program, [{name: padded}], sizes={"s": length * self.hop, "t": length}, **options)[0]
-        return out["audio"][: frames * self.hop]
+
+        def row(i: int, length: int) -> dict[str, np.ndarray]:
+            return {name: np.pad(arrays[i], ((0, length - frames[i]), (0, 0)), mode="edge")}  # what follows the end sounds like it
+
+        return [out["audio"][: n * self.hop] for n, out in zip(frames, self._by_length(program, frames, row, **options))]
+
+    def _by_length(self, program: str, frames: Sequence[int], row: Callable[[int, int], dict[str, np.ndarray]],
+                   **options: Any) -> list[dict[str, np.ndarray]]:
+        """Outputs of rows of so many `frames`, in their order; those that fit one static length run together. `row(i, length)` is row i
+        padded to it."""
+        lengths = [ladder(n) for n in frames]
+        made: list[dict[str, np.ndarray]] = [{}] * len(frames)
+        for length in sorted(set(lengths)):
+            places = [i for i, n in enumerate(lengths) if n == length]
+            outs = self.run(program, [row(i, length) for i in places], sizes={"s": length * self.hop, "t": length}, **options)
+            for i, out in zip(places, outs):
+                made[i] = out
+        return made
 
     # Speech.
 
@@ -238,10 +262,11 @@ class Model:
         return self.speak_batch([(text, prompt)], [seed], steps=steps, lexicon=lexicon, language=language, **options)[0]
 
     def speak_batch(self, requests: Sequence[tuple[str, Prompt]], seeds: int | Sequence[int] = 0, steps: int | None = None,
-                    lexicon: Any = None, language: str = "en", strict: bool = True, **options: Any) -> list[Speech | None]:
+                    lexicon: Any = None, language: str = "en", failures: dict[int, str] | None = None,
+                    **options: Any) -> list[Speech | None]:
         """Many (text, prompt) at once, in order. `seeds`: one for all or one each.
 
-        With `strict=False` a request that fails is None, its reason is logged, and the others go on.
+        A request that fails is raised. With a dict of `failures` it is None, its place and the reason go there, and the others go on.
         """
         if not self.speaks:
             raise ValueError(f"{self.name} does not speak; it offers {sorted(self.programs)}")
@@ -255,9 +280,9 @@ class Model:
             try:
                 return function(*args)
             except ValueError as error:
-                if strict:
+                if failures is None:
                     raise
-                logging.warning("request %d (%r): %s", request, requests[request][0], error)
+                failures[request] = str(error)
                 failed.add(request)
                 return None
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -20,7 +21,8 @@ from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import scores
-from ns2_jax.evaluate import job, material
+from ns2_jax.evaluate import judges, material
+from ns2_jax.runtime import checkpoints
 from ns2_jax.text import phones
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -102,7 +104,8 @@ def test_codec_scores(codec, corpus, tmp_path):
     for line in lines:
         assert line["interval"][0] <= line["value"] <= line["interval"][1] and line["n"] > 0
         about = line["fingerprint"]
-        assert about["data"] == Dataset.open(corpus).fingerprint and len(about["model"]) == 12 and about["evaluator"] and about["averaging"]
+        assert about["data"] == Dataset.open(corpus).fingerprint and about["evaluator"] and about["averaging"]
+        assert ("model" in about) is not line["name"].endswith("recording") and len(about.get("model", "x" * 12)) == 12
     own, others = (next(line["value"] for line in lines if line["name"] == f"secs_{k}_recording") for k in ("own", "others"))
     assert own > 0.98 and own > others  # the same speech but for a few samples, against the same speech faster
     assert json.loads((tmp_path / "o" / "summary.json").read_text())["secs_own_recording"] == own
@@ -115,24 +118,24 @@ def test_what_the_judges_lack_is_said_before_the_synthesis(codec, corpus, monkey
     dataset = Dataset.open(corpus)
     items = material.choose(dataset, "test", 0, seed=0)
     model = inference.load(codec)
-    job.check([name for name in job.EVALS if name != "prosody"], "codec", model, dataset, items)
+    judges.check([name for name in judges.EVALS if name not in ("prosody", "diversity")], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="test-bob-0 has no words in its text '...'"):
-        job.check(["word_error"], "codec", model, dataset, [{"id": "test-bob-0", "text": "..."}])
+        judges.check(["word_error"], "codec", model, dataset, [{"id": "test-bob-0", "text": "..."}])
     dataset.groups = ("meta", "audio")
     with pytest.raises(ValueError, match="no group 'align'"):
-        job.check(["predictability"], "codec", model, dataset, items)
+        judges.check(["predictability"], "codec", model, dataset, items)
     for name, package in (("word_error", "pocketsphinx"), ("codec_quality", "pesq")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ImportError, match=package):
-            job.check([name], "codec", model, dataset, items)
+            judges.check([name], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="--task=recordings has none"):
-        job.check(["codec_quality"], "recordings", None, dataset, items)
+        judges.check(["codec_quality"], "recordings", None, dataset, items)
     with pytest.raises(ValueError, match="prosody needs a model that speaks"):
-        job.check(["prosody"], "codec", model, dataset, items)
+        judges.check(["prosody"], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="--evals=robustness compares with the recordings"):
-        job.check(["robustness"], "recordings", None, dataset, items)
+        judges.check(["robustness"], "recordings", None, dataset, items)
     with pytest.raises(ValueError, match="predictability needs a codec"):
-        job.check(["predictability"], "tts", None, dataset, items)
+        judges.check(["predictability"], "tts", None, dataset, items)
 
 
 def test_synthesis_scores(corpus, tmp_path):
@@ -169,7 +172,11 @@ def test_another_systems_wavs(corpus, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "o" / "items.jsonl").read_text().splitlines()]
     assert summary["mcd_wavs"] == pytest.approx(0, abs=0.05) and [row["speaker_similarity"]["wavs"]["own"] == 0 for row in rows] == [
         True, False, False, False, True]
-    assert items[0]["id"] in rows[0]["failure"] and "no file with" in rows[-1]["failure"] and out.count("counts as missing") == 2
+    assert items[0]["id"] in rows[0]["failures"]["wavs"] and "no file with" in rows[-1]["failures"]["wavs"]
+    assert out.count("counts as missing: wavs of") == 2
+    about = {line["name"]: line["fingerprint"] for line in scores.read(tmp_path / "o")}
+    assert about["secs_own_wavs"]["system"] == "theirs" and len(about["secs_own_wavs"]["wavs"]) == 12
+    assert not {"system", "wavs", "model"} & set(about["secs_own_recording"])
     code, _, err = run(NAME, f"--wavs={tmp_path}/nowhere", f"--data={corpus}")
     assert code == 2 and "has none of the 5 files" in err
 
@@ -195,6 +202,62 @@ def test_a_published_list_and_a_tampered_one(tmp_path):
     assert code == 2 and "has no recordings to compare with" in err
     code, _, err = run(NAME, f"--model={model}", "--list=nothing")
     assert code == 2 and "is not tsv:FILE" in err
+
+
+def test_changed_recordings_and_speakers_make_another_list(tmp_path):
+    speech = files.read(tiny.SPEECH, 16000)
+    (tmp_path / "wavs").mkdir()
+    for path in ("p.wav", "wavs/a.wav", "wavs/b.wav"):
+        files.write(tmp_path / path, speech, 16000)
+    (tmp_path / "meta.lst").write_text(f"a|{TEXT}|p.wav|A quiet morning.\nb|{TEXT}|p.wav|Two old friends.\n")
+    spec = f"seed_tts:{tmp_path}/meta.lst"
+    before = material.from_list(spec, 16000, 0, 0)
+    assert all(item["source"] == item["prompt_source"] for item in before.items)  # the same bytes
+    files.write(tmp_path / "wavs" / "a.wav", speech[::-1], 16000)
+    after = material.from_list(spec, 16000, 0, 0)
+    assert before.about["items"] != after.about["items"]
+    assert material.digest(after.items) != material.digest([dict(item, speaker="x") for item in after.items])
+
+
+def test_what_fails_is_named_and_judged_alike(corpus, tmp_path):
+    """Of a codec that makes NaN and of a text that cannot be spoken: every judge counts it as missing, the reason is in the row."""
+    folder = tiny.write_run("codec", tmp_path / "run", step=7)
+    tree, config = checkpoints.read_model(folder)
+    broken = jax.tree.map(lambda x: x * np.nan, tree["params"])
+    store = checkpoints.Checkpoints(folder)
+    store.save({"step": np.int32(9), "params": broken, "ema": broken, "rest": tree["rest"], "opt": {"count": np.int32(9)}})
+    store.close()
+    args = [f"--data={corpus}", "--limit=2", "--task=codec", "--save_audio", "--evals=speaker_similarity,dnsmos,drift,room,codec_quality"]
+    code, out, err = run(NAME, f"--workdir={folder}", *args)
+    assert code == 0, err
+    about = {line["name"]: line["fingerprint"] for line in scores.read(tmp_path / "run" / "evaluation" / "9")}
+    assert [about[f"{name}_codec"]["missing"] for name in ("secs_own", "dnsmos_overall", "pesq")] == [2, 2, 2]
+    assert about["secs_own_recording"]["missing"] == 0 and "no score: room found nothing to measure in the 2 outputs of codec" in out
+    item = json.loads((tmp_path / "run" / "evaluation" / "9" / "items.jsonl").read_text().splitlines()[0])
+    assert item["failures"]["codec"] == "not finite" and "counts as missing: codec of" in out
+    assert {path.name.rsplit("-", 1)[1] for path in (tmp_path / "run" / "evaluation" / "9" / "audio").iterdir()} == {"recording.flac"}
+
+    model = tiny.write_model("naturalspeech2", tmp_path / "m")
+    files.write(tmp_path / "p.wav", files.read(tiny.SPEECH, 16000), 16000)
+    (tmp_path / "meta.lst").write_text(f"a|{TEXT}|p.wav|...\nb|{TEXT}|p.wav|Two old friends.\n")
+    code, out, err = run(NAME, f"--model={model}", f"--list=seed_tts:{tmp_path}/meta.lst", "--steps=1", "--evals=dnsmos", f"--out={tmp_path}/o")
+    assert code == 0, err
+    first, second = [json.loads(line) for line in (tmp_path / "o" / "items.jsonl").read_text().splitlines()]
+    assert "synthesis" in first["failures"] and "failures" not in second and first["dnsmos"]["synthesis"]["missing"] is True
+    assert "2 utterances have no recording (a, for one): recordings and codec are not scored" in out
+
+
+def test_an_earlier_evaluation_is_not_mixed_with(codec, corpus, tmp_path):
+    args = [f"--data={corpus}", "--limit=2", "--task=codec", "--evals=speaker_similarity"]
+    assert run(NAME, f"--model={codec}", *args, "--save_audio", f"--out={tmp_path}/o")[0] == 0
+    assert "holds the audio of an earlier evaluation" in refused(NAME, f"--model={codec}", *args, f"--out={tmp_path}/o")
+    before = (tmp_path / "o" / "scores.jsonl").read_bytes()
+    folder = tiny.write_run("codec", tmp_path / "run", step=7)
+    for more in ([], ["--follow"]):
+        assert "holds an evaluation of one model" in refused(NAME, f"--workdir={folder}", *args, *more, f"--out={tmp_path}/o")
+    assert (tmp_path / "o" / "scores.jsonl").read_bytes() == before
+    code, _, err = run(NAME, f"--workdir={folder}", *args, f"--out={tmp_path}/steps")
+    assert code == 0 and (tmp_path / "steps" / "7" / "items.jsonl").is_file() and len(scores.read(tmp_path / "steps")) > 2, err
 
 
 def test_word_error_of_recordings_needs_no_model(corpus, tmp_path):
@@ -286,6 +349,7 @@ def test_two_hosts_share_the_work_and_count_as_one(corpus, tmp_path):
     one, two = (scores.read(tmp_path / name) for name in ("one", "two"))
     assert [line["name"] for line in one] == [line["name"] for line in two] and len(one) > 15
     for a, b in zip(one, two):
+        assert a["interval"] == pytest.approx(b["interval"], rel=1e-3, abs=1e-3)  # the same rows in the same order
         assert a["fingerprint"] == b["fingerprint"] and a["n"] == b["n"] and a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3)
     rows = [[json.loads(line) for line in (tmp_path / name / "items.jsonl").read_text().splitlines()] for name in ("one", "two")]
     assert [row["id"] for row in rows[0]] == [row["id"] for row in rows[1]] and all("prosody" in row for row in rows[1])

@@ -173,7 +173,9 @@ def test_bad_input_is_refused_or_left_out(toy, text, prompt, message):
         toy.speak(text, prompt)
     if text:
         good = ("Hello, you!", VOICE)
-        made = toy.speak_batch([good, (text, prompt), good], [1, 2, 3], strict=False)
+        failures: dict[int, str] = {}
+        made = toy.speak_batch([good, (text, prompt), good], [1, 2, 3], failures=failures)
+        assert list(failures) == [1] and message in failures[1]
         assert made[1] is None and made[0] is not None and made[2] is not None
 
 

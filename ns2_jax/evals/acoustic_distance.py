@@ -90,7 +90,7 @@ def summarise(condition: str, rows: Sequence[dict[str, Any] | None], seed: int =
     """Score lines `mcd_*`, `f0_rmse_*`, `f0_cents_*`, `voicing_error_*`; items without a row are left out of the means and counted as
     `missing`."""
     about = dict(
-        seed=seed, missing=statistics.missing(rows), evaluator=f"ns2_jax {statistics.code(pitch, spectral)}, {BANDS} log-mel bands, order {ORDER}, exact DTW of librosa "
+        seed=seed, missing=statistics.missing(rows), evaluator=f"ns2_jax {statistics.code(pitch, spectral, __name__)}, {BANDS} log-mel bands, order {ORDER}, exact DTW of librosa "
         f"{importlib.metadata.version('librosa')}", averaging="mean over items that have a signal", **fingerprint)
     lines = []
     for key, unit in (("mcd", "dB"), ("f0_rmse", "Hz"), ("f0_cents", "cents"), ("voicing_error", "%")):

@@ -35,7 +35,7 @@ def check() -> None:
 def quality(reference: np.ndarray, estimate: np.ndarray | None) -> dict[str, float]:
     """PESQ-WB (1.0 to 4.64), STOI (0 to 1), SI-SDR (dB) of `estimate [s]` against `reference [s]` at 16 kHz.
 
-    Both are cut to the shorter. A missing estimate, or one in which PESQ finds no utterance, scores the scale's lowest.
+    Both are cut to the shorter. A missing estimate, or one too short for PESQ or without an utterance, scores the scale's lowest.
     """
     import pesq  # part of the eval extra
     import pystoi
@@ -47,7 +47,7 @@ def quality(reference: np.ndarray, estimate: np.ndarray | None) -> dict[str, flo
     reference, estimate = np.asarray(reference[:length], np.float32), np.asarray(estimate[:length], np.float32)
     try:
         heard = float(pesq.pesq(RATE, reference, estimate, "wb"))
-    except pesq.NoUtterancesError:
+    except (pesq.NoUtterancesError, pesq.BufferTooShortError):
         heard = worst["pesq"]
     intelligibility = float(pystoi.stoi(reference, estimate, RATE))
     return {"pesq": heard, "stoi": intelligibility, "si_sdr": max(si_sdr(reference, estimate), worst["si_sdr"])}

@@ -71,7 +71,7 @@ def measure(takes: Sequence[Sequence[np.ndarray | None]], rate: int = RATE, prog
 def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
     """Score lines `diversity_mcd_*`, `_f0_*`, `_pitch_*`, `_duration_*`, `_voice_*` over the items with two takes and more."""
     there = [one for one in rows if not one.get("missing")]
-    distance = f"ns2_jax {statistics.code(pitch, spectral)}, exact DTW of librosa {importlib.metadata.version('librosa')}"
+    distance = f"ns2_jax {statistics.code(pitch, spectral, acoustic_distance, __name__)}, exact DTW of librosa {importlib.metadata.version('librosa')}"
     lines = []
     for key, unit in UNITS.items():
         values = [one[key] for one in there if one[key] is not None]

@@ -232,23 +232,21 @@ def read(path: str | os.PathLike) -> list[Item]:
 
 
 def audio(path: str | os.PathLike, rate: int, seconds: float = 0.0) -> np.ndarray:
-    """A file of a list as float32 `[s]` at `rate` Hz, its first `seconds` (0: all). Raises AudioError naming it when it can't be
-    used."""
-    return files.read(path, rate)[: int(seconds * rate) or None]
+    """A file of a list as float32 `[s]` at `rate` Hz, its first `seconds` (0: all). Raises AudioError naming it when it, or that part
+    of it, can't be used."""
+    cut = files.read(path, rate)[: int(seconds * rate) or None]
+    if np.abs(cut).max(initial=0.0) < files.SILENT:
+        raise files.AudioError("silent", f"{path}: its first {seconds:g} s are silent")
+    return cut
 
 
 def wavs(folder: str | os.PathLike, ids: Sequence[str], rate: int) -> tuple[list[np.ndarray | None], Mapping[str, str]]:
-    """(audio of FOLDER/<id>.<suffix> at `rate`, `/` in an id being `_`; None where it is missing or unusable, id -> why).
-
-    Raises FileNotFoundError when not one file is there.
-    """
+    """(audio of FOLDER/<id>.<suffix> at `rate`, `/` in an id being `_`; None where it is missing or unusable, id -> why)."""
     found: list[np.ndarray | None] = []
     failures: dict[str, str] = {}
-    there = 0
     for name in ids:
         stem = pathlib.Path(folder) / name.replace("/", "_")
         path = _audio(stem)
-        there += path is not None
         audio = None
         try:
             if path is None:
@@ -258,6 +256,4 @@ def wavs(folder: str | os.PathLike, ids: Sequence[str], rate: int) -> tuple[list
         except files.AudioError as error:
             failures[name] = str(error)
         found.append(audio)
-    if not there:
-        raise FileNotFoundError(f"{folder} has none of the {len(ids)} files; the first one sought is {failures[ids[0]]}")
     return found, failures

@@ -113,7 +113,7 @@ def summarise(condition: str, rows: Sequence[dict[str, float] | None], seed: int
         values = [row[key] for row in rows if row is not None and key in row]
         lines.append(statistics.score(
             f"prosody_{key}_{condition}", values, unit=UNITS.get(key, ""), seed=seed, averaging="mean over the items that have it",
-            evaluator=f"ns2_jax {statistics.code(pitch)}, NaturalSpeech 2 section 4.4", frame=f"{1000 * FRAME:g} ms",
+            evaluator=f"ns2_jax {statistics.code(pitch, __name__)}, NaturalSpeech 2 section 4.4", frame=f"{1000 * FRAME:g} ms",
             missing=statistics.missing(rows),
             without=sum(row is not None and key not in row for row in rows), **fingerprint))
     return lines

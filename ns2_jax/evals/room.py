@@ -27,7 +27,6 @@ import tqdm
 from ns2_jax.audio import files
 from ns2_jax.evals import statistics
 
-VERSION = 1  # a change of any number below is another estimator
 RATE = 16000
 SHORTEST = 1.0  # seconds: less holds too few decays and no pause
 HOP, SIZE = 256, 1024  # samples of the sub-band energies
@@ -97,7 +96,7 @@ def snr(audio: np.ndarray) -> float:
 def row(prompt: np.ndarray | None, audio: np.ndarray | None) -> dict[str, Any]:
     """Estimates of both sides, `reverberation*` in seconds and `snr*` in dB, and how far they are apart; None where a side has none."""
     if not usable(audio):
-        return {"missing": True}
+        return {"missing": True} if audio is None else {}
     out: dict[str, Any] = {}
     for name, estimate in (("reverberation", reverberation), ("snr", snr)):
         asked, kept = estimate(prompt) if usable(prompt) else None, estimate(audio)
@@ -134,7 +133,7 @@ def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **f
         there = [one for one in rows if one.get(f"{name}_error") is not None]
         if not there:
             continue
-        about = dict(seed=seed, evaluator=f"ns2_jax room {VERSION}, blind: {judge}", missing=missing,
+        about = dict(seed=seed, evaluator=f"ns2_jax {statistics.code(__name__)}, blind: {judge}", missing=missing,
                      without=len(rows) - missing - len(there), reference="prompt", **fingerprint)
         errors = [one[f"{name}_error"] for one in there]
         how = "over items in which both sides can be measured"

@@ -79,5 +79,7 @@ def read(folder: str | os.PathLike) -> list[dict[str, Any]]:
 def gather(out: pathlib.Path) -> None:
     """OUT/scores.jsonl from the scores of every OUT/<step>/, in order of steps."""
     folders = sorted((path for path in out.iterdir() if path.name.isdigit() and (path / "summary.json").is_file()), key=lambda p: int(p.name))
+    if not folders:
+        return
     text = "".join((folder / "scores.jsonl").read_text(encoding="utf8") for folder in folders)
     put(out / "scores.jsonl", text)

@@ -93,7 +93,7 @@ def rows_of(load: Callable[[], Any], requests: Sequence[tuple[str, inference.Pro
 def timed(model: Any, phase: str, requests: Sequence[tuple[str, inference.Prompt]], options: Mapping[str, Any], repeats: int,
           watch: Stopwatch) -> dict[str, Any]:
     """Seconds of each of `repeats` calls, after one that compiles; `audio` is the seconds of speech that a call makes."""
-    speak = lambda: model.speak_batch(requests, 0, strict=False, **options)
+    speak = lambda: model.speak_batch(requests, 0, failures={}, **options)
     row = {"phase": phase, "text": requests[0][0], "utterances": len(requests)}
     made = [speech for speech in speak() if speech is not None]
     if not made:
@@ -174,7 +174,7 @@ def summarise(condition: str, rows: Sequence[Mapping[str, Any]], seed: int = 0, 
     `cold_start_*`, `load_*`, `compile_*`."""
     cold = [row for row in rows if row["phase"] == "cold"]
     there = lambda phase: [row for row in rows if row["phase"] == phase and not row.get("missing")]
-    judge = f"ns2_jax {statistics.code(sys.modules[__name__])}, fresh processes, compile cache off"
+    judge = f"ns2_jax {statistics.code(__name__)}, fresh processes, compile cache off"
     common = dict(seed=seed, evaluator=judge, streaming="none: first audio is the whole utterance",
                   missing=sum(bool(row.get("missing")) for row in rows), **(cold[0]["about"] if cold else {}), **fingerprint)
     lines = []

@@ -7,8 +7,6 @@ counts as all its words deleted.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -62,8 +60,7 @@ def check(recogniser: str = "pocketsphinx") -> None:
 
 def normaliser() -> str:
     """Names the code that both sides are normalised by."""
-    sources = "".join(inspect.getsource(module) for module in (inspect.getmodule(normalise), figures, numerals, tables))
-    return f"{normalise.__module__} {hashlib.sha256(sources.encode()).hexdigest()[:8]}"
+    return f"{normalise.__module__} {statistics.code(normalise.__module__, figures, numerals, tables)}"
 
 
 def measure(texts: Sequence[str], audios: Sequence[np.ndarray | None], rate: int = recognisers.RATE, recogniser: str = "pocketsphinx",

@@ -30,7 +30,7 @@ from absl import flags
 
 from ns2_jax import inference
 from ns2_jax.evals import listening, lists, markdown, report
-from ns2_jax.evaluate import job
+from ns2_jax.evaluate import job, judges
 from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
@@ -49,10 +49,10 @@ def define_flags() -> None:
     flags.DEFINE_string("list", None, "Instead of a data set: tsv:FILE, seed_tts:FILE, librispeech_pc:FILE:CORPUS, hard:PROMPT[:RECORDINGS] "
                         f"or PROTOCOL:CORPUS with PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
     flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
-    flags.DEFINE_list("evals", None, f"Some of {', '.join(job.EVALS)}; what fits the task if left out.")
+    flags.DEFINE_list("evals", None, f"Some of {', '.join(judges.EVALS)}; what fits the task if left out.")
     flags.DEFINE_enum("task", None, ["tts", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
     flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
-    flags.DEFINE_integer("limit", None, "At most so many utterances, spread over the speakers; 0 for all. If left out 60 of a data set, "
+    flags.DEFINE_integer("limit", None, "At most so many utterances, spread over the speakers; 0 for all. If left out 120 of a data set, "
                          "all of a list, 24 in a report, 20 in a listening test.", lower_bound=0)
     flags.DEFINE_integer("steps", None, "Sampler steps; the system's own number if left out.", lower_bound=1)
     flags.DEFINE_float("guidance", None, "Strength of guidance; the system's own if left out.")
@@ -60,7 +60,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of the choice of utterances, of the noise and of the intervals.")
     flags.DEFINE_string("recogniser", "pocketsphinx", "Of the word error: pocketsphinx, whisper:DIR (a local folder) or command:CMD "
                         "(reads paths of WAV files, a line each, prints what it hears, a line each).")
-    flags.DEFINE_integer("processes", 2, "Recognisers at work.", lower_bound=1)
     flags.DEFINE_integer("takes", 3, "Syntheses of an utterance, each with another seed, that diversity compares.", lower_bound=2)
     flags.DEFINE_string("title", "Scores", "Of the report.")
     flags.DEFINE_enum("kind", "mos", list(listening.KINDS), "Of the listening test.")
@@ -78,9 +77,9 @@ def read_flags() -> tuple[str | None, Path | None]:
         raise ValueError("--data and --list are both given; score the one or the other")
     if not path and not FLAGS.data and not FLAGS.list:
         raise ValueError("--data=DIR is missing: the recordings to score")
-    unknown = [name for name in FLAGS.evals or () if name not in job.EVALS]
+    unknown = [name for name in FLAGS.evals or () if name not in judges.EVALS]
     if unknown:
-        raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(job.EVALS)}")
+        raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(judges.EVALS)}")
     if "speed" in (FLAGS.evals or ()) and (len(FLAGS.evals) > 1 or FLAGS.follow or not path):
         raise ValueError("--evals=speed is timed alone, with --model=DIR or --workdir=DIR: nothing else may use the machine")
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
@@ -137,8 +136,8 @@ def main(argv: list[str]) -> None:
     path, out = read_flags()
     ask = job.Ask(
         evals=tuple(FLAGS.evals or ()), sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
-        **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "processes",
-                                              "takes", "save_audio")})
+        **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
+                                              "save_audio")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)
@@ -146,7 +145,7 @@ def main(argv: list[str]) -> None:
     cluster.start(lambda line: None)
     if FLAGS.follow:
         job.follow(ask, FLAGS.workdir, out, FLAGS.poll)
-    elif FLAGS.workdir and not FLAGS.out:
+    elif FLAGS.workdir:
         job.score_step(ask, FLAGS.workdir, out)
     else:
         lines, items = job.score(ask, path, inference.load(path) if path else None, out)

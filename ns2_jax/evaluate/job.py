@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,14 @@ import tqdm
 
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, diversity, dnsmos, drift, ge2e, lists, pictures, predictability, prosody, robustness
-from ns2_jax.evals import room, scores, speaker_similarity, speed, statistics, word_error
-from ns2_jax.evaluate.material import Material, from_dataset, from_list, read_audio
+from ns2_jax.evals import lists, pictures, recognisers, scores, speed, statistics
+from ns2_jax.evaluate import judges
+from ns2_jax.evaluate.material import Material, from_dataset, from_list
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
-EVALS = (
-    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "diversity", "codec_quality",
-    "predictability", "speed")
-DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "predictability"), "tts": EVALS[:2]}
 TAKE = 1_000_000  # between the seeds of two takes of an utterance
 LEVELS = (8, 4)  # besides all of them and none
 SPEED_ITEMS = 12  # utterances of a data set that are timed, unless --limit says otherwise
-TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,43 +44,8 @@ class Ask:
     seed: int = 0
     sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     recogniser: str = "pocketsphinx"
-    processes: int = 2
     takes: int = 3
     save_audio: bool = False
-
-
-def check(evals: Sequence[str], task: str, model: inference.Model | None, dataset: Dataset | None,
-          items: Sequence[Mapping[str, Any]], wavs: str | None = None, recogniser: str = "pocketsphinx") -> None:
-    """Raises before hours of synthesis what the judges would raise after it: ImportError and FileNotFoundError for what is
-    not installed, ValueError for what the task, the model or the data set lacks."""
-    if "codec_quality" in evals and task == "recordings":
-        raise ValueError("--evals=codec_quality compares a codec with the recordings; --task=recordings has none. Give --model")
-    made = [name for name in ("robustness", "acoustic_distance") if name in evals and task == "recordings" and not wavs]
-    if made:
-        raise ValueError(f"--evals={made[0]} compares with the recordings; --task=recordings has nothing else. Give --model or --wavs")
-    if "prosody" in evals and (task != "tts" or dataset is None):
-        raise ValueError("--evals=prosody needs a model that speaks, and --data with phone times to compare with")
-    if "diversity" in evals and task != "tts":
-        raise ValueError("--evals=diversity compares syntheses of one text; it needs a model that speaks")
-    if "predictability" in evals and (dataset is None or model is None or "latents" not in model.programs["encode"].outputs):
-        raise ValueError("--evals=predictability needs a codec, whose latents it explains; give its run or export as --model")
-    if "word_error" in evals:
-        word_error.check(recogniser)
-        for item in items:
-            if not word_error.words(item["text"]):
-                raise ValueError(f"utterance {item['id']} has no words in its text {item['text']!r}; leave word_error out")
-    if "codec_quality" in evals:
-        codec_quality.check()
-    if "dnsmos" in evals:
-        dnsmos.check()
-    if "robustness" in evals:
-        robustness.check()
-        for item in items:
-            robustness.spoken_words(item["text"])
-    if {"speaker_similarity", "drift", "diversity"} & set(evals):
-        ge2e.find_weights()
-    if {"predictability", "prosody"} & set(evals):
-        dataset.check_group("align")
 
 
 def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task: str) -> dict[str, list[np.ndarray]]:
@@ -98,53 +57,45 @@ def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task:
         made[f"codec_{k}"] = []
     if task == "codec" and "decode_latents" in model.programs:
         made["codec_unquantised"] = []
-    for audio in tqdm.tqdm(recordings, "codec", mininterval=2, disable=not cluster.is_first()):
-        codes = model.encode(audio)
-        made["codec"].append(model.decode(codes))
+    rows = inference.ROWS * jax.local_device_count()
+    for at in tqdm.tqdm(range(0, len(recordings), 4 * rows), "codec", mininterval=2, disable=not cluster.is_first()):
+        part = recordings[at : at + 4 * rows]
+        codes = model.encode_all(part)
+        made["codec"] += model.decode_all(codes)
         for k in fewer:
-            made[f"codec_{k}"].append(model.decode(codes, levels=k))
+            made[f"codec_{k}"] += model.decode_all(codes, levels=k)
         if "codec_unquantised" in made:
-            made["codec_unquantised"].append(model.decode_latents(model.latents(audio)))
+            made["codec_unquantised"] += [model.decode_latents(model.latents(audio)) for audio in part]
     return made
 
 
 def synthesise(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any]) -> tuple[list[inference.Speech | None], float]:
-    """The items' texts in the voices of their prompts (None where it failed), and the seconds it took."""
+    """The items' texts in the voices of their prompts (None where it failed: its item says why), and the seconds it took."""
     made: list[inference.Speech | None] = []
     start, rows = time.monotonic(), inference.ROWS * jax.local_device_count()
     for at in tqdm.tqdm(range(0, len(material.items), rows), "speaking", mininterval=2, disable=not cluster.is_first()):
         part = slice(at, at + rows)
         requests = [(item["text"], (prompt, model.rate)) for item, prompt in zip(material.items[part], material.prompts[part])]
-        made += model.speak_batch(requests, [seed + place for place in material.places[part]], strict=False, **options)
+        failures: dict[int, str] = {}
+        made += model.speak_batch(requests, [seed + place for place in material.places[part]], failures=failures, **options)
+        for place, reason in failures.items():
+            fail(material.items[at + place], "synthesis", reason)
     return made, time.monotonic() - start
 
 
-def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines `predictability_*`: of the latents and, for scale, of log-mel. On train speakers: the table holds their means."""
-    split = "train" if "train" in dataset.splits else dataset.splits[0]
-    order = sorted(range(dataset.records(split)), key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
-    picks = order[: TABLE_FILL + TABLE_TEST]
-    speakers: dict[str, int] = {}
-    latents, mels = [], []
-    for i in tqdm.tqdm(picks, "predictability", mininterval=2):
-        audio, align = read_audio(dataset, split, i), dataset.read(split, "align", i)
-        ends = frame_ends(align["ends"], len(audio), dataset.sample_rate, model.hop)
-        z = model.latents(audio)
-        phone, third = predictability.thirds(ends, len(z))
-        speaker = dataset.read(split, "meta", i)["speaker"]
-        keys = (align["phones"][phone].astype(np.int64), third, speakers.setdefault(speaker, len(speakers)))
-        latents.append((z, *keys))
-        mels.append((predictability.log_mel(audio, model.rate, model.hop)[: len(z)], *keys))
-    fill = max(len(latents) * TABLE_FILL // (TABLE_FILL + TABLE_TEST), 1)
-    lines = []
-    for name, items in (("latents", latents), ("log_mel", mels)):
-        result = predictability.explained(items[:fill], items[fill:])
-        line = statistics.score(
-            f"predictability_{name}", result["channels"], unit="share", seed=seed, averaging="mean over channels at unit deviation",
-            evaluator="table of means per phone, third and voice", **common, split=split, fill=fill, test=len(items) - fill,
-            picks=statistics.digest(picks))
-        lines.append(line | {key: result[key] for key in ("power", "best", "neighbours", "rank90")})
-    return lines
+def fail(item: dict[str, Any], condition: str, reason: str) -> None:
+    """Names an output that counts as missing, in the item's row and aloud."""
+    item.setdefault("failures", {})[condition] = reason
+    print(f"counts as missing: {condition} of {item['id']}: {reason}", flush=True)
+
+
+def leave_out(items: Sequence[dict[str, Any]], made: Mapping[str, list[np.ndarray | None]]) -> None:
+    """Outputs without a signal become missing ones, which every judge treats alike."""
+    for condition in made.keys() - {"recording"}:
+        for k, (item, audio) in enumerate(zip(items, made[condition])):
+            if audio is not None and not recognisers.has_signal(audio):
+                fail(item, condition, "not finite" if audio.size and not np.isfinite(audio).all() else "silent or under 0.1 s")
+                made[condition][k] = None
 
 
 def identity(path: str | None, step: int | None) -> dict[str, Any]:
@@ -152,62 +103,6 @@ def identity(path: str | None, step: int | None) -> dict[str, Any]:
     if path is None:
         return {}
     return {"model": weights.weights_hash(path)} if step is None else {"model": os.path.basename(os.path.abspath(path)), "step": step}
-
-
-def judge(ask: Ask, evals: Sequence[str], material: Material, made: Mapping[str, Sequence[np.ndarray | None]],
-          speeches: Sequence[inference.Speech | None], takes: Sequence[Sequence[np.ndarray | None]],
-          common: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Score lines of every condition of `made`; each item gets its own rows under the evaluator's name. `takes` are more syntheses of
-    the items, each with other seeds."""
-    items, prompts, rate, recordings = material.items, material.prompts, material.rate, made.get("recording")
-    texts, said, speakers = [item["text"] for item in items], *([item[key] for item in material.every] for key in ("text", "speaker"))
-    quiet = dict(rate=rate, progress=cluster.is_first())
-    lines: list[dict[str, Any]] = []
-
-    if "speaker_similarity" in evals:
-        voices = cluster.gather([voice.tolist() for voice in speaker_similarity.references(prompts, rate)])
-    reference = {**common, "rate": rate, "seed": ask.seed}
-    judges: dict[str, tuple[Callable[[Sequence], list], Callable[..., list], Callable[[str], bool]]] = {
-        # name: (rows of this host's audio, lines of all rows, conditions that it fits)
-        "word_error": (lambda audios: word_error.measure(texts, audios, recogniser=ask.recogniser, processes=ask.processes, **quiet),
-                       lambda *args, **about: word_error.summarise(*args, said, ask.recogniser, **about), bool),
-        "speaker_similarity": (lambda audios: speaker_similarity.measure(audios, np.float32(voices), speakers, material.places, **quiet),
-                               speaker_similarity.summarise, bool),
-        "robustness": (lambda audios: robustness.measure(texts, audios, recordings, **quiet),
-                       robustness.summarise, lambda name: name != "recording"),
-        "acoustic_distance": (lambda audios: acoustic_distance.measure(material.recordings, audios, **quiet), acoustic_distance.summarise,
-                              lambda name: name != "recording"),
-        "dnsmos": (lambda audios: dnsmos.measure(audios, **quiet), dnsmos.summarise, bool),
-        "drift": (lambda audios: drift.measure(audios, **quiet), drift.summarise, bool),
-        "room": (lambda audios: room.measure(prompts, audios, **quiet), room.summarise, bool),
-        "diversity": (lambda audios: diversity.measure(list(zip(audios, *takes)), **quiet), diversity.summarise, lambda name: name == "synthesis"),
-        "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise,
-                          lambda name: name.startswith("codec")),
-        "prosody": (lambda _: prosody.measure(material.spoken("prompt_index"), material.spoken("index"), spoken(speeches, rate)),
-                    prosody.summarise, lambda name: name == "synthesis")}
-    for condition, audios in made.items():
-        for name, (measure, summarise, fits) in judges.items():
-            if name in evals and fits(condition):
-                say(f"{name.replace('_', ' ')} of {condition}")
-                rows = measure(audios)
-                for item, row in zip(items, rows, strict=True):
-                    item.setdefault(name, {})[condition] = row
-                lines += summarise(condition, cluster.gather(rows), **reference)
-    return lines
-
-
-def spoken(speeches: Sequence[inference.Speech | None], rate: int) -> list[prosody.Spoken | None]:
-    """Phones, ends and F0 of what was synthesised."""
-    there = [k for k, speech in enumerate(speeches) if speech is not None]
-    parts = ([getattr(speeches[k], name) for k in there] for name in ("audio", "phones", "ends"))
-    found = dict(zip(there, prosody.spoken(*parts, rate)))
-    return [found.get(k) for k in range(len(speeches))]
-
-
-def say(text: str) -> None:
-    """A line of progress, from the first host only."""
-    if cluster.is_first():
-        print(text, flush=True)
 
 
 def gather(ask: Ask, path: str | None, config: Mapping[str, Any] | None) -> Material:
@@ -219,50 +114,68 @@ def gather(ask: Ask, path: str | None, config: Mapping[str, Any] | None) -> Mate
     dataset.check_split(ask.split)
     if rate not in (None, dataset.sample_rate):
         raise ValueError(f"{path} works at {rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
-    return from_dataset(dataset, ask.split, 60 if ask.limit is None else ask.limit, ask.seed)
+    return from_dataset(dataset, ask.split, 120 if ask.limit is None else ask.limit, ask.seed)
 
 
 def time_speed(ask: Ask, path: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """How fast the model at `path` speaks (of a run the newest checkpoint), in fresh processes: (score lines, rows of the items)."""
     material = gather(dataclasses.replace(ask, limit=SPEED_ITEMS if ask.limit is None else ask.limit), path, checkpoints.read_config(path))
-    texts = [item["text"] for item in material.items]
-    step = (checkpoints.steps(path) or [None])[-1]
-    rows = speed.measure(path, texts, material.prompts, material.rate, options=ask.sampler)
+    texts, step = [item["text"] for item in material.items], (checkpoints.steps(path) or [None])[-1]
+    rows = speed.measure(path, texts, material.prompts, material.rate, step, options=ask.sampler)
     alone = [row for row in rows if row["phase"] == "item"]
     for item, row in zip(material.items, alone, strict=True):
         item["speed"] = {"synthesis": row}
-    lines = speed.summarise("synthesis", rows, ask.seed, **material.about, **identity(path, step))
+    lines = speed.summarise("synthesis", rows, ask.seed, rate=material.rate, **material.about, **identity(path, step))
     print("\n" + scores.table(lines))
     return lines, material.items
 
 
-def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """All that is asked for, on one model: (score lines, rows of the items), printed and not yet written. Audio is written to
-    OUT/audio where it is asked for, by the host that made it."""
+def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[str, tuple[str, ...], Material]:
+    """(task, evaluators, what is scored), after everything has been looked at that could fail later."""
     task = ask.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
     if task != "recordings" and model is None:
         raise ValueError(f"--task={task} needs --model=DIR (a run or an export) or --workdir=DIR")
     if task == "tts" and not model.speaks:
         raise ValueError(f"--task=tts: system {model.config['system']!r} does not speak; use --task=codec")
-    evals = tuple(ask.evals or DEFAULTS[task])
+    if out and (out / "audio").exists() and not ask.save_audio:
+        raise ValueError(f"{out} holds the audio of an earlier evaluation, which would stand beside other scores; add --save_audio, or give "
+                         "another --out")
+    evals = tuple(ask.evals or judges.DEFAULTS[task])
     material = gather(ask, path, model and model.config)
+    judges.check(evals, task, model, material.dataset, material.every, ask.wavs, ask.recogniser)
+    return task, evals, material
+
+
+def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All that is asked for, on one model: (score lines, rows of the items), printed and not yet written. Audio is written to
+    OUT/audio where it is asked for, by the host that made it."""
+    task, evals, material = cluster.together(prepare, ask, path, model, out)
     items, rate = material.items, material.rate
-    check(evals, task, model, material.dataset, items, ask.wavs, ask.recogniser)
+    people = len({item["speaker"] for item in material.every})
+    cluster.say(f"{len(material.every)} utterances of {people} speakers, {ask.list or f'split {material.split} of {material.dataset.root}'}")
     made: dict[str, list[np.ndarray | None]] = {}
-    if all(cluster.gather([audio is not None for audio in material.recordings])):
+    unrecorded = [item["id"] for item in material.every if not item["source"]]
+    if not unrecorded:
         made["recording"] = material.recordings
     elif task == "codec" or {"acoustic_distance", "codec_quality"} & set(evals):
         raise ValueError(
-            f"--list={ask.list} has no recordings to compare with; score speech, without acoustic_distance and codec_quality")
-    people = len({item["speaker"] for item in material.every})
-    say(f"{len(material.every)} utterances of {people} speakers, {ask.list or f'split {material.split} of {material.dataset.root}'}")
-    common: dict[str, Any] = {**material.about, **identity(path, model and model.step)}
+            f"--list={ask.list} has no recordings to compare with ({unrecorded[0]}, for one); score speech, without acoustic_distance and "
+            "codec_quality")
+    else:
+        cluster.say(f"{len(unrecorded)} utterances have no recording ({unrecorded[0]}, for one): recordings and codec are not scored")
+    ours: dict[str, Any] = identity(model and model.path, model and model.step)
+    theirs: dict[str, Any] = {}
+    spoken_with = {"sampler": {**model.programs["sample"].options, **ask.sampler}, "seeds": f"{ask.seed} + index"} if task == "tts" else {}
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)
+        if not any(cluster.gather([audio is not None for audio in made["wavs"]])):
+            raise FileNotFoundError(f"{ask.wavs} has none of the {len(material.every)} files; the first one sought is "
+                                    f"{next(iter(failures.values()), 'on another host')}")
         for item in items:
             if item["id"] in failures:
-                item["failure"] = failures[item["id"]]
-                print(f"counts as missing: {item['failure']}")
+                fail(item, "wavs", failures[item["id"]])
+        shas = [audio is not None and hashlib.sha256(audio.tobytes()).hexdigest() for audio in made["wavs"]]
+        theirs = {"system": os.path.basename(os.path.abspath(ask.wavs)), "wavs": statistics.digest(cluster.gather(shas))}
     if model and task != "recordings" and "recording" in made:
         made |= resynthesise(model, made["recording"], task)
     if material.dataset and "align" in material.dataset.groups:
@@ -271,32 +184,46 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     speeches: list[inference.Speech | None] = []
     takes: list[list[np.ndarray | None]] = []
     if task == "tts":
-        common |= {"sampler": {**model.programs["sample"].options, **ask.sampler}, "seeds": f"{ask.seed} + index"}
         speeches, spent = synthesise(model, material, ask.seed, ask.sampler)
         made["synthesis"] = [speech and speech.audio for speech in speeches]
-        for item, speech in zip(items, speeches):
-            if speech:
-                item.setdefault("alignment", {})["synthesis"] = pictures.aligned(speech.phones, speech.ends, rate, speech.words)
-        spoken = sum(len(audio) for audio in made["synthesis"] if audio is not None) / rate
-        say(f"spoke {spoken:.0f} s in {spent:.0f} s, compilation included")
+        lengths = cluster.gather([len(audio) / rate if audio is not None else 0.0 for audio in made["synthesis"]])
+        cluster.say(f"spoke {sum(lengths):.0f} s in {spent:.0f} s, compilation included")
         for take in range(1, ask.takes if "diversity" in evals else 1):
             again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler)
             takes.append([speech and speech.audio for speech in again])
-    if out and ask.save_audio:
-        (out / "audio").mkdir(parents=True, exist_ok=True)
-        for condition, audios in made.items():
-            for item, audio in zip(items, audios):
-                file = out / "audio" / f"{item['id'].replace('/', '_')}-{condition}.flac"
-                if audio is None:
-                    file.unlink(missing_ok=True)  # of an earlier evaluation into this folder
-                else:
-                    inference.write(file, (audio, rate))
-    lines = judge(ask, evals, material, made, speeches, takes, common)
+    if not made:
+        raise ValueError("nothing to score: there are no recordings, and neither --model nor --wavs is given")
+    leave_out(items, made)
+    speeches = [speech if audio is not None else None for speech, audio in zip(speeches, made.get("synthesis", ()))]
+    for item, speech in zip(items, speeches):
+        if speech:
+            item.setdefault("alignment", {})["synthesis"] = pictures.aligned(speech.phones, speech.ends, rate, speech.words)
+
+    def about(condition: str) -> dict[str, Any]:
+        """What a fingerprint says of the system that made the audio, and on what; every line of a checkpoint's evaluation has its step."""
+        mine = {k: v for k, v in ours.items() if k == "step"} | (theirs if condition == "wavs" else {} if condition == "recording" else ours)
+        return {**material.about, **mine, **(spoken_with if condition == "synthesis" else {})}
+
+    lines = judges.judge(ask.recogniser, ask.seed, evals, material, made, speeches, takes, about)
     if "predictability" in evals and cluster.is_first():
-        lines += table_of_means(model, material.dataset, ask.seed, {k: v for k, v in common.items() if k not in ("split", "items")})
+        lines += judges.table_of_means(model, material.dataset, ask.seed, {**ours, "data": material.about["data"]})
+    if out and ask.save_audio:
+        save_audio(out / "audio", items, made, rate)
     items = cluster.gather(items)
-    say("\n" + scores.table(lines))
+    cluster.say("\n" + scores.table(lines))
     return lines, items
+
+
+def save_audio(folder: Path, items: Sequence[Mapping[str, Any]], made: Mapping[str, Sequence[np.ndarray | None]], rate: int) -> None:
+    """FOLDER/<id>-<condition>.flac of this host's items; where there is no output, none is left of an earlier evaluation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for condition, audios in made.items():
+        for item, audio in zip(items, audios):
+            file = folder / f"{item['id'].replace('/', '_')}-{condition}.flac"
+            if audio is None:
+                file.unlink(missing_ok=True)
+            else:
+                inference.write(file, (audio, rate))
 
 
 def write(out: Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
@@ -308,7 +235,9 @@ def write(out: Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping
 
 def score_step(ask: Ask, workdir: str, out: Path, step: int | None = None) -> None:
     """Scores checkpoint `step` (default the newest) into OUT/<step>/, OUT/scores.jsonl (of all steps) and TensorBoard."""
-    model = inference.load(workdir, step)
+    if (out / "items.jsonl").exists():
+        raise ValueError(f"{out} holds an evaluation of one model, which the scores of this run's checkpoints would replace; give another --out")
+    model = cluster.together(inference.load, workdir, step)
     folder = out / str(model.step)
     lines, items = score(ask, workdir, model, folder)
     if cluster.is_first():
@@ -331,14 +260,13 @@ def look(workdir: str, out: Path) -> tuple[list[int], list[int], bool]:
 def follow(ask: Ask, workdir: str, out: Path, poll: float) -> None:
     """Scores every checkpoint as it appears until the run's last step is scored (a run that died is waited for). What a killed job
     has scored is not scored again; a checkpoint that training has dropped meanwhile is passed over."""
-    out.mkdir(parents=True, exist_ok=True)
-    if cluster.is_first():
-        scores.gather(out)
     waiting = False
     while True:
         there, fresh, ended = look(workdir, out)
         for step in fresh:
-            say(f"\n== checkpoint {step} of {workdir}")
+            if not all(cluster.gather([step in checkpoints.steps(workdir)])):
+                continue  # dropped meanwhile, or not to be seen yet from one of the hosts, which must read it together
+            cluster.say(f"\n== checkpoint {step} of {workdir}")
             try:
                 score_step(ask, workdir, out, step)
             except (FileNotFoundError, ValueError) as error:
@@ -346,10 +274,10 @@ def follow(ask: Ask, workdir: str, out: Path, poll: float) -> None:
                     raise
                 print(f"checkpoint {step} is gone: {error}")
         if ended and not fresh:
-            say(f"{workdir} has reached its last step {there[-1]}: done")
+            cluster.say(f"{workdir} has reached its last step {there[-1]}: done")
             return
         if not fresh:
             if not waiting:
-                say(f"waiting for the next checkpoint of {workdir}")
+                cluster.say(f"waiting for the next checkpoint of {workdir}")
             time.sleep(poll)
         waiting = not fresh

@@ -76,7 +76,8 @@ def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str
                 others = mine[turn + 1 :] + mine[:turn]  # from the next on, round the circle
                 prompt = next((o for o in others if o[2]["num_samples"] >= enough), max(others, key=lambda o: o[2]["num_samples"]))
                 items.append({"id": mine[turn][2]["utt_id"], "index": mine[turn][1], "speaker": speaker, "voice": mine[turn][2]["voice"],
-                              "text": mine[turn][2]["text"], "prompt": prompt[2]["utt_id"], "prompt_index": prompt[1]})
+                              "text": mine[turn][2]["text"], "prompt": prompt[2]["utt_id"], "prompt_index": prompt[1],
+                              "source": mine[turn][2]["utt_id"], "prompt_source": prompt[2]["utt_id"]})
     return items
 
 
@@ -90,11 +91,15 @@ def from_dataset(dataset: Dataset, split: str, limit: int, seed: int) -> Materia
 
 
 def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
-    """The items of a list (of a `limit`, spread over the speakers). A prompt is named by its file's bytes too."""
+    """The items of a list (of a `limit`, spread over the speakers). Prompts and recordings are named by their files' bytes.
+
+    Raises AudioError for a file that can't be used.
+    """
     chosen = lists.spread(lists.load(spec, seed), limit)
+    names = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for one in chosen for path in (one.prompt, one.audio) if path}
     items = [{"id": one.id, "speaker": one.speaker, "voice": one.speaker, "text": one.text,
-              "prompt": f"{Path(one.prompt).stem} {hashlib.sha256(Path(one.prompt).read_bytes()).hexdigest()[:12]} {one.prompt_seconds:g}"}
-             for one in chosen]
+              "prompt": f"{Path(one.prompt).stem} {names[one.prompt]} {one.prompt_seconds:g}",
+              "source": names.get(one.audio, ""), "prompt_source": names[one.prompt]} for one in chosen]
     mine = cluster.share(chosen)
     recordings = [lists.audio(one.audio, rate) if one.audio else None for one in mine]
     prompts = [lists.audio(one.prompt, rate, one.prompt_seconds) for one in mine]
@@ -103,5 +108,5 @@ def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
 
 
 def digest(items: list[dict[str, Any]]) -> str:
-    """Names the list of all items: ids, prompts and texts."""
-    return statistics.digest([item["id"], item["prompt"], item["text"]] for item in items)
+    """Names the list of all items: ids, speakers, prompts, recordings and texts."""
+    return statistics.digest([item[key] for key in ("id", "speaker", "prompt", "source", "text")] for item in items)

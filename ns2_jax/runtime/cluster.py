@@ -149,6 +149,27 @@ def gather(rows: Sequence[Any]) -> list[Any]:
     return [part[k] for k in range(max(map(len, parts))) for part in parts if k < len(part)]
 
 
+def together(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)` on every host. What is wrong on one is raised on all, or the others would wait for it in vain."""
+    out, error = None, None
+    try:
+        out = function(*args)
+    except (ValueError, OSError, ImportError) as caught:
+        error = caught
+    said = [text for text in gather([str(error) if error else ""]) if text]
+    if error:
+        raise error
+    if said:
+        raise ValueError(f"on another host: {said[0]}")
+    return out
+
+
+def say(text: str) -> None:
+    """A line of progress, from the first process only."""
+    if is_first():
+        print(text, flush=True)
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -92,16 +92,33 @@ def test_what_is_no_weights_file_is_refused(tmp_path, data):
 def test_similarity_rows():
     a, b = np.eye(256)[0], np.eye(256)[1]
     mixed = (a + b) / np.sqrt(2)
-    rows = [speaker_similarity.similarity(mine, k, np.stack([a, b, b]), ["x", "y", "y"]) for k, mine in enumerate([a, mixed, None])]
+    no = [False] * 3
+    rows = [speaker_similarity.similarity(mine, k, np.stack([a, b, b]), ["x", "y", "y"], no) for k, mine in enumerate([a, mixed, None])]
     assert rows[0] == {"own": 1.0, "others": 0.0, "nearest": True}
     assert rows[1]["own"] == pytest.approx(0.5**0.5) and rows[1]["others"] == pytest.approx(0.5**0.5)
     assert rows[2] == {"own": 0.0, "others": 0.0, "nearest": False, "missing": True}  # a missing output counts
 
 
+def test_a_recording_does_not_find_itself():
+    """Speaker x's recording is the prompt of x's other item: without it, the nearest voice is y's."""
+    near, far, other = np.eye(256)[0], np.eye(256)[1], (2 * np.eye(256)[0] + np.eye(256)[2]) / np.sqrt(5)
+    table, speakers = np.stack([far, near, other]), ["x", "x", "y"]
+    nearest = lambda itself: speaker_similarity.similarity(near, 0, table, speakers, itself)["nearest"]
+    assert nearest([False] * 3) and not nearest([False, True, False])
+    tone = voice(*SIGNALS["low"])
+    item = lambda source, prompt, speaker: {"source": source, "prompt_source": prompt, "speaker": speaker}
+    items = [item("r1", "p", "x"), item("r2", "r1", "x"), item("r3", "q", "y")]
+    heard = speaker_similarity.voice(tone)
+    blind = (heard + np.eye(256)[0]) / np.linalg.norm(heard + np.eye(256)[0])
+    row, _, _ = speaker_similarity.measure([tone] * 3, np.stack([np.eye(256)[5], heard, blind]), items, [0, 1, 2], progress=False)
+    assert row["nearest"] is False  # its own recording is the prompt of the second item
+
+
 def test_evaluate_ranks_voices_and_ignores_loudness():
     low, high = voice(*SIGNALS["low"]), voice(*SIGNALS["high"])
     table = np.stack(speaker_similarity.references([low, high]))
-    rows = speaker_similarity.measure([low * np.float32(0.05), high], table, ["a", "b"], [0, 1], progress=False)
+    items = [{"source": f"r{speaker}", "prompt_source": f"p{speaker}", "speaker": speaker} for speaker in "ab"]
+    rows = speaker_similarity.measure([low * np.float32(0.05), high], table, items, [0, 1], progress=False)
     lines = speaker_similarity.summarise("x", rows)
     scores = {line["name"]: line["value"] for line in lines}
     assert scores["secs_own_x"] > 0.999 > scores["secs_others_x"] and scores["secs_nearest_x"] == 100.0

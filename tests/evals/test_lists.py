@@ -110,8 +110,16 @@ def test_wavs_of_another_system(tmp_path):
     audios, failures = lists.wavs(tmp_path, ["set/a", "b", "c", "silent", "d"], 16000)
     assert [None if audio is None else len(audio) for audio in audios] == [16000, None, 32000, None, None]
     assert set(failures) == {"b", "silent", "d"} and "no file with" in failures["d"] and "b.wav" in failures["b"]
-    with pytest.raises(FileNotFoundError, match="has none of the 1 files"):
-        lists.wavs(tmp_path, ["nobody"], 16000)
+    assert lists.wavs(tmp_path, [], 16000) == ([], {})
+
+
+def test_a_prompt_whose_part_is_silent_is_refused_by_name(tmp_path):
+    audio = np.zeros(32000, np.float32)
+    audio[20000:] = 0.1 * np.sin(np.arange(12000) / 7)
+    files.write(tmp_path / "late.wav", audio, 16000)
+    assert len(lists.audio(tmp_path / "late.wav", 16000)) == 32000
+    with pytest.raises(files.AudioError, match="late.wav: its first 1 s are silent"):
+        lists.audio(tmp_path / "late.wav", 16000, 1.0)
 
 
 def test_specs(librispeech, tmp_path):

@@ -6,7 +6,6 @@ The tests of Whisper drive the real packages with a tiny model of random numbers
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import json
 import shlex
 import socket

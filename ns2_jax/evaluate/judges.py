@@ -1,0 +1,142 @@
+"""Who judges: what every evaluator needs to begin, which audio it is given, and how its rows become scores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from ns2_jax import inference
+from ns2_jax.data.dataset import Dataset
+from ns2_jax.data.frames import frame_ends
+from ns2_jax.evals import acoustic_distance, codec_quality, diversity, dnsmos, drift, ge2e, predictability, prosody, robustness, room
+from ns2_jax.evals import speaker_similarity, statistics, word_error
+from ns2_jax.evaluate.material import Material, read_audio
+from ns2_jax.runtime import cluster
+
+EVALS = (
+    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "diversity", "codec_quality",
+    "predictability", "speed")
+DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "predictability"), "tts": EVALS[:2]}
+TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
+
+
+def check(evals: Sequence[str], task: str, model: inference.Model | None, dataset: Dataset | None,
+          items: Sequence[Mapping[str, Any]], wavs: str | None = None, recogniser: str = "pocketsphinx") -> None:
+    """Raises before hours of synthesis what the judges would raise after it: ImportError and FileNotFoundError for what is
+    not installed, ValueError for what the task, the model or the data set lacks."""
+    names = [item["id"].replace("/", "_") for item in items]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two utterances would share the file {next(n for n in names if names.count(n) > 1)}.flac; give them other ids")
+    if "codec_quality" in evals and task == "recordings":
+        raise ValueError("--evals=codec_quality compares a codec with the recordings; --task=recordings has none. Give --model")
+    made = [name for name in ("robustness", "acoustic_distance") if name in evals and task == "recordings" and not wavs]
+    if made:
+        raise ValueError(f"--evals={made[0]} compares with the recordings; --task=recordings has nothing else. Give --model or --wavs")
+    if "prosody" in evals and (task != "tts" or dataset is None):
+        raise ValueError("--evals=prosody needs a model that speaks, and --data with phone times to compare with")
+    if "diversity" in evals and task != "tts":
+        raise ValueError("--evals=diversity compares syntheses of one text; it needs a model that speaks")
+    if "predictability" in evals and (dataset is None or model is None or "latents" not in model.programs["encode"].outputs):
+        raise ValueError("--evals=predictability needs a codec, whose latents it explains; give its run or export as --model")
+    if "word_error" in evals:
+        word_error.check(recogniser)
+        for item in items:
+            if not word_error.words(item["text"]):
+                raise ValueError(f"utterance {item['id']} has no words in its text {item['text']!r}; leave word_error out")
+    if "codec_quality" in evals:
+        codec_quality.check()
+    if "dnsmos" in evals:
+        dnsmos.check()
+    if "robustness" in evals:
+        robustness.check()
+        for item in items:
+            robustness.spoken_words(item["text"])
+    if {"speaker_similarity", "drift", "diversity"} & set(evals):
+        ge2e.find_weights()
+    if {"predictability", "prosody"} & set(evals):
+        dataset.check_group("align")
+
+
+def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Lines `predictability_*`: of the latents and, for scale, of log-mel. On train speakers: the table holds their means."""
+    split = "train" if "train" in dataset.splits else dataset.splits[0]
+    order = sorted(range(dataset.records(split)), key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
+    picks = order[: TABLE_FILL + TABLE_TEST]
+    speakers: dict[str, int] = {}
+    latents, mels = [], []
+    for i in tqdm.tqdm(picks, "predictability", mininterval=2):
+        audio, align = read_audio(dataset, split, i), dataset.read(split, "align", i)
+        ends = frame_ends(align["ends"], len(audio), dataset.sample_rate, model.hop)
+        z = model.latents(audio)
+        phone, third = predictability.thirds(ends, len(z))
+        speaker = dataset.read(split, "meta", i)["speaker"]
+        keys = (align["phones"][phone].astype(np.int64), third, speakers.setdefault(speaker, len(speakers)))
+        latents.append((z, *keys))
+        mels.append((predictability.log_mel(audio, model.rate, model.hop)[: len(z)], *keys))
+    fill = max(len(latents) * TABLE_FILL // (TABLE_FILL + TABLE_TEST), 1)
+    lines = []
+    for name, items in (("latents", latents), ("log_mel", mels)):
+        result = predictability.explained(items[:fill], items[fill:])
+        line = statistics.score(
+            f"predictability_{name}", result["channels"], unit="share", seed=seed, averaging="mean over channels at unit deviation",
+            evaluator="table of means per phone, third and voice", **common, split=split, fill=fill, test=len(items) - fill,
+            picks=statistics.digest(picks))
+        line["fingerprint"]["interval"] = line["fingerprint"]["interval"].replace("items", "channels")
+        lines.append(line | {key: result[key] for key in ("power", "best", "neighbours", "rank90")})
+    return lines
+
+
+def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, made: Mapping[str, Sequence[np.ndarray | None]],
+          speeches: Sequence[inference.Speech | None], takes: Sequence[Sequence[np.ndarray | None]],
+          about: Callable[[str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Score lines of every condition of `made`; each item gets its own rows under the evaluator's name. `takes` are more syntheses of
+    the items, each with other seeds; `about` gives what a condition's fingerprint says besides the judge."""
+    items, prompts, rate, recordings = material.items, material.prompts, material.rate, material.recordings
+    texts, said = ([item["text"] for item in some] for some in (items, material.every))
+    quiet = dict(rate=rate, progress=cluster.is_first())
+    lines: list[dict[str, Any]] = []
+
+    if "speaker_similarity" in evals:
+        voices = cluster.gather([voice.tolist() for voice in cluster.together(speaker_similarity.references, prompts, rate)])
+    judges: dict[str, tuple[Callable[[Sequence], list], Callable[..., list], Callable[[str], bool]]] = {
+        # name: (rows of this host's audio, lines of all rows, conditions that it fits)
+        "word_error": (lambda audios: word_error.measure(texts, audios, recogniser=recogniser, processes=cluster.cores(), **quiet),
+                       lambda *args, **more: word_error.summarise(*args, said, recogniser, **more), bool),
+        "speaker_similarity": (lambda audios: speaker_similarity.measure(audios, np.float32(voices), material.every, material.places, **quiet),
+                               speaker_similarity.summarise, bool),
+        "robustness": (lambda audios: robustness.measure(texts, audios, recordings, **quiet),
+                       robustness.summarise, lambda name: name != "recording"),
+        "acoustic_distance": (lambda audios: acoustic_distance.measure(recordings, audios, **quiet), acoustic_distance.summarise,
+                              lambda name: name != "recording"),
+        "dnsmos": (lambda audios: dnsmos.measure(audios, **quiet), dnsmos.summarise, bool),
+        "drift": (lambda audios: drift.measure(audios, **quiet), drift.summarise, bool),
+        "room": (lambda audios: room.measure(prompts, audios, **quiet), room.summarise, bool),
+        "diversity": (lambda audios: diversity.measure(list(zip(audios, *takes)), **quiet), diversity.summarise, lambda name: name == "synthesis"),
+        "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise,
+                          lambda name: name.startswith("codec")),
+        "prosody": (lambda _: prosody.measure(material.spoken("prompt_index"), material.spoken("index"), spoken(speeches, rate)),
+                    prosody.summarise, lambda name: name == "synthesis")}
+    for condition, audios in made.items():
+        for name, (measure, summarise, fits) in judges.items():
+            if name in evals and fits(condition):
+                cluster.say(f"{name.replace('_', ' ')} of {condition}")
+                rows = measure(audios)
+                for item, row in zip(items, rows, strict=True):
+                    item.setdefault(name, {})[condition] = row
+                found = summarise(condition, cluster.gather(rows), rate=rate, seed=seed, **about(condition))
+                lines += found
+                if not found:
+                    cluster.say(f"no score: {name} found nothing to measure in the {len(material.every)} outputs of {condition}")
+    return lines
+
+
+def spoken(speeches: Sequence[inference.Speech | None], rate: int) -> list[prosody.Spoken | None]:
+    """Phones, ends and F0 of what was synthesised."""
+    there = [k for k, speech in enumerate(speeches) if speech is not None]
+    parts = ([getattr(speeches[k], name) for k in there] for name in ("audio", "phones", "ends"))
+    found = dict(zip(there, prosody.spoken(*parts, rate)))
+    return [found.get(k) for k in range(len(speeches))]
