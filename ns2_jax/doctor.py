@@ -367,7 +367,8 @@ def main(argv: list[str]) -> int:
             raise ValueError("bands needs --out=results/SYSTEM/known_good.json")
         cluster.start(lambda text: None)
         known = make_known(words[1:], FLAGS.data, FLAGS.use)
-        train.write_json(FLAGS.out, known)
+        with open(FLAGS.out, "w", encoding="utf8") as f:
+            f.write("{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in known.items()) + "\n}\n")
         print(f"{FLAGS.out}: {len(known['bands']['metrics'])} metrics at {len(known['bands']['steps'])} steps, seeds {known['seeds']}")
         return cluster.DONE
     if len(words) != 1:

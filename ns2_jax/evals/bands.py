@@ -3,8 +3,8 @@
 Runs come as the lines of their `metrics.jsonl`. At a step a metric's value is the median of the last logged windows; bands and judged
 runs are read alike. Positive metrics are compared in logarithms. A band reaches from the lowest to the highest run, widened
 by SIGMAS standard errors (differences between seeds, pooled over neighbouring steps, and the scatter of windows) or
-by FLOOR, whichever is more. A judged run is held against all steps within a factor of NEAR of its own: phases of a training
-start a little earlier or later with every seed.
+by FLOOR, whichever is more; twice that where only one run goes on. A judged run is held against all steps within a factor of
+NEAR of its own: phases of a training start a little earlier or later with every seed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 POINTS = 30  # steps of a band, on a logarithmic grid
 SHARE, LEAST, MOST = 0.3, 3, 7  # windows that are one value: so much of the steps so far, at least and at most so many
 SIGMAS, FLOOR, NEAR = 4.0, 0.05, 1.2
+ALONE = 2.0  # margins where one run stands behind a step: how seeds differ there is not known
 POOLED = 5  # neighbouring steps over which seeds' differences are averaged
 ELSEWHERE = 3.0  # bands are so much wider for other data or another model
 WINDOWS = 8  # logged lines without which there is no trend
@@ -93,7 +94,7 @@ def make(runs: Sequence[Lines]) -> dict[str, Any]:
         at = np.array([[_bend(recent(curve[name], step, every), offset) if step <= end else np.nan for step in grid]
                        for curve, end in zip(given, ends)])
         margin = SIGMAS * np.sqrt(_between(at, standing) + np.array([_within(given, name, step, every, offset) for step in grid]))
-        margin = np.maximum(margin, FLOOR * (1.0 if offset is not None else float(values.std())))
+        margin = np.maximum(margin, FLOOR * (1.0 if offset is not None else float(values.std()))) * np.where(standing > 1, 1.0, ALONE)
         low, high = _unbend(np.nanmin(at, 0) - margin, offset), _unbend(np.nanmax(at, 0) + margin, offset)
         if values.min() >= 0:
             low = np.maximum(low, 0.0)
@@ -149,7 +150,7 @@ def judge(known: Mapping[str, Any], lines: Lines, elsewhere: bool = False) -> li
         low, high = _bend([np.array(band["low"])[near].min(), np.array(band["high"])[near].max()], band["offset"])
         if elsewhere:
             low, high = (low + high) / 2 + ELSEWHERE * (low - high) / 2, (low + high) / 2 + ELSEWHERE * (high - low) / 2
-        low, high = (float(x) for x in _unbend([low, high], band["offset"]))
+        low, high = (round(float(x), 9) for x in _unbend([low, high], band["offset"]))
         side = "low" if value < low - 1e-9 else "high" if value > high + 1e-9 else ""
         verdict = "ok" if not side else side if wrong(name, side) else "ahead"
         rows.append(row(name, step, value, low, high, verdict))
