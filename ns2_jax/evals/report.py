@@ -72,8 +72,8 @@ def find(folders: Iterable[str | os.PathLike]) -> tuple[list[Result], list[str]]
         seen.add(folder.resolve())
         try:
             lines = scores.read(folder)
-            newest = folder / str(max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)) / "items.jsonl"
-            rows = newest if newest.is_file() else folder / "items.jsonl"
+            scored = [int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / "summary.json").is_file()]  # whole, not under way
+            rows = (folder / str(max(scored)) if scored else folder) / "items.jsonl"
             items = [json.loads(line) for line in rows.read_text(encoding="utf8").split("\n") if line] if rows.is_file() else []
             for line in lines:
                 if not {"name", "value", "unit", "interval", "n", "fingerprint"} <= set(line):

@@ -110,6 +110,15 @@ def test_checkpoints_make_curves_and_the_table_has_the_last(tmp_path):
     assert "aria-label='wer_synthesis'" in text and "training: loss" in text and "step 10" in text and "5 of 10 words" in text
 
 
+def test_a_checkpoint_that_is_being_scored_hides_nothing(tmp_path):
+    out = tmp_path / "evaluation"
+    write(out / "5", (9, 9, 9), 5, audio=True)
+    scores.gather(out)
+    (out / "10" / "audio").mkdir(parents=True)  # its audio is there, its scores are not
+    (result,), _ = report.find([out])
+    assert result.folder == out / "5" and len(result.items) == 3 and report.page([result]).count("<audio") == 3
+
+
 def test_names_are_told_apart_by_their_parents(tmp_path):
     results, _ = report.find([write(tmp_path / x / "scores", (1, 1, 1)).parent for x in ("a", "b")] + [write(tmp_path / "c" / "a", (1, 1, 1))])
     assert [result.name for result in results] == [f"{tmp_path.name}/a", "b", "c/a"]
