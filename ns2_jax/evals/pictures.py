@@ -129,14 +129,15 @@ def _chart(title: str, width: int, height: int, drawn: str) -> str:
             f"role=img aria-label='{title}'>{drawn}</svg></figure>")
 
 
-def curve(points: Sequence[tuple[float, float]], title: str, width: int = 280, height: int = 110) -> str:
-    """A line chart as SVG."""
-    x, y = (np.asarray(column, np.float64) for column in zip(*points))
-    span = lambda v: max(float(v.max() - v.min()), 1e-12)
-    place = lambda a, b: (50 + (a - x.min()) / span(x) * (width - 54), height - 18 - (b - y.min()) / span(y) * (height - 26))
-    line = " ".join(f"{px:.1f},{py:.1f}" for px, py in (place(a, b) for a, b in points))
-    return _chart(title, width, height, f"<polyline points='{line}'/><text x=44 y={height - 16} text-anchor=end>{y.min():.3g}</text>"
-                  f"<text x=44 y=12 text-anchor=end>{y.max():.3g}</text><text x=50 y={height - 3}>{x.min():g}</text>"
+def curve(points: Sequence[Sequence[float]], title: str, width: int = 280, height: int = 110) -> str:
+    """A line chart as SVG of points (x, y), or (x, y, low, high) whose intervals are drawn as a band."""
+    x, y, *band = (np.asarray(column, np.float64) for column in zip(*points))
+    low, high = (min(map(np.min, [y, *band])), max(map(np.max, [y, *band])))
+    across, up = (max(float(v), 1e-12) for v in (np.ptp(x), high - low))
+    path = lambda y: [f"{50 + (a - x.min()) / across * (width - 54):.1f},{height - 18 - (b - low) / up * (height - 26):.1f}" for a, b in zip(x, y)]
+    drawn = f"<polygon points='{' '.join(path(band[0]) + path(band[1])[::-1])}'/>" if band else ""
+    return _chart(title, width, height, f"{drawn}<polyline points='{' '.join(path(y))}'/><text x=44 y={height - 16} text-anchor=end>{low:.3g}</text>"
+                  f"<text x=44 y=12 text-anchor=end>{high:.3g}</text><text x=50 y={height - 3}>{x.min():g}</text>"
                   f"<text x={width - 4} y={height - 3} text-anchor=end>{x.max():g}</text>")
 
 

@@ -79,6 +79,7 @@ def find(folders: Iterable[str | os.PathLike]) -> tuple[list[Result], list[str]]
                 if not {"name", "value", "unit", "interval", "n", "fingerprint"} <= set(line):
                     raise ValueError("a line lacks name, value, unit, interval, n or fingerprint")
                 line["n"], line["value"] = int(line["n"]), float(line["value"])
+                line["interval"] = [float(line["interval"][side]) for side in (0, 1)]
                 if "step" in line["fingerprint"]:
                     line["fingerprint"]["step"] = int(line["fingerprint"]["step"])
             for item in items:
@@ -198,13 +199,19 @@ def _tables(results: Sequence[Result]) -> str:
 
 
 def _curves(result: Result) -> str:
+    """A chart for each score and fingerprint that several checkpoints have, with its interval; and the training's own curves."""
     charts = []
-    names = dict.fromkeys(line["name"] for line in result.lines)
-    if len(result.steps) > 1:
-        for name in names:
-            points = [(line["fingerprint"]["step"], line["value"]) for line in result.lines if line["name"] == name]
-            if len(points) > 1 and not name.startswith(("prosody", "secs_nearest")):
-                charts.append(pictures.curve(sorted(points), name))
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in result.lines:
+        if "step" in line["fingerprint"] and not line["name"].startswith(("prosody", "secs_nearest")):
+            lines.setdefault((line["name"], key(line)), []).append(line)
+    for (name, column), mine in lines.items():
+        others = [other[0] for (also, judged), other in lines.items() if also == name and judged != column]
+        apart = dict.fromkeys(what for other in others for what in differing(mine[0], other))
+        title = ", ".join([name, *(f"{what} {mine[0]['fingerprint'].get(what, mine[0].get(what))}" for what in apart)])
+        points = sorted((line["fingerprint"]["step"], line["value"], *line["interval"]) for line in mine)
+        if len(points) > 1:
+            charts.append(pictures.curve(points, title))
     places = [up / name for up in (result.folder, *result.folder.parents[:2]) for name in ("metrics.jsonl", "curves.jsonl")]
     metrics = next((path for path in places if path.is_file()), None)
     if metrics:

@@ -57,3 +57,13 @@ def test_durations_pair_the_same_phones_without_silences():
     assert "a &lt;b&gt;" in plot and "500 ms" in plot
     (x1, y1), (x2, y2) = ((float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", plot))
     assert (x2 - 44) == pytest.approx(2 * (x1 - 44), abs=0.2) and (210 - y2) == pytest.approx(4 * (210 - y1), abs=0.3)
+
+
+def test_a_curve_has_its_interval_as_a_band_around_it():
+    text = pictures.curve([(5, 20, 10, 30), (10, 40, 35, 50)], "a")
+    band, line = ([tuple(map(float, point.split(","))) for point in re.search(rf"<{tag} points='([^']*)'", text)[1].split()]
+                  for tag in ("polygon", "polyline"))
+    assert [x for x, _ in band] == [50, 276, 276, 50] and [x for x, _ in line] == [50, 276]
+    assert band[0][1] == 92 and band[2][1] == 8 and band[0][1] > line[0][1] > band[3][1] and band[1][1] > line[1][1] > band[2][1]
+    assert ">10</text>" in text and ">50</text>" in text  # the axis holds the band
+    assert "polygon" not in pictures.curve([(5, 20), (10, 40)], "a")

@@ -119,6 +119,17 @@ def test_a_checkpoint_that_is_being_scored_hides_nothing(tmp_path):
     assert result.folder == out / "5" and len(result.items) == 3 and report.page([result]).count("<audio") == 3
 
 
+def test_a_curve_joins_only_what_one_judge_said(tmp_path):
+    for step, judge in ((5, "judge 1"), (10, "judge <2>"), (15, "judge 1"), (20, "judge <2>"), (25, "judge 3")):
+        write(tmp_path / str(step), (step, 2, 3), step, evaluator=judge)
+    scores.gather(tmp_path)
+    text = report.page(report.find([tmp_path])[0])
+    assert len(re.findall("<polyline", text)) == len(re.findall("<polygon", text)) == 2  # one checkpoint is no curve
+    for judge in ("1", "&lt;2&gt;"):
+        (line,) = re.findall(rf"aria-label='wer_synthesis, evaluator judge {judge}'.*?<polyline points='([^']*)'", text)
+        assert len(line.split()) == 2
+
+
 def test_names_are_told_apart_by_their_parents(tmp_path):
     results, _ = report.find([write(tmp_path / x / "scores", (1, 1, 1)).parent for x in ("a", "b")] + [write(tmp_path / "c" / "a", (1, 1, 1))])
     assert [result.name for result in results] == [f"{tmp_path.name}/a", "b", "c/a"]
