@@ -15,10 +15,6 @@ from typing import Any
 
 from ns2_jax.evals import report, scores
 
-MAIN = {  # measure -> head of its column
-    "wer": "word error %", "skips": "words skipped %", "repeats": "words repeated %", "secs_own": "SECS",
-    "secs_nearest": "right voice nearest %", "mcd": "MCD dB", "pesq": "PESQ-WB", "stoi": "STOI", "dnsmos_overall": "DNSMOS",
-    "prosody_duration_correlation": "durations, correlation", "prosody_pitch_correlation": "pitch, correlation"}
 MODEL = ("model", "step", "sampler", "seeds", "command")  # what a fingerprint says of the system and not of the judge
 
 
@@ -64,7 +60,7 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
     if not results:
         raise ValueError("no table: " + ("; ".join(skipped) or "no folder is given"))
     heads = [_link(result, result.given, out) for result in results]
-    chosen = sorted((column for column in report.columns(results) if column[0] in MAIN), key=lambda c: list(MAIN).index(c[0]))
+    chosen = sorted((column for column in report.columns(results) if column[0] in report.MAIN), key=lambda c: list(report.MAIN).index(c[0]))
     lines, counts = [], [set() for _ in chosen]
     for result, head in zip(results, heads):
         for condition in dict.fromkeys(scores.split(line["name"])[1] for line in result.last):
@@ -80,7 +76,7 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
         warning = f" Not to be compared with {' and '.join(others)}." if others else ""
         size = " or ".join(map(str, sorted(count, reverse=True)))
         about = "; ".join(f"{name} {_safe(value)}" for name, value in report.about(line).items())
-        notes.append(f"{place}. {MAIN[measure]}:{warning} {size} utterances; {about}")
+        notes.append(f"{place}. {report.MAIN[measure]}:{warning} {size} utterances; {about}")
     pairs = [", ".join(filter(None, report.difference(pair))) for pair in report.paired(results) if pair["n"] >= report.FEWEST]
     places = [os.path.relpath(path) for path in (*(result.given for result in results), out)]
     words = ["python", "-m", "ns2_jax.evaluate", "table", *places[:-1], f"--out={places[-1]}"]
@@ -90,7 +86,7 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
         f"Made by `{shlex.join(words)}`; a test holds it to that, so it is not edited.", "",
         "Each cell is a score and its 95 % bootstrap interval over utterances. A blank was not measured. The number at a column's head is "
         "the note below that says by whom, how and on what.", "",
-        "| system | audio | " + " | ".join(f"{MAIN[measure]} <sup>{k}</sup>" for k, (measure, _, _) in enumerate(chosen, 1)) + " |",
+        "| system | audio | " + " | ".join(f"{report.MAIN[measure]} <sup>{k}</sup>" for k, (measure, _, _) in enumerate(chosen, 1)) + " |",
         f"|{rule}|", *lines, "",
         "## The systems", "", *(_system(result, head) for result, head in zip(results, heads)), "",
         "## The columns", "", *notes, "",

@@ -28,6 +28,10 @@ GROUPS = {  # heads of the tables, and how the measures under them begin
     "Words": ("wer", "cer", "skips", "repeats", "bad_sentences"), "Voice": ("secs", "consistency", "drift"),
     "Sound": ("pesq", "stoi", "si_sdr", "dnsmos", "mcd", "f0", "voicing"), "Prosody": ("prosody", "diversity"),
     "Room": ("reverberation", "snr"), "Speed": ("rtf", "first_audio", "cold_start", "load", "compile")}
+MAIN = {  # the main measures -> how a head names them
+    "wer": "word error %", "skips": "words skipped %", "repeats": "words repeated %", "secs_own": "SECS",
+    "secs_nearest": "right voice nearest %", "mcd": "MCD dB", "pesq": "PESQ-WB", "stoi": "STOI", "dnsmos_overall": "DNSMOS",
+    "prosody_duration_correlation": "durations, correlation", "prosody_pitch_correlation": "pitch, correlation"}
 RATE = pictures.RATE
 LEFT = ("missing", "without", "short")  # counts of a fingerprint that stand beside the number
 FEWEST = 100  # utterances for a verdict
@@ -79,7 +83,8 @@ def find(folders: Iterable[str | os.PathLike]) -> tuple[list[Result], list[str]]
                 if not {"name", "value", "unit", "interval", "n", "fingerprint"} <= set(line):
                     raise ValueError("a line lacks name, value, unit, interval, n or fingerprint")
                 line["n"], line["value"] = int(line["n"]), float(line["value"])
-                line["interval"] = [float(line["interval"][side]) for side in (0, 1)]
+                low, high = line["interval"]
+                line["interval"] = [float(low), float(high)]
                 if "step" in line["fingerprint"]:
                     line["fingerprint"]["step"] = int(line["fingerprint"]["step"])
             for item in items:
@@ -118,10 +123,13 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def columns(results: Sequence[Result]) -> list[tuple[str, str, dict[str, Any]]]:
     """(measure, key, one of its lines) in the order of `scores.MEASURES`; a measure with several fingerprints has several, in the
     order in which the results have them."""
+    return _columns(line for result in results for line in result.last)
+
+
+def _columns(lines: Iterable[dict[str, Any]]) -> list[tuple[str, str, dict[str, Any]]]:
     seen: dict[tuple[str, str], dict[str, Any]] = {}
-    for result in results:
-        for line in result.last:
-            seen.setdefault((scores.split(line["name"])[0], key(line)), line)
+    for line in lines:
+        seen.setdefault((scores.split(line["name"])[0], key(line)), line)
     order = {measure: place for place, measure in enumerate(scores.MEASURES)}
     return [(*names, line) for names, line in sorted(seen.items(), key=lambda kv: (order.get(kv[0][0], len(order)), kv[0][0]))]
 
@@ -184,18 +192,48 @@ def _tables(results: Sequence[Result]) -> str:
                 step = f", step {result.steps[-1]}" if result.steps else ""
                 head = f"<th scope=row>{html.escape(condition.replace('_', ' '))}<small>{html.escape(result.name)}{step}</small></th>"
                 rows += [f"<tr>{head}{''.join(map(_cell, found))}</tr>"] if any(found) else []
-        labels = "".join(f"<th><button>{html.escape(measure.removeprefix('prosody_').replace('_', ' '))}&nbsp;<sup>{k}</sup></button>"
-                         f"<small>{html.escape(line['unit']) or '&nbsp;'}</small></th>" for k, measure, _, line in mine)
+        labels = "".join(_head(k, measure.removeprefix("prosody_"), line["unit"]) for k, measure, _, line in mine)
         if rows:
             parts.append(f"<h3>{name}</h3><div class=scroll><table><thead><tr><th></th>{labels}</tr></thead>"
                          f"<tbody>{''.join(rows)}</tbody></table></div>")
+    return f"{''.join(parts)}<details><summary>What each column is</summary>{_notes(chosen)}</details>"
+
+
+def _head(k: int, measure: str, under: str) -> str:
+    """The head of a column that note `k` explains; a click sorts by it."""
+    return (f"<th><button>{html.escape(measure.replace('_', ' '))}&nbsp;<sup>{k}</sup></button>"
+            f"<small>{html.escape(under) or '&nbsp;'}</small></th>")
+
+
+def _notes(chosen: Sequence[tuple[int, tuple[str, str, dict[str, Any]]]]) -> str:
+    """What every numbered column is, and which of the same measure do not compare."""
     notes = []
     for k, (measure, _, line) in chosen:
         others = [f"{j} ({', '.join(differing(line, other))})" for j, (name, _, other) in chosen if name == measure and j != k]
         warning = f" Measured otherwise than column {' and '.join(others)}: they do not compare." if others else ""
         said = ", ".join(f"{name}: {value}" for name, value in about(line).items())
         notes.append(f"<li><b>{html.escape(measure)}</b>.{html.escape(warning)} {html.escape(said)}</li>")
-    return f"{''.join(parts)}<details><summary>What each column is</summary><ol>{''.join(notes)}</ol></details>"
+    return f"<ol>{''.join(notes)}</ol>"
+
+
+def _checkpoints(result: Result) -> str:
+    """Folded: the main measures of what every checkpoint made (of a codec alone where it makes nothing else), the newest first."""
+    made = [(*scores.split(line["name"]), line) for line in result.lines if "step" in line["fingerprint"]]
+    made = [(measure, condition, line) for measure, condition, line in made if measure in MAIN and condition != "recording"]
+    made = [one for one in made if not one[1].startswith("codec")] or made
+    cells = {(condition, measure, key(line), line["fingerprint"]["step"]): line for measure, condition, line in made}
+    steps = sorted({step for *_, step in cells}, reverse=True)
+    if len(steps) < 2:
+        return ""
+    chosen = list(enumerate(_columns(line for *_, line in made), 1))
+    heads = {(condition, measure, column): _head(k, measure.removeprefix("prosody_"), f"{condition.replace('_', ' ')} {line['unit']}")
+             for condition in dict.fromkeys(condition for _, condition, _ in made) for k, (measure, column, line) in chosen
+             if any((condition, measure, column, step) in cells for step in steps)}
+    rows = "".join(f"<tr><th scope=row data-v={step}>{step}</th>{''.join(_cell(cells.get((*head, step))) for head in heads)}</tr>"
+                   for step in steps)
+    return (f"<details><summary>{len(steps)} checkpoints of {html.escape(result.name)}</summary><div class='scroll long'><table><thead>"
+            f"<tr><th><button>step</button></th>{''.join(heads.values())}</tr></thead><tbody>{rows}</tbody></table></div>"
+            f"{_notes(chosen)}</details>")
 
 
 def _curves(result: Result) -> str:
@@ -342,7 +380,8 @@ def page(results: Sequence[Result], skipped: Sequence[str] = (), utterances: int
     pairs = [difference(pair) for pair in paired(results)]
     listed = "".join(f"<li>{html.escape(text)}{verdict and f', <b>{verdict}</b>'}</li>" for text, verdict in pairs)
     shown = f"<p class=dim>{min(len(worst), utterances or len(worst))} of {len(worst)}, {sum(map(audible, worst))} with audio</p>"
-    parts = {"Results": _tables(results), "Differences, paired": listed and f"<ul>{listed}</ul>", "Curves": "".join(map(_curves, results)),
+    parts = {"Results": _tables(results) + "".join(map(_checkpoints, results)),
+             "Differences, paired": listed and f"<ul>{listed}</ul>", "Curves": "".join(map(_curves, results)),
              "Phone durations against the recording": _durations(results), "Utterances, worst first": heard and shown + heard}
     body = "".join(f"<h2>{head}</h2>{text}" for head, text in parts.items() if text)
     left = f"<p class=dim>Skipped: {html.escape('; '.join(skipped))}</p>" if skipped else ""

@@ -130,6 +130,37 @@ def test_a_curve_joins_only_what_one_judge_said(tmp_path):
         assert len(line.split()) == 2
 
 
+def cells(text):
+    """Rows of the table under the folded checkpoints, as their texts."""
+    table = re.search(r"<summary>(\d+) checkpoints of .*?<table>(.*?)</table>(.*?)</details>", text)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", table[2])], table[3]
+
+
+def test_all_checkpoints_are_in_a_folded_table_and_a_column_has_one_fingerprint(tmp_path):
+    for step, errors, judge in ((5, 9, "judge 1"), (100, 5, "judge 2"), (20, 7, "judge 1")):
+        write(tmp_path / str(step), (errors, errors, 9), step, evaluator=judge)
+        extra = [statistics.score(f"{name}_{c}", [0.25, 0.75], step=step) for name in ("secs_own", "odd") for c in ("recording", "codec", "wavs")]
+        with open(tmp_path / str(step) / "scores.jsonl", "a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in extra))
+    scores.gather(tmp_path)
+    (head, *rows), notes = cells(report.page(report.find([tmp_path])[0]))
+    assert [re.sub("<[^>]*>", "", cell).strip() for cell in head] == [
+        "step", "wer&nbsp;1synthesis %", "wer&nbsp;2synthesis %", "secs own&nbsp;3wavs"]  # no odd one, no recording, no copy
+    assert [row[0] for row in rows] == ["100", "20", "5"]
+    assert rows[0][1] == rows[1][2] == rows[2][2] == "" and rows[0][2].startswith("63.3<small>50.0 to 90.0")
+    assert [row[1].split("<")[0] for row in rows[1:]] == ["76.7", "90.0"] and rows[2][3] == "0.500<small>0.250 to 0.750</small>"
+    assert "Measured otherwise than column 2 (evaluator)" in notes
+    assert "checkpoints of" not in report.page(report.find([write(tmp_path / "one", (1, 1, 1), 5)])[0])
+
+
+def test_a_codec_has_its_checkpoints_too(tmp_path):
+    for step in (5, 10):
+        scores.write(tmp_path / str(step), [statistics.score("pesq_codec_8", [2.0], unit="MOS-LQO", step=step)], [])
+    scores.gather(tmp_path)
+    (head, *rows), _ = cells(report.page(report.find([tmp_path])[0]))
+    assert "codec 8 MOS-LQO" in head[1] and len(rows) == 2
+
+
 def test_names_are_told_apart_by_their_parents(tmp_path):
     results, _ = report.find([write(tmp_path / x / "scores", (1, 1, 1)).parent for x in ("a", "b")] + [write(tmp_path / "c" / "a", (1, 1, 1))])
     assert [result.name for result in results] == [f"{tmp_path.name}/a", "b", "c/a"]
