@@ -327,23 +327,24 @@ def test_follow_beside_a_live_training(corpus, tmp_path):
 
 
 def test_two_hosts_share_the_work_and_count_as_one(corpus, tmp_path):
-    """Five utterances over two processes, the second of which writes its audio and nothing else: the scores of one process."""
-    model = tiny.write_model("naturalspeech2", tmp_path / "m")
-    args = [f"--model={model}", f"--data={corpus}", "--steps=1", "--save_audio", "--evals=word_error,speaker_similarity,prosody"]
+    """Five utterances over two processes that follow a run which has ended; the second writes its audio and nothing else: the scores
+    of one process."""
+    folder = tiny.write_run("naturalspeech2", tmp_path / "run", step=60)
+    args = [f"--workdir={folder}", f"--data={corpus}", "--steps=1", "--save_audio", "--evals=word_error,speaker_similarity,prosody"]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "NS2_JAX_CACHE": str(tmp_path / "cache")}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    hosts = [subprocess.Popen([sys.executable, "-m", NAME, *args, f"--out={tmp_path}/two"], cwd=ROOT, env={**env, **cluster, "JAX_PROCESS_ID": str(i)},
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    hosts = [subprocess.Popen([sys.executable, "-m", NAME, *args, "--follow", f"--out={tmp_path}/two"], cwd=ROOT,
+                              env={**env, **cluster, "JAX_PROCESS_ID": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
     try:
-        (first, problems), (second, more) = (host.communicate(timeout=300) for host in hosts)
+        (first, problems), (second, more) = (host.communicate(timeout=600) for host in hosts)
     finally:
         for host in hosts:
             host.kill()
     assert [host.returncode for host in hosts] == [0, 0], problems + more
-    assert "5 utterances of 2 speakers" in first and "5 utterances" not in second
+    assert "5 utterances of 2 speakers" in first and "has reached its last step 60: done" in first and "5 utterances" not in second
     code, _, err = run(NAME, *args, f"--out={tmp_path}/one")
     assert code == 0, err
     one, two = (scores.read(tmp_path / name) for name in ("one", "two"))
@@ -351,9 +352,9 @@ def test_two_hosts_share_the_work_and_count_as_one(corpus, tmp_path):
     for a, b in zip(one, two):
         assert a["interval"] == pytest.approx(b["interval"], rel=1e-3, abs=1e-3)  # the same rows in the same order
         assert a["fingerprint"] == b["fingerprint"] and a["n"] == b["n"] and a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3)
-    rows = [[json.loads(line) for line in (tmp_path / name / "items.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    rows = [[json.loads(line) for line in (tmp_path / name / "60" / "items.jsonl").read_text().splitlines()] for name in ("one", "two")]
     assert [row["id"] for row in rows[0]] == [row["id"] for row in rows[1]] and all("prosody" in row for row in rows[1])
-    assert len(list((tmp_path / "two" / "audio").iterdir())) == 15
+    assert len(list((tmp_path / "two" / "60" / "audio").iterdir())) == 15
 
 
 def test_a_run_is_scored_into_its_folder_and_a_read_model_is_left_alone(codec, corpus, tmp_path):
