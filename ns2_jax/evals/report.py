@@ -55,7 +55,8 @@ class Result:
     @property
     def last(self) -> list[dict[str, Any]]:
         """The scores of the last checkpoint, or all."""
-        return [line for line in self.lines if not self.steps or line["fingerprint"].get("step") == self.steps[-1]]
+        newest = self.steps[-1:]
+        return [line for line in self.lines if not newest or line["fingerprint"].get("step") == newest[0]]
 
     def score(self, measure: str, condition: str, column: str) -> dict[str, Any] | None:
         """The line of a measure and a condition in the column of this `key`, or None."""

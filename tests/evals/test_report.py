@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -151,6 +152,15 @@ def test_all_checkpoints_are_in_a_folded_table_and_a_column_has_one_fingerprint(
     assert [row[1].split("<")[0] for row in rows[1:]] == ["76.7", "90.0"] and rows[2][3] == "0.500<small>0.250 to 0.750</small>"
     assert "Measured otherwise than column 2 (evaluator)" in notes
     assert "checkpoints of" not in report.page(report.find([write(tmp_path / "one", (1, 1, 1), 5)])[0])
+
+
+def test_hundreds_of_checkpoints_take_seconds(tmp_path):
+    line = statistics.score("wer_synthesis", [10.0, 20.0], unit="%")
+    lines = [{**line, "name": f"{measure}_synthesis", "fingerprint": {"step": step}} for step in range(300) for measure in scores.MEASURES[:20]]
+    scores.write(tmp_path, lines, [])
+    began = time.perf_counter()
+    (_, *rows), _ = cells(report.page(report.find([tmp_path])[0]))
+    assert len(rows) == 300 and time.perf_counter() - began < 20
 
 
 def test_a_codec_has_its_checkpoints_too(tmp_path):
