@@ -23,7 +23,7 @@ from ns2_jax.audio import files
 from ns2_jax.evals import pictures, scores, statistics
 
 SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor", "words",
-        "picks", "piece")
+        "picks", "piece", "rate", "takes", "device", "devices", "cores", "machine", "weights", "compute", "products", "jax")
 GROUPS = {  # heads of the tables, and how the measures under them begin
     "Words": ("wer", "cer", "skips", "repeats", "bad_sentences"), "Voice": ("secs", "consistency", "drift"),
     "Sound": ("pesq", "stoi", "si_sdr", "dnsmos", "mcd", "f0", "voicing"), "Prosody": ("prosody", "diversity"),
@@ -292,6 +292,7 @@ def _check_item(item: Mapping[str, Any]) -> None:
         if not isinstance(item[name], str):
             raise ValueError(f"item {item['id']!r} has {name} {item[name]!r}, expected text")
     _errors(item)
+    item.get("failures", {}).items()
     for alignment in item.get("alignment", {}).values():
         pictures.check_alignment(alignment)
 
@@ -312,8 +313,8 @@ def _said(item: Mapping[str, Any], condition: str) -> list[str]:
         lines.append(f"similarity {row['own']:.2f}")
     if row := item.get("acoustic_distance", {}).get(condition):
         lines.append(f"MCD {row['mcd']:.1f} dB")
-    if item.get("failure") and condition == "wavs":
-        lines.append(f"<b>{html.escape(str(item['failure']))}</b>")
+    if reason := item.get("failures", {}).get(condition):
+        lines.append(f"<b>{html.escape(str(reason))}</b>")
     return lines
 
 
@@ -368,16 +369,17 @@ def page(results: Sequence[Result], skipped: Sequence[str] = (), utterances: int
     when there is no result, ImportError when pictures are asked for and can't be drawn."""
     if not results:
         raise ValueError("nothing to report: " + ("; ".join(skipped) or "no folder is given"))
-    by_id: dict[str, list[tuple[Result, dict[str, Any]]]] = {}
+    cards: dict[tuple[str, str], list[tuple[Result, dict[str, Any]]]] = {}  # another list may call another text by the same id
     for result in results:
         for name, item in result.items.items():
-            by_id.setdefault(name, []).append((result, item))
-    with_audio = {path.name for result in results for path in (result.folder / "audio").glob("*.flac")}
-    audible = lambda name: any(f"{name.replace('/', '_')}-{c}.flac" in with_audio for c in ("recording", "synthesis", "wavs", "codec"))
+            cards.setdefault((name, item["text"]), []).append((result, item))
+    with_audio = {path for result in results for path in (result.folder / "audio").glob("*.flac")}
+    kinds = ("recording", "synthesis", "wavs", "codec")
+    audible = lambda card: any(_file(result, card[0], kind) in with_audio for result, _ in cards[card] for kind in kinds)
     if drawn and with_audio:
         pictures.check()
-    worst = sorted(by_id, key=lambda name: (not audible(name), -max(_errors(item) for _, item in by_id[name]), name))
-    heard = "".join(_utterance(name, by_id[name], drawn) for name in tqdm.tqdm(worst[: utterances or None], "utterances", mininterval=2))
+    worst = sorted(cards, key=lambda card: (not audible(card), -max(_errors(item) for _, item in cards[card]), card))
+    heard = "".join(_utterance(card[0], cards[card], drawn) for card in tqdm.tqdm(worst[: utterances or None], "utterances", mininterval=2))
     pairs = [difference(pair) for pair in paired(results)]
     listed = "".join(f"<li>{html.escape(text)}{verdict and f', <b>{verdict}</b>'}</li>" for text, verdict in pairs)
     shown = f"<p class=dim>{min(len(worst), utterances or len(worst))} of {len(worst)}, {sum(map(audible, worst))} with audio</p>"
@@ -387,7 +389,7 @@ def page(results: Sequence[Result], skipped: Sequence[str] = (), utterances: int
     body = "".join(f"<h2>{head}</h2>{text}" for head, text in parts.items() if text)
     left = f"<p class=dim>Skipped: {html.escape('; '.join(skipped))}</p>" if skipped else ""
     many = lambda count, word: f"{count} {word}{'' if count == 1 else 's'}"
-    intro = (f"<p class=dim>{many(len(results), 'result')}, {many(len(by_id), 'utterance')}. Below each number is its 95 % bootstrap "
+    intro = (f"<p class=dim>{many(len(results), 'result')}, {many(len(cards), 'utterance')}. Below each number is its 95 % bootstrap "
              f"interval; a click on a column's head sorts by it.</p>{left}")
     fill = {"TITLE": html.escape(title), "BODY": intro + body}
     return re.sub("@(TITLE|BODY)@", lambda match: fill[match[1]], pathlib.Path(__file__).with_suffix(".html").read_text(encoding="utf8"))

@@ -234,6 +234,39 @@ def test_groups_leave_out_rows_without_a_measure_and_say_what_differs(tmp_path):
     assert report.group("prosody_pitch_mean") == "Prosody" and report.group("predictability") == "Other"
 
 
+def test_why_an_output_is_missing_stands_under_its_condition(tmp_path):
+    folder = write(tmp_path / "a", (1, 2, 3))
+    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    rows[0]["failures"] = {"synthesis": "too <long>", "wavs": "no file"}
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = report.page(report.find([folder])[0])
+    said = dict(re.findall("<h4>(synthesis|wavs) <small>a</small></h4><p>([^\n]*?)</p>", text[text.index("A quiet"):]))
+    assert said["synthesis"].endswith("<br><b>too &lt;long&gt;</b>") and said["wavs"] == "<b>no file</b>" and text.count("no file") == 1
+    (folder / "items.jsonl").write_text(json.dumps(rows[0] | {"failures": "no file"}) + "\n")
+    assert report.find([folder])[0] == []
+
+
+HARDWARE = {"device": "TPU v5e", "devices": 4, "machine": "x86_64", "cores": 2, "jax": "0.10.2", "weights": ["float32"], "compute": "float32",
+            "products": "default", "rate": 16000, "takes": [2]}
+
+
+@pytest.mark.parametrize("other, shared", [({"wavs": "abc"}, True), *(({name: ["another"]}, False) for name in HARDWARE)])
+def test_speeds_of_other_hardware_do_not_share_a_column(tmp_path, other, shared):
+    for name, about in (("a", HARDWARE), ("b", HARDWARE | other)):
+        scores.write(tmp_path / name, [statistics.score("rtf_synthesis", [0.1, 0.2], evaluator="clock", **about)], [])
+    results, _ = report.find([tmp_path / "a", tmp_path / "b"])
+    assert len(report.columns(results)) == (1 if shared else 2)
+
+
+def test_one_id_of_two_texts_has_two_cards(tmp_path):
+    a, b = write(tmp_path / "a", (1, 2, 3), audio=True), write(tmp_path / "b", (4, 5, 6), items="abd")
+    (b / "items.jsonl").write_text((b / "items.jsonl").read_text().replace("Two old friends.", "Another text."))
+    text = report.page(report.find([a, b])[0], drawn=False)
+    assert text.count("<section") == 4 and "4 of 4, 3 with audio" in text and text.count("<p class=dim>u2, ann</p>") == 2
+    other = text[text.index("Another text."):].split("</section>")[0]
+    assert "heard 5" in other and "heard 2" not in other and "<audio" not in other
+
+
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"`"
 
 
@@ -243,7 +276,7 @@ def test_in_a_browser(tmp_path):
     for name, n in (("x" * 90, 4), ("b", 9), ("c", 1)):
         folder = write(tmp_path / name, (n, n, n), evaluator=EVIL)
         rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
-        rows[0] |= {"text": EVIL + "w" * 200, "speaker": EVIL, "failure": EVIL}
+        rows[0] |= {"text": EVIL + "w" * 200, "speaker": EVIL, "failures": {"synthesis": EVIL}}
         rows[0]["word_error"]["synthesis"]["heard"] = EVIL
         scores.write(folder, [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()] + [
             statistics.score(f"{measure}_{EVIL}", [1.0], unit=EVIL, averaging=EVIL) for measure in ("odd", *scores.MEASURES)], rows)
