@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import itertools
 import json
 import os
 import pathlib
@@ -137,26 +136,48 @@ def _columns(lines: Iterable[dict[str, Any]]) -> list[tuple[str, str, dict[str, 
 
 PAIRED = {  # measure -> (evaluator, its words, unit, whether less is better, value of a row, what it is divided by)
     "wer": ("word_error", "points of word error", "%", True, lambda row: 100.0 * row["errors"], lambda row: row["words"]),
+    "skips": ("robustness", "points of words skipped or repeated", "%", True,
+              lambda row: 100.0 * (len(row["skipped"]) + len(row["repeated"])), lambda row: row["words"]),
     "secs_own": ("speaker_similarity", "SECS", "cosine", False, lambda row: row["own"], lambda row: 1.0),
     "mcd": ("acoustic_distance", "dB of MCD", "dB", True, lambda row: row["mcd"], lambda row: 1.0),
+    "pesq": ("codec_quality", "PESQ-WB", "MOS-LQO", False, lambda row: row["pesq"], lambda row: 1.0),
+    "stoi": ("codec_quality", "STOI", "", False, lambda row: row["stoi"], lambda row: 1.0),
     "dnsmos_overall": ("dnsmos", "DNSMOS", "MOS", False, lambda row: row["dnsmos_overall"], lambda row: 1.0)}
 
 
+def _sides(results: Sequence[Result], measure: str) -> list[tuple[tuple[Result, str], tuple[Result, str]]]:
+    """Which (result, condition) are held against each other: what each two results made, codecs of the same levels too, and what a
+    result made against the `wavs` that were scored beside it."""
+    codec = PAIRED[measure][0] == "codec_quality"
+    fits = lambda c: c in ("codec" if codec else "synthesis", "wavs") or (codec and c.startswith("codec_"))
+    found = [[c for m, c in (scores.split(line["name"]) for line in result.last) if m == measure and fits(c)] for result in results]
+    found = [sorted(mine, key=lambda c: (c == "wavs", c)) for mine in found]
+    pairs = []
+    for i, (a, mine) in enumerate(zip(results, found)):
+        pairs += [((a, mine[0]), (a, "wavs"))] if "wavs" in mine[1:] else []
+        for b, other in zip(results[i + 1 :], found[i + 1 :]):
+            same = [(c, c) for c in mine if c in other and c.startswith("codec_")]
+            pairs += [((a, c), (b, d)) for c, d in dict.fromkeys([*zip(mine[:1], other[:1]), *same])]
+    return pairs
+
+
 def paired(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Differences between each two results on the utterances that both have, with paired intervals; only where the fingerprints say
-    that both were measured alike."""
+    """Differences on the utterances that both sides have, with paired intervals, and how many were `left` out because a side lacks
+    them; only where the fingerprints say that both were measured alike."""
     out = []
-    for (i, a), (measure, (evaluator, _, _, _, value, size)) in itertools.product(enumerate(results), PAIRED.items()):
-        for b in results[i + 1 :]:
-            made = [next((c for c in ("synthesis", "wavs") for line in r.last if line["name"] == f"{measure}_{c}"), "") for r in (a, b)]
-            first, second = (next((key(line) for line in r.last if line["name"] == f"{measure}_{c}"), None) for r, c in zip((a, b), made))
-            if first is None or first != second:
+    for measure, (evaluator, _, _, _, value, size) in PAIRED.items():
+        for (a, c), (b, d) in _sides(results, measure):
+            first, second = (next(key(line) for line in r.last if line["name"] == f"{measure}_{made}") for r, made in ((a, c), (b, d)))
+            if first != second:
                 continue
-            both = [[r.items[name].get(evaluator, {}).get(c) for r, c in zip((a, b), made)] for name in a.items if name in b.items]
+            both = [(x.get(evaluator, {}).get(c), b.items[name].get(evaluator, {}).get(d)) for name, x in a.items.items()
+                    if name in b.items and b.items[name]["text"] == x["text"]]
             rows = [pair for pair in both if all(pair)]  # of no distance without an output
             if rows:
+                one, two = ((a.name, b.name) if c == d == "synthesis" else (f"{a.name} {c}", f"{b.name} {d}"))
                 sides = ([value(pair[side]) for pair in rows] for side in (0, 1))
-                out.append({"a": a.name, "b": b.name, "measure": measure, **statistics.paired(*sides, [size(pair[0]) for pair in rows])})
+                out.append({"a": one, "b": two, "measure": measure, "left": len(a.items | b.items) - len(rows),
+                            **statistics.paired(*sides, [size(pair[0]) for pair in rows])})
     return out
 
 
@@ -357,9 +378,9 @@ def _utterance(name: str, holders: Sequence[tuple[Result, dict[str, Any]]], draw
 def difference(pair: Mapping[str, Any]) -> tuple[str, str]:
     """A paired difference in words, and the verdict: better, worse or nothing; under FEWEST utterances there is none."""
     low, high = pair["interval"]
-    few = f" (under {FEWEST}: no verdict)" if pair["n"] < FEWEST else ""
+    few = (f", {pair['left']} left out" if pair["left"] else "") + (f" (under {FEWEST}: no verdict)" if pair["n"] < FEWEST else "")
     _, words, unit, less, *_ = PAIRED[pair["measure"]]
-    verdict = "" if few or not pair["decided"] else "better" if (pair["value"] < 0) == less else "worse"
+    verdict = "" if pair["n"] < FEWEST or not pair["decided"] else "better" if (pair["value"] < 0) == less else "worse"
     value, low, high = ("+" * (x > 0) + number(x, unit) for x in (pair["value"], low, high))
     return f"{pair['a']} minus {pair['b']}: {value} {words} ({low} to {high}), {pair['n']} utterances{few}", verdict
 

@@ -99,6 +99,50 @@ def test_more_similarity_is_better_and_less_error_is(tmp_path, monkeypatch):
     assert report.difference(voice)[0] == "a minus b: +0.100 SECS (+0.100 to +0.100), 3 utterances"
 
 
+def add(result, evaluator, measure, condition, rows):
+    """Rows of an evaluator, and a score line that says they were measured alike."""
+    result.lines.append(statistics.score(f"{measure}_{condition}", [1.0], evaluator=evaluator))
+    for item, row in zip(result.items.values(), rows):
+        item.setdefault(evaluator, {})[condition] = row
+
+
+def test_pairs_are_counted_and_other_files_are_held_against_ours(tmp_path):
+    results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
+    a, b = results
+    add(a, "acoustic_distance", "mcd", "synthesis", [{"mcd": 5.0}, None, {"mcd": 6.0}])
+    add(b, "acoustic_distance", "mcd", "synthesis", [{"mcd": 4.0}, {"mcd": 1.0}, {"mcd": 5.0}])
+    add(a, "robustness", "skips", "synthesis", [{"skipped": [1], "repeated": [2], "words": 10}] * 3)
+    add(a, "robustness", "skips", "wavs", [{"skipped": [], "repeated": [], "words": 10}] * 3)
+    b.items["u4"] = {**b.items["u1"], "id": "u4"}
+    found = {(pair["measure"], pair["a"], pair["b"]): pair for pair in report.paired(results)}
+    assert set(found) == {("wer", "a", "b"), ("mcd", "a", "b"), ("skips", "a synthesis", "a wavs")}
+    distance = found["mcd", "a", "b"]
+    assert (distance["value"], distance["n"], distance["left"], found["wer", "a", "b"]["left"]) == (pytest.approx(1), 2, 2, 1)
+    text = report.page(results)
+    assert "a minus b: +1.0 dB of MCD (+1.0 to +1.0), 2 utterances, 2 left out (under 100: no verdict)" in text
+    assert "a synthesis minus a wavs: +20.0 points of words skipped or repeated (+20.0 to +20.0), 3 utterances (under" in text
+
+
+def test_left_out_items_do_not_take_the_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "FEWEST", 2)
+    results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
+    del results[0].items["u1"]
+    assert report.difference(report.paired(results)[0]) == (
+        "a minus b: +30.0 points of word error (+30.0 to +30.0), 2 utterances, 1 left out", "worse")
+
+
+def test_codecs_are_paired_level_by_level(tmp_path):
+    results, _ = report.find([write(tmp_path / name, (1, 1, 1)) for name in ("a", "b")])
+    for result, best in zip(results, (3.0, 2.0)):
+        for condition in ("codec_8", "codec"):
+            for measure in ("pesq", "stoi"):
+                add(result, "codec_quality", measure, condition, [{"pesq": best, "stoi": best / 4}] * 3)
+    add(results[1], "codec_quality", "pesq", "wavs", [{"pesq": 1.0}] * 3)
+    found = {(pair["measure"], pair["a"], pair["b"]): pair["value"] for pair in report.paired(results) if pair["measure"] != "wer"}
+    assert found == {("pesq", "a codec", "b codec"): 1, ("pesq", "a codec_8", "b codec_8"): 1, ("pesq", "b codec", "b wavs"): 1,
+                     ("stoi", "a codec", "b codec"): 0.25, ("stoi", "a codec_8", "b codec_8"): 0.25}
+
+
 def test_checkpoints_make_curves_and_the_table_has_the_last(tmp_path):
     out = tmp_path / "run" / "evaluation"
     for step, errors in ((5, (9, 9, 9)), (10, (5, 5, 5))):
