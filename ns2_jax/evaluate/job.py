@@ -69,7 +69,8 @@ def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task:
     return made
 
 
-def synthesise(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any]) -> tuple[list[inference.Speech | None], float]:
+def synthesise(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any],
+               condition: str = "synthesis") -> tuple[list[inference.Speech | None], float]:
     """The items' texts in the voices of their prompts (None where it failed: its item says why), and the seconds it took."""
     made: list[inference.Speech | None] = []
     start, rows = time.monotonic(), inference.ROWS * jax.local_device_count()
@@ -79,7 +80,7 @@ def synthesise(model: inference.Model, material: Material, seed: int, options: M
         failures: dict[int, str] = {}
         made += model.speak_batch(requests, [seed + place for place in material.places[part]], failures=failures, **options)
         for place, reason in failures.items():
-            fail(material.items[at + place], "synthesis", reason)
+            fail(material.items[at + place], condition, reason)
     return made, time.monotonic() - start
 
 
@@ -189,7 +190,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         lengths = cluster.gather([len(audio) / rate if audio is not None else 0.0 for audio in made["synthesis"]])
         cluster.say(f"spoke {sum(lengths):.0f} s in {spent:.0f} s, compilation included")
         for take in range(1, ask.takes if "diversity" in evals else 1):
-            again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler)
+            again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}")
             takes.append([speech and speech.audio for speech in again])
     if not made:
         raise ValueError("nothing to score: there are no recordings, and neither --model nor --wavs is given")
