@@ -151,6 +151,7 @@ def judge(known: Mapping[str, Any], lines: Lines, elsewhere: bool = False) -> li
         if elsewhere:
             low, high = (low + high) / 2 + ELSEWHERE * (low - high) / 2, (low + high) / 2 + ELSEWHERE * (high - low) / 2
         low, high = (round(float(x), 9) for x in _unbend([low, high], band["offset"]))
+        low = max(low, 0.0) if band["offset"] is not None else low
         side = "low" if value < low - 1e-9 else "high" if value > high + 1e-9 else ""
         verdict = "ok" if not side else side if wrong(name, side) else "ahead"
         rows.append(row(name, step, value, low, high, verdict))
