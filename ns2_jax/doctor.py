@@ -178,18 +178,19 @@ def hints(off: Mapping[str, str], changed: Mapping[str, list], halted: Mapping[s
             said.append(f"an overflow, first seen in {path}, while the batch was sound: a learning rate that is too high "
                         f"(config.optim.peak={peak}), a loss without a floor under a logarithm or division, or precision")
     high = {name for name, side in off.items() if side == "high"}
-    if "param_norm" in high or {"loss", "grad_norm"} <= high or {"grad_norm / the first", "loss / its lowest"} & high:
+    codes = {name for name in off if name.startswith("perplexity")}
+    if {"param_norm", "grad_norm / the first", "loss / its lowest"} & high or {"loss", "grad_norm"} <= high and not codes:
         said.append(f"the learning rate is too high (config.optim.peak={peak}) or its warm-up too short: try a tenth")
     if off.get("text_use") == "low":
         said.append("the text is not used: phones that do not belong to the audio (shuffled or shifted transcripts, a wrong alignment), "
                     "or a text encoder that gets no gradient; look at a few utterances with their phones")
     if off.get("prompt_use") == "low":
         said.append("the prompt is not used: prompts that are empty or of another speaker, or a prompt encoder that gets no gradient")
-    if any(name.startswith("perplexity") for name in off):
+    if codes:
         if off.get("perplexity's movement"):
             said.append("the codebooks are frozen: they get no updates (config.model.codebook_decay=1, or rest is not updated)")
         elif "low" in (off.get("perplexity"), off.get("perplexity / codes")):
-            said.append("the codebooks have collapsed onto few codes: commitment weight, dead codes not replaced, a codebook decay near 1")
+            said.append("the codebooks have collapsed onto few codes: vectors that are not updated, dead codes not replaced, commitment weight")
         else:
             said.append("the codebooks do not follow the encoder: are they updated every step, and with statistics of all hosts?")
     if off.get("param_norm") == "low":

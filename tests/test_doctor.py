@@ -190,6 +190,8 @@ FAULTS = {  # file of tests/doctor -> what must be off, and what the first hints
     "naturalspeech2-shuffled_phones": ({"loss", "text_use"}, "text is not used"),
     "naturalspeech2-zero_prompt": ({"prompt_use"}, "prompt is not used"),
     "naturalspeech2-nan": (set(), "batch/weight"),
+    "codec-learning_rate_x30": ({"grad_norm", "param_norm"}, "learning rate"),
+    "codec-still_codebook": ({"loss", "quantisation_error"}, "codebooks"),
     "codec-frozen_codebook": ({"perplexity's movement"}, "codebooks are frozen"),
 }
 
