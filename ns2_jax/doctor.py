@@ -190,7 +190,7 @@ def hints(off: Mapping[str, str], changed: Mapping[str, list], halted: Mapping[s
         if off.get("perplexity's movement"):
             said.append("the codebooks are frozen: they get no updates (config.model.codebook_decay=1, or rest is not updated)")
         elif "low" in (off.get("perplexity"), off.get("perplexity / codes")):
-            said.append("the codebooks have collapsed onto few codes: vectors that are not updated, dead codes not replaced, commitment weight")
+            said.append("the codebooks have collapsed onto few codes: vectors that are not updated, dead codes not replaced")
         else:
             said.append("the codebooks do not follow the encoder: are they updated every step, and with statistics of all hosts?")
     if off.get("param_norm") == "low":

@@ -148,7 +148,8 @@ class Reader:
     text: float = 1.0
     prompt: float = 1.0
     sizes = {}
-    fields = {name: Field(axes, "int32") for name, axes in {"phones": "bp", "target": "bp", "prompt_codes": "bu", "voice": "b", "weight": "b"}.items()}
+    fields = {name: Field(axes, "int32") for name, axes in (
+        ("phones", "bp"), ("target", "bp"), ("prompt_codes", "bu"), ("voice", "b"), ("weight", "b"))}
 
     def grads(self, params, rest, batch, rng, step):
         missed = (batch["phones"] != batch["target"]).sum() / (batch["target"] > 0).sum()
@@ -218,7 +219,8 @@ def test_a_seed_that_no_band_knows_is_on_track_at_every_step(name):
     assert run["config"]["seed"] not in known["seeds"]
     for i in range(1, len(run["lines"]) + 1):
         report = doctor.judge(known=known, **run | {"lines": run["lines"][:i], "used": run["used"] if i == len(run["lines"]) else None})
-        assert report["verdict"] == ("on track" if run["lines"][i - 1]["step"] >= known["bands"]["steps"][0] else "early"), report["sentence"]
+        begun = run["lines"][i - 1]["step"] >= known["bands"]["steps"][0]
+        assert report["verdict"] == ("on track" if begun else "early"), report["sentence"]
     assert not report["hints"] and not report["notes"] and not report["differences"]
 
 
@@ -275,7 +277,8 @@ def test_it_refuses(tmp_path):
         (["bands", str(one), f"--out={file}"], "error: bands need at least two runs"),
         (["bands", str(one), str(same), f"--out={file}"], "error: bands need runs of different seeds"),
         (["bands", str(one), str(other), f"--out={file}"], f"error: {other} is not of the recipe of {one}: config.precision differs"),
-        ([str(one), f"--known_good={file}"], f"error: --known_good={file} is of codec base"), (["--overfit"], "error: --overfit needs --config"),
+        ([str(one), f"--known_good={file}"], f"error: --known_good={file} is of codec base"),
+        (["--overfit"], "error: --overfit needs --config"),
         (["--overfit", "--config=configs/codec.py:smoke"], "error: --overfit takes its batch from a data set"),
     ):
         assert commands.refused("ns2_jax.doctor", *words).startswith(line)
@@ -294,7 +297,8 @@ def place(tmp_path_factory):
 def call(place, *words, code=0) -> str:
     at = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
     config = ["--config=" + test_train.CONFIG, f"--config.data.path={place / 'data'}", *test_train.SMALL]
-    done = subprocess.run([sys.executable, *words[:at], *config, *words[at:]], cwd=ROOT, env=test_train.environment(place), capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, *words[:at], *config, *words[at:]], cwd=ROOT, env=test_train.environment(place),
+                          capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr[-3000:]
     return done.stdout + done.stderr
 
