@@ -30,7 +30,8 @@ GROUPS = {  # heads of the tables, and how the measures under them begin
 MAIN = {  # the main measures -> how a head names them
     "wer": "word error %", "skips": "words skipped %", "repeats": "words repeated %", "secs_own": "SECS",
     "secs_nearest": "right voice nearest %", "mcd": "MCD dB", "pesq": "PESQ-WB", "stoi": "STOI", "dnsmos_overall": "DNSMOS",
-    "prosody_duration_correlation": "durations, correlation", "prosody_pitch_correlation": "pitch, correlation"}
+    "prosody_duration_correlation": "durations, correlation", "prosody_pitch_correlation": "pitch, correlation",
+    "rtf": "real-time factor"}
 RATE = pictures.RATE
 LEFT = ("missing", "without", "short")  # counts of a fingerprint that stand beside the number
 FEWEST = 100  # utterances for a verdict

@@ -30,7 +30,7 @@ def test_the_committed_table_is_what_the_tool_makes_of_the_committed_results(mon
     there = (ROOT / "results" / "README.md").read_text(encoding="utf8")
     words = shlex.split(re.search(r"`(python -m ns2_jax.evaluate table [^`]*)`", there)[1])
     folders, out = words[4:-1], words[-1].removeprefix("--out=")
-    assert sorted(folders) == sorted(f"results/{path.parent.name}" for path in ROOT.glob("results/*/scores.jsonl"))
+    assert sorted(folders) == sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("results/**/scores.jsonl"))
     text, skipped = markdown.table(folders, out)
     assert out == "results/README.md" and not skipped
     assert there == text, "results/README.md is made by the command in its third line: run that instead of editing it"
