@@ -77,6 +77,11 @@ def test_only_equal_fingerprints_share_a_column(tmp_path, about, shared):
     assert ("they do not compare" in report.page(results)) is not shared
 
 
+def test_a_result_within_a_result_is_named_by_both(tmp_path):
+    results, _ = report.find([write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "a" / "hard", (4, 5, 6)), write(tmp_path / "b", (4, 5, 6))])
+    assert [result.name for result in results] == ["a", "a/hard", "b"]
+
+
 def test_differences_are_paired_on_the_utterances_of_both(tmp_path):
     results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
     (pair,) = report.paired(results)
