@@ -25,7 +25,7 @@ import numpy as np
 import tqdm
 
 from ns2_jax.audio import files
-from ns2_jax.evals import statistics
+from ns2_jax.evals import recognisers, statistics
 
 RATE = 16000
 SHORTEST = 1.0  # seconds: less holds too few decays and no pause
@@ -96,7 +96,7 @@ def snr(audio: np.ndarray) -> float:
 def row(prompt: np.ndarray | None, audio: np.ndarray | None) -> dict[str, Any]:
     """Estimates of both sides, `reverberation*` in seconds and `snr*` in dB, and how far they are apart; None where a side has none."""
     if not usable(audio):
-        return {"missing": True} if audio is None else {}
+        return {} if recognisers.has_signal(audio) else {"missing": True}  # too short to tell, or nothing there
     out: dict[str, Any] = {}
     for name, estimate in (("reverberation", reverberation), ("snr", snr)):
         asked, kept = estimate(prompt) if usable(prompt) else None, estimate(audio)

@@ -85,10 +85,11 @@ def test_what_holds_no_room_is_missing_and_counted():
     broken[5] = np.nan
     outputs = [speech, None, np.zeros(2 * RATE, np.float32), broken, speech[: RATE // 2], np.zeros(0, np.float32)]
     rows = room.measure([speech] * 6, outputs, progress=False)
-    assert rows[1:] == [{"missing": True}] * 5 and rows[0]["snr_error"] == 0
+    gone = {"missing": True}
+    assert rows[1:] == [gone, gone, gone, {}, gone] and rows[0]["snr_error"] == 0  # half a second is there, but tells nothing
     lines = room.summarise("x", rows)
     assert [line["name"] for line in lines] == ["reverberation_error_x", "snr_error_x"]  # one item has no correlation
-    assert all(line["fingerprint"]["missing"] == 5 and line["n"] == 1 for line in lines) and room.summarise("x", rows[1:]) == []
+    assert all(line["fingerprint"]["missing"] == 4 and line["fingerprint"]["without"] == 1 and line["n"] == 1 for line in lines) and room.summarise("x", rows[1:]) == []
     (deaf,) = room.measure([speech[: RATE // 2]], [speech], progress=False)
     assert deaf["snr_prompt"] is deaf["snr_error"] is None and deaf["snr"] == rows[0]["snr"]
     (line, _) = room.summarise("x", [rows[0], deaf])

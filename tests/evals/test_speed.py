@@ -36,7 +36,7 @@ class Fake:
     config = {"model": {}}
     programs = {"sample": types.SimpleNamespace(options={"steps": 16, "temperature": 1.0})}
 
-    def speak_batch(self, requests, seeds=0, strict=True, **options):
+    def speak_batch(self, requests, seeds=0, failures=None, **options):
         if len(requests) not in {size for size, _ in self.calls}:
             self.clock.compile(5.0)
         self.calls.append((len(requests), options))
