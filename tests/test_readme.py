@@ -37,7 +37,7 @@ def run(words: list[str], folder: pathlib.Path) -> str:
 def test_commands_and_flags_exist(page):
     known: dict[str, str] = {}
     found = printed(page)
-    assert len(found) >= 2
+    assert len(found) >= (2 if page.startswith("results/hard_sentences/") else 4)  # which is made and then judged
     for words in found:
         module = words[2]
         if module == "pytest":

@@ -21,7 +21,7 @@ import tqdm
 from ns2_jax.audio import files
 from ns2_jax.evals import pictures, scores, statistics
 
-SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor", "words",
+SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor",
         "picks", "piece", "rate", "takes", "device", "devices", "cores", "machine", "weights", "compute", "products", "jax")
 GROUPS = {  # heads of the tables, and how the measures under them begin
     "Words": ("wer", "cer", "skips", "repeats", "bad_sentences"), "Voice": ("secs", "consistency", "drift"),

@@ -84,7 +84,7 @@ def summarise(condition: str, rows: Sequence[dict[str, Any]], texts: Sequence[st
     if len(rows) != len(texts):
         raise ValueError(f"word error of {len(rows)} rows and {len(texts)} texts: expected a row for each text")
     about = dict(unit="%", seed=seed, evaluator=recognisers.find(recogniser).name(), normaliser=normaliser(),
-                 list=statistics.digest(words(text) for text in texts), missing=sum("missing" in row for row in rows), **fingerprint)
+                 list=statistics.digest(words(text) for text in texts), missing=statistics.missing(rows), **fingerprint)
     deleted = "a missing output counts as all words deleted"
     column = lambda key: np.array([float(row[key]) for row in rows])
     return [
