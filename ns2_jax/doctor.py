@@ -20,6 +20,7 @@ Exit codes: 0 on track, early or passed; 1 off or failed; 2 the command is wrong
 
 from __future__ import annotations
 
+import collections
 import glob
 import json
 import os
@@ -129,20 +130,23 @@ def exchanged(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def measure_use(run: str, config: Mapping[str, Any], step: int, data: str | None) -> dict[str, float]:
     """`{"text_use", "prompt_use"}` of a checkpoint's averaged weights: by how much of itself the loss rises when phones are shuffled,
-    prompts exchanged. Same noise in all cases; batches of `valid`, where the data set has it. Empty where the system reads neither.
+    prompts exchanged. Same noise in all cases; batches of `valid`, where the data set has it. Without what the system does not read,
+    and without prompts where there is one voice, or one row, to exchange them.
 
     Raises FileNotFoundError or ValueError when the data can't be read.
     """
     system = systems.make(config["system"], config["model"])
-    kinds = {"text_use": "phones" in system.fields, "prompt_use": any(name.startswith("prompt_") for name in system.fields)}
-    if not any(kinds.values()):
+    prompted = any(name.startswith("prompt_") for name in system.fields)
+    if not prompted and "phones" not in system.fields:
         return {}
     numbers = dict(config["data"], path=data or config["data"]["path"], workers=0)
-    split = "valid" if "valid" in Dataset.open(numbers["path"]).splits else None
+    dataset = Dataset.open(numbers["path"])
+    split = "valid" if "valid" in dataset.splits else None
+    prompted = prompted and len(dataset.speakers[split or numbers["split"]]) > 1
     batches = feed.make_feed(numbers, system.fields, system.sizes, 0, 0, split=split)
     tree, _ = checkpoints.read_model(run, step)
     loss = jax.jit(lambda *given: system.grads(*given)[2])  # metrics alone: the backward pass falls away
-    total, shape = {"plain": 0.0, **{kind: 0.0 for kind, has in kinds.items() if has}}, None
+    rise, base, shape = collections.Counter(), collections.Counter(), None
     bar = tqdm(total=USE_BATCHES, desc=f"use of text and prompt at step {step}", mininterval=2, leave=False)
     while bar.n < USE_BATCHES:
         batch = next(batches)
@@ -151,14 +155,15 @@ def measure_use(run: str, config: Mapping[str, Any], step: int, data: str | None
             continue  # of another bucket, which would have to be compiled
         batch = {name: x[:USE_ROWS] for name, x in batch.items()}
         key = jax.random.fold_in(jax.random.key(0), bar.n)
-        changed = {"plain": batch}
-        changed |= {"text_use": shuffled(batch, key)} if kinds["text_use"] else {}
-        changed |= {"prompt_use": exchanged(batch)} if kinds["prompt_use"] else {}
-        for name, given in changed.items():
-            total[name] += float(loss(tree["params"], tree["rest"], given, key, np.int32(step))["loss"])
+        changed = {"text_use": shuffled(batch, key)} if "phones" in system.fields else {}
+        changed |= {"prompt_use": exchanged(batch)} if prompted and np.count_nonzero(batch["weight"]) > 1 else {}
+        plain, *losses = (float(loss(tree["params"], tree["rest"], given, key, np.int32(step))["loss"]) for given in (batch, *changed.values()))
+        for name, value in zip(changed, losses):
+            rise[name] += value - plain
+            base[name] += plain
         bar.update()
     bar.close()
-    return {name: value / total["plain"] - 1 for name, value in total.items() if name != "plain"}
+    return {name: rise[name] / max(abs(base[name]), 1e-12) for name in rise}
 
 
 # Verdict -----------------------------------------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ class Reader:
 
     text: float = 1.0
     prompt: float = 1.0
+    floor: float = 1.0
     sizes = {}
     fields = {name: Field(axes, "int32") for name, axes in (
         ("phones", "bp"), ("target", "bp"), ("prompt_codes", "bu"), ("voice", "b"), ("weight", "b"))}
@@ -154,7 +155,7 @@ class Reader:
     def grads(self, params, rest, batch, rng, step):
         missed = (batch["phones"] != batch["target"]).sum() / (batch["target"] > 0).sum()
         far = jnp.abs(batch["prompt_codes"].mean(1) - batch["voice"]) * batch["weight"]
-        return {}, {}, {"loss": 1 + self.text * missed + self.prompt * far.mean()}
+        return {}, {}, {"loss": self.floor + self.text * missed + self.prompt * far.mean()}
 
 
 @pytest.mark.parametrize(("text", "prompt"), [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0)])
@@ -165,7 +166,8 @@ def test_use_is_by_how_much_the_loss_rises(monkeypatch, text, prompt):
              "weight": np.array([1.0, 1.0, 0.0])}
     other = {name: np.concatenate([x, x]) for name, x in batch.items()}  # of another bucket: not for this measurement
     monkeypatch.setattr(doctor.systems, "make", lambda *_: Reader(text, prompt))
-    monkeypatch.setattr(doctor.Dataset, "open", lambda path: types.SimpleNamespace(splits=("train", "valid")))
+    people = {"valid": ["one", "two"]}
+    monkeypatch.setattr(doctor.Dataset, "open", lambda path: types.SimpleNamespace(splits=("train", "valid"), speakers=people))
     splits = []
     monkeypatch.setattr(doctor.feed, "make_feed", lambda *_, split: splits.append(split) or iter([batch, other] * doctor.USE_BATCHES))
     monkeypatch.setattr(doctor.checkpoints, "read_model", lambda *_: ({"params": {}, "rest": {}}, {}))
@@ -173,6 +175,16 @@ def test_use_is_by_how_much_the_loss_rises(monkeypatch, text, prompt):
     assert splits == ["valid"]
     assert use["text_use"] == pytest.approx(text, abs=0.1)  # a shuffled row has about one phone in its place
     assert use["prompt_use"] == pytest.approx(prompt * 2 * 20 / 3, rel=1e-5)  # padding keeps its prompt
+
+    measure = lambda: doctor.measure_use("run", {"system": "reader", "model": {}, "data": {"path": "x"}}, 7, None)
+    monkeypatch.setattr(doctor.systems, "make", lambda *_: Reader(text, prompt, floor=-9.0))
+    assert measure()["text_use"] == pytest.approx(text / 9, abs=0.02)  # of a loss below zero too
+    lone = {name: x[:1] for name, x in batch.items()}
+    monkeypatch.setattr(doctor.feed, "make_feed", lambda *_, split: iter([lone] * doctor.USE_BATCHES))
+    assert measure().keys() == {"text_use"}  # nobody to exchange a prompt with
+    monkeypatch.setattr(doctor.feed, "make_feed", lambda *_, split: iter([batch] * doctor.USE_BATCHES))
+    people["valid"] = ["one"]
+    assert measure().keys() == {"text_use"}  # a prompt of the same voice says the same
 
 
 def test_little_use_is_off_when_healthy_runs_have_much():
