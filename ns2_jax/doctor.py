@@ -23,6 +23,7 @@ from __future__ import annotations
 import collections
 import glob
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -82,11 +83,18 @@ def _leaves(node: Any) -> Any:
     return {k: _leaves(v) for k, v in node.items()} if isinstance(node, Mapping) else json.dumps(node) if isinstance(node, list) else node
 
 
+def from_trained(config: Mapping[str, Any]) -> bool:
+    """Whether params come from another training."""
+    return any(key.split("/")[0] == "params" for key in config.get("init_from", ()))
+
+
 def find_known(config: Mapping[str, Any], path: str | None) -> dict[str, Any] | None:
-    """The known-good file of the config's system and size, or the one at `path`. Raises ValueError when that is of another."""
-    for found in [path] if path else sorted(glob.glob(KNOWN)):
-        with open(found, encoding="utf8") as f:
-            known = json.load(f)
+    """The known-good file of the config's system and size, or the one at `path`; None where there is none, and from trained weights,
+    unless at `path`. Raises ValueError when that is of another."""
+    for found in [path] if path else [] if from_trained(config) else sorted(glob.glob(KNOWN)):
+        known = read_json(found)
+        if lacking := [key for key in ("system", "size", "config", "dataset", "bands", "use") if key not in known]:
+            raise ValueError(f"{found} has no {lacking[0]!r}; expected what `python -m ns2_jax.doctor bands` writes")
         if all(known[key] == config[key] for key in ("system", "size")):
             return known
         if path:
@@ -101,10 +109,30 @@ def differences(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str
 
 
 def read_json(path: str) -> dict[str, Any]:
-    if not os.path.exists(path):
-        return {}
+    """The object in a file. Raises FileNotFoundError, and ValueError where there is no JSON object."""
     with open(path, encoding="utf8") as f:
-        return json.load(f)
+        try:
+            found = json.load(f)
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return found
+
+
+def read_beside(run: str, name: str) -> dict[str, Any]:
+    """run.json or halted.json of a run; empty without one."""
+    path = os.path.join(run, name)
+    return read_json(path) if os.path.exists(path) else {}
+
+
+def read_log(run: str) -> list[dict[str, Any]]:
+    """The numbers of metrics.jsonl in the order of steps, one line a step; None for what is not finite."""
+    finite = lambda value: value if value is not None and math.isfinite(value) else None
+    lines = {}
+    for line in metrics.read(run):
+        lines[line["step"]] = {name: finite(value) for name, value in line.items() if isinstance(value, (int, float)) or value is None}
+    return [lines[step] for step in sorted(lines)]
 
 
 # Does the model listen? --------------------------------------------------------------------------------------------------
@@ -274,8 +302,8 @@ def diagnose(run: str, known_path: str | None = None, data: str | None = None, u
             used = saved[-1], measure_use(run, config, saved[-1], data)
         except (FileNotFoundError, ValueError) as error:
             note = f"use of text and prompt not measured, --data=DIR can say where the data is: {error}"
-    halted, dataset = read_json(os.path.join(run, "halted.json")), read_json(os.path.join(run, "run.json")).get("dataset", "")
-    report = judge(config, metrics.read(run), known, dataset=dataset, halted=halted, used=used)
+    halted, dataset = read_beside(run, "halted.json"), read_beside(run, "run.json").get("dataset", "")
+    report = judge(config, read_log(run), known, dataset=dataset, halted=halted, used=used)
     return report | {"notes": report["notes"] + [note] * bool(note)}
 
 
@@ -307,16 +335,16 @@ def lines_of(report: Mapping[str, Any]) -> list[str]:
 def make_known(runs: Sequence[str], data: str | None = None, use: bool = True) -> dict[str, Any]:
     """The known-good file of runs of one recipe. Raises ValueError when they differ in more than seed and length."""
     configs = [checkpoints.read_config(run) for run in runs]
-    about = [read_json(os.path.join(run, "run.json")) for run in runs]
+    about = [read_beside(run, "run.json") for run in runs]
     for run, config in zip(runs[1:], configs[1:]):
-        if odd := [path for path in recipe(config) if recipe(config)[path] != recipe(configs[0]).get(path)]:
-            raise ValueError(f"{run} is not of the recipe of {runs[0]}: config.{odd[0]} differs")
+        if odd := differences(config, {"config": recipe(configs[0])}):
+            raise ValueError(f"{run} is not of the recipe of {runs[0]}: config.{next(iter(odd))} differs")
     seeds = [config["seed"] for config in configs]
     if len(set(seeds)) < len(seeds) or len({a.get("dataset") for a in about}) > 1:
         raise ValueError(f"bands need runs of different seeds on one data set; the seeds are {seeds}")
     known = {key: configs[0][key] for key in ("system", "size")}
     known |= {"seeds": seeds, "dataset": about[0].get("dataset"), "revisions": [a.get("revision") for a in about],
-              "config": recipe(configs[0]), "bands": bands.make([metrics.read(run) for run in runs])}
+              "config": recipe(configs[0]), "bands": bands.make([read_log(run) for run in runs])}
     uses: dict[str, dict[int, float]] = {}
     for run, config in zip(runs, configs) if use else ():
         done = 0
@@ -380,6 +408,8 @@ def main(argv: list[str]) -> int:
     if words[:1] == ["bands"]:
         if not FLAGS.out:
             raise ValueError("bands needs --out=results/SYSTEM/known_good.json")
+        if not os.path.isdir(folder := os.path.dirname(FLAGS.out) or "."):
+            raise ValueError(f"--out={FLAGS.out}: there is no folder {folder}")
         cluster.start(lambda text: None)
         known = make_known(words[1:], FLAGS.data, FLAGS.use)
         with open(FLAGS.out, "w", encoding="utf8") as f:

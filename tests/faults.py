@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 from ns2_jax import doctor, train  # noqa: E402
 from ns2_jax.layers import quantize  # noqa: E402
-from ns2_jax.runtime import checkpoints, cluster, metrics  # noqa: E402
+from ns2_jax.runtime import checkpoints, cluster  # noqa: E402
 
 Batch = dict[str, np.ndarray]
 
@@ -95,10 +95,10 @@ def keep(run: str, data: str) -> dict[str, Any]:
     """What the doctor judges of a run, use of text and prompt measured: one file of tests/doctor."""
     config, saved = checkpoints.read_config(run), checkpoints.steps(run)
     return {
-        "config": config, "dataset": doctor.read_json(os.path.join(run, "run.json"))["dataset"],
-        "halted": doctor.read_json(os.path.join(run, "halted.json")),
+        "config": config, "dataset": doctor.read_beside(run, "run.json")["dataset"],
+        "halted": doctor.read_beside(run, "halted.json"),
         "used": [saved[-1], doctor.measure_use(run, config, saved[-1], data)] if saved else None,
-        "lines": [{name: value for name, value in line.items() if name != "time"} for line in metrics.read(run)]}
+        "lines": [{name: value for name, value in line.items() if name != "time"} for line in doctor.read_log(run)]}
 
 
 if __name__ == "__main__":

@@ -276,14 +276,45 @@ def test_bands_from_runs_and_a_verdict_by_them(tmp_path):
         assert code == 0 and out.startswith(said)
 
 
+def test_a_log_that_is_damaged_or_out_of_order(tmp_path):
+    lines = [json.dumps(line) for line in log(2, 900)]
+    bad = json.dumps(json.loads(lines[-1]) | {"step": 950, "loss": float("nan")})
+    junk = ["123", "null", '{"loss": 3.0}', '{"step": 425, "loss": "high", "grad_norm": {"a": 1}}', '{"step": 5', "\udcff\udcfe"]
+    run = write_run(tmp_path / "run", [])
+    read = lambda *text: (run / "metrics.jsonl").write_bytes("\n".join(text).encode(errors="surrogateescape")) and doctor.read_log(str(run))
+    healthy = read(*lines)
+    assert [line["step"] for line in healthy] == list(range(50, 901, 50))
+    assert read(*lines[::-1]) == read(*lines, *lines) == healthy
+    assert [line for line in read(*lines[:9], *junk, *lines[9:]) if line["step"] != 425] == healthy
+    assert read(*lines, bad)[-1]["loss"] is None  # as the trainer writes it
+    assert doctor.judge({"system": "codec", "size": "smoke", "model": {}, "train": {"log_every": 50, "steps": 900}, "optim": {"peak": 1}},
+                        read(*lines, bad), None)["sentence"] == "off at step 950: loss is not finite"
+
+
 def test_it_refuses(tmp_path):
     one = write_run(tmp_path / "one", log(0))
     same = write_run(tmp_path / "same", log(1))
     other = write_run(tmp_path / "other", log(1), seed=1, precision="bfloat16")
     export = tiny.write_model("codec", tmp_path / "export")
     file = tmp_path / "known_good.json"
-    file.write_text(json.dumps({"system": "codec", "size": "base"}))
+    file.write_text(json.dumps({"system": "codec", "size": "base", "config": {}, "dataset": "", "bands": {}, "use": {}}))
+    fewer = write_run(tmp_path / "fewer", log(1), seed=1)
+    config = json.loads((fewer / "config.json").read_text())
+    del config["optim"]["clip"]
+    (fewer / "config.json").write_text(json.dumps(config))
+    broken, cut = tmp_path / "broken.json", write_run(tmp_path / "cut", log(0))
+    broken.write_text("not JSON")
+    (cut / "config.json").write_text('{"system": "co')
+    (alien := tmp_path / "alien").mkdir()
+    (alien / "config.json").write_text("[]")
+    halted, named = write_run(tmp_path / "halted", log(0)), tmp_path / "named.json"
+    (halted / "halted.json").write_text("{")
+    named.write_text('{"system": "codec", "size": "smoke"}')
     for words, line in (
+        (["bands", str(one), str(fewer), f"--out={file}"], f"error: {fewer} is not of the recipe of {one}: config.optim.clip differs"),
+        (["bands", str(one), str(fewer), f"--out={tmp_path}/none/known_good.json"], f"error: --out={tmp_path}/none/known_good.json: there is no"),
+        ([str(one), f"--known_good={broken}"], f"error: {broken} is not JSON: "), ([str(one), f"--known_good={named}"], f"error: {named} has no"),
+        ([str(cut)], f"error: {cut}/config.json is not JSON: "), ([str(alien)], f"error: {alien}/config.json names no system"), ([str(halted)], f"error: {halted}/halted.json is not JSON: "),
         ([], "error: say which run to look at"), ([str(tmp_path / "no")], f"error: {tmp_path}/no does not exist"),
         ([export], f"error: {export} is an export"), (["bands", str(one)], "error: bands needs --out"),
         (["bands", str(one), f"--out={file}"], "error: bands need at least two runs"),

@@ -156,13 +156,19 @@ def steps(workdir: str) -> list[int]:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """`config.json` of a run or an export. Raises FileNotFoundError naming what was expected."""
+    """`config.json` of a run or an export. Raises FileNotFoundError naming what was expected, ValueError when it is of something else."""
     target = os.path.join(path, "config.json")
     if not os.path.exists(target):
         reason = "does not exist" if not os.path.isdir(path) else "has no config.json"
         raise FileNotFoundError(f"{path} {reason}; expected a run (--workdir of train) or an export (--out of export)")
     with open(target, encoding="utf8") as f:
-        return json.load(f)
+        try:
+            config = json.load(f)
+        except ValueError as error:
+            raise ValueError(f"{target} is not JSON: {error}") from error
+    if "system" not in config:
+        raise ValueError(f"{target} names no system; expected that of a run (--workdir of train) or an export (--out of export)")
+    return config
 
 
 def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dict[str, Any]]:

@@ -33,16 +33,16 @@ def peak(device_kind: str) -> float | None:
 
 
 def read(workdir: str) -> list[dict[str, Any]]:
-    """Every line of a run's metrics. A last line that was cut by a kill is dropped."""
+    """Every line of a run's metrics. What is no line of metrics is dropped: one that was cut by a kill, a disk's rubbish."""
     path = os.path.join(workdir, FILE)
     if not os.path.exists(path):
         return []
     lines = []
-    with open(path, encoding="utf8") as f:
+    with open(path, encoding="utf8", errors="replace") as f:
         for line in f:
             with contextlib.suppress(ValueError):
                 lines.append(json.loads(line))
-    return lines
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
 
 class Writer:

@@ -17,7 +17,9 @@ def test_lines_and_resume(tmp_path):
         writer.write(step, {"loss": step / 3, "bad": float("nan")})
     writer.close()
     with open(tmp_path / metrics.FILE, "a") as f:
-        f.write('{"step": 40, "lo')  # killed in the middle of a line
+        f.write('123\n{"loss": 1.0}\n{"step": 40, "lo')  # no metrics; killed in the middle of a line
+    with open(tmp_path / metrics.FILE, "ab") as f:
+        f.write(b"\xff\x00")
     assert [line["step"] for line in metrics.read(tmp_path)] == [10, 20, 30]
     writer = metrics.Writer(str(tmp_path), start_step=20)  # the checkpoint was older than the log
     writer.write(30, {"loss": 1.0})
