@@ -5,11 +5,12 @@
     python -m ns2_jax.doctor bands runs/a runs/b --out=results/codec/known_good.json        of your own recipe: two seeds or more
 
 The first line is the verdict: "on track", "early" (too few steps to say; it says what to wait for) or "off" with what is
-off. The bands of a recipe (system and size) are in `results/*/known_good.json` or where `--known_good` says; without any, it is
-judged by what holds for every training. On a checkpoint it measures whether the model listens: how much the loss rises when
-the phones of every row are shuffled (`text_use`) and when rows exchange their prompts (`prompt_use`), on batches of the run's own
-data, or `--data`. Beside a training that holds the accelerator, set JAX_PLATFORMS=cpu. What it can't see: faults that leave
-losses, norms and these two as they are, such as a single bad recording or wrong sampling.
+off. The bands of a recipe (system and size) are in `results/*/known_good.json` or where `--known_good` says; without any, and when it
+starts from trained params (`config.init_from`), a run is judged by what holds for every training. On a checkpoint it measures
+whether the model listens: how much the loss rises when the phones of every row are shuffled (`text_use`) and when rows exchange
+their prompts (`prompt_use`), on batches of the run's own data, or `--data`. Beside a training that holds the accelerator, set
+JAX_PLATFORMS=cpu. What it can't see: faults that leave losses, norms and these two as they are, such as a single bad recording or
+wrong sampling.
 
 `--overfit` trains one batch in memory, with a constant learning rate after a short warm-up, and passes when the loss, measured with the
 same noise before and after, falls by a factor: then loss, gradients and optimiser are wired; it names parts of the params that did
@@ -244,20 +245,24 @@ def judge(
       known: a known-good file, or None.
       used: (checkpoint, what `measure_use` found there).
     """
-    name, step, notes = f"{config['system']} {config['size']}", lines[-1]["step"] if lines else 0, []
+    step, notes, trained = lines[-1]["step"] if lines else 0, [], from_trained(config)
+    name = f"{config['system']} {config['size']}" + " from trained weights" * trained
     changed = differences(config, known) if known else {}
     if not known:
         notes.append(f"there are no bands of {name}: judged by what holds for every training (two seeds make bands, see --help)")
-    other_data = bool(known and dataset and dataset != known["dataset"])
-    elsewhere = other_data or any(path.startswith(("model.", "data.", "precision")) for path in changed)
+    other = {
+        "data set": known and dataset and dataset != known["dataset"],
+        "model or its data's layout": any(path.startswith(("model.", "data.", "precision")) for path in changed),
+        "length of the training": known and ("train.steps" in changed or step > known["bands"]["steps"][-1])}
+    elsewhere = [what for what, differs in other.items() if differs]
     if elsewhere:
-        what = "data set" if other_data else "model or its data's layout"
-        notes.append(f"the {what} is not that of the bands: they are taken {bands.ELSEWHERE:g} times as wide")
-    begin = known["bands"]["steps"][0] if known else bands.WINDOWS * config["train"]["log_every"]
+        notes.append(f"not that of the bands: {', '.join(elsewhere)}; they are taken {bands.ELSEWHERE:g} times as wide")
+    every = config["train"]["log_every"]
+    begin = bands.WINDOWS * every if not known else max(known["bands"]["steps"][0], 2 * every * (every > known["bands"]["every"]))
     rows = []
     if lines:
         rows += bands.codebooks(lines, None if known else config["model"].get("codes"))
-        rows += bands.general(lines) if not known else bands.judge(known["bands"], lines, elsewhere) if step >= begin else []
+        rows += bands.general(lines, trained) if not known else bands.judge(known["bands"], lines, bool(elsewhere)) if step >= begin else []
         rows += [bands.row(metric, step, None, None, None, "not finite") for metric, value in lines[-1].items() if value is None]
         waited, whole = (np.median([line.get(part, 0.0) for line in lines[-bands.MOST :]]) for part in ("data_seconds", "step_seconds"))
         if waited > WAITING * whole > 0:
@@ -277,6 +282,8 @@ def judge(
         verdict, wait = "early", begin if step < begin else step + begin
         seconds = (wait - step) * lines[-1].get("step_seconds", 0.0) if lines else 0.0
         sentence = f"early: step {step} is too soon to say; wait for step {wait}" + (f" ({metrics.duration(seconds)})" if seconds else "")
+        if wait > config["train"]["steps"]:
+            sentence = f"early: the {config['train']['steps']} steps of this run are too few to say; it takes {wait}"
     else:
         verdict, sentence = "on track", f"on track at step {step}"
         if known:
@@ -284,8 +291,9 @@ def judge(
             for r in (r for r in rows if r["metric"] == "loss"):
                 low, high = (known["bands"]["metrics"]["loss"][side][-1] for side in ("low", "high"))
                 sentence += f": loss {r['value']:.3g}, at the recipe's end {low:.3g} to {high:.3g}"
+    sides = {metric: side for metric, side in off.items() if side in ("high", "low")}
     return {"verdict": verdict, "sentence": sentence, "step": step, "recipe": name, "rows": rows, "differences": changed,
-            "hints": hints(off, changed, halted, config), "notes": notes}
+            "hints": hints(sides, changed, halted, config), "notes": notes}
 
 
 def diagnose(run: str, known_path: str | None = None, data: str | None = None, use: bool = True) -> dict[str, Any]:

@@ -91,6 +91,45 @@ def test_noisy_logs_make_wide_bands():
     assert verdicts(log(2, 900, loss=1.3), wide)["loss"] == "ok" and verdicts(log(2, 900, loss=4), wide)["loss"] == "high"
 
 
+def averaged(lines: list[dict], count: int) -> list[dict]:
+    """The log that the same run writes when it logs `count` times more seldom."""
+    groups = [lines[i : i + count] for i in range(0, len(lines) - count + 1, count)]
+    return [{name: float(np.mean([line[name] for line in group])) for name in group[0]} | {"step": group[-1]["step"]} for group in groups]
+
+
+@pytest.mark.parametrize("name", ["codec", "naturalspeech2"])
+@pytest.mark.parametrize("count", [2, 4, 5, 10, 20])
+def test_a_healthy_run_that_logs_more_seldom_is_not_off(name, count):
+    """Its windows hold steps from before the band's; the first holds the very start."""
+    run, known = kept(f"{name}-healthy")
+    lines = averaged([json.loads(line) for line in (ROOT / "results" / name / "curves.jsonl").read_text().splitlines()], count)
+    config = run["config"] | {"train": run["config"]["train"] | {"log_every": 50 * count}}
+    reports = [doctor.judge(config, lines[:i], known) for i in range(1, len(lines) + 1)]
+    assert [report["verdict"] for report in reports] == ["early"] + ["on track"] * (len(lines) - 1)
+
+
+def test_a_run_that_logs_every_step_is_read_in_the_windows_of_the_bands():
+    """Medians of steps are not medians of means: those of a skewed metric lie lower."""
+    often = [log(seed, 900, every=1, noise=1.0) for seed in range(3)]
+    mixed = bands.make([averaged(often[0], 50), often[1]]), bands.make([averaged(often[0], 50), averaged(often[1], 50)])
+    assert mixed[0] == mixed[1] and mixed[0]["every"] == 50
+    assert set(verdicts(often[2], mixed[0]).values()) == {"ok"}
+    assert verdicts(log(2, 900, every=1, noise=1.0, loss=2.5), mixed[0])["loss"] == "high"
+
+
+def test_a_metric_of_the_bands_that_is_not_logged_is_missing():
+    without = lambda *names: [{name: value for name, value in line.items() if name not in names} for line in log(2, 900)]
+    assert verdicts(without("grad_norm"))["grad_norm"] == "missing"
+    assert "grad_norm" not in verdicts(without("grad_norm"), elsewhere=True)  # another model may lack it
+    assert verdicts(without("loss"), elsewhere=True)["loss"] == "missing"
+
+
+def test_what_is_not_finite_is_never_ok():
+    assert bands.row("text_use", 10, float("nan"), 0.1, None) == {
+        "metric": "text_use", "step": 10, "value": None, "low": 0.1, "high": None, "verdict": "not finite"}
+    assert bands.row("loss", 10, float("inf"), None, 3.0)["verdict"] == "not finite"
+
+
 @pytest.mark.parametrize("runs", [[log(0)], [log(0), log(1, steps=100)], [log(0), []]])
 def test_bands_need_two_runs(runs):
     with pytest.raises(ValueError, match="two"):
@@ -236,13 +275,46 @@ def test_a_seed_that_no_band_knows_is_on_track_at_every_step(name):
     assert not report["hints"] and not report["notes"] and not report["differences"]
 
 
+def test_a_longer_training_than_that_of_the_bands_has_wider_ones():
+    """Its rate falls later, its weights grow on."""
+    run, known = kept("naturalspeech2-healthy")
+    end = [json.loads(line) for line in (ROOT / "results" / "naturalspeech2" / "curves.jsonl").read_text().splitlines()]
+    grown = [line | {"param_norm": 1.15 * line["param_norm"]} for line in end]
+    assert doctor.judge(run["config"], grown, known)["verdict"] == "off"
+    longer = run["config"] | {"train": run["config"]["train"] | {"steps": 30000}}
+    report = doctor.judge(longer, grown, known)
+    assert report["verdict"] == "on track" and any("length of the training" in note for note in report["notes"])
+    report = doctor.judge(run["config"], [line | {"step": 2 * line["step"]} for line in grown], known)  # went on at the last rate
+    assert report["verdict"] == "on track"
+
+
+def test_a_run_from_trained_weights_is_not_held_against_runs_from_none():
+    run, _ = kept("naturalspeech2-healthy")
+    tuned = run["config"] | {"init_from": run["config"]["init_from"] | {"params": "runs/other"}}
+    assert doctor.find_known(run["config"], None) and doctor.find_known(tuned, None) is None
+    flat = [line | {"step": 50 * i, "param_norm": 211.0} for i, line in enumerate(run["lines"][::-1], 1)]  # nothing much left to learn
+    level = [line | {"loss": 1.2 + 0.01 * (i % 3)} for i, line in enumerate(flat)]
+    report = doctor.judge(tuned, level, None)
+    assert report["verdict"] == "on track" and "from trained weights" in report["notes"][0]
+    assert doctor.judge(run["config"], level, None)["verdict"] == "off"
+    worse = [line | {"loss": 1.2 + 0.02 * i} for i, line in enumerate(level)]
+    assert doctor.judge(tuned, worse, None)["verdict"] == "off"
+
+
+def test_a_run_that_is_over_too_soon_is_not_waited_for():
+    run, known = kept("codec-healthy")
+    short = run["config"] | {"train": run["config"]["train"] | {"steps": 100}}
+    assert doctor.judge(short, run["lines"][:2], known)["sentence"] == "early: the 100 steps of this run are too few to say; it takes 150"
+
+
 # The command -------------------------------------------------------------------------------------------------------------
 
 
 def write_run(folder: pathlib.Path, lines: list[dict], **changes) -> pathlib.Path:
     """A run of codec's smoke size with these lines."""
     folder.mkdir()
-    tiny._about(tiny._model("codec", 0)[1] | changes, folder)
+    config = tiny._model("codec", 0)[1]
+    tiny._about(config | {"train": config["train"] | {"steps": 3000}} | changes, folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

@@ -4,7 +4,8 @@ Runs come as the lines of their `metrics.jsonl`. At a step a metric's value is t
 runs are read alike. Positive metrics are compared in logarithms. A band reaches from the lowest to the highest run, widened
 by SIGMAS standard errors (differences between seeds, pooled over neighbouring steps, and the scatter of windows) or
 by FLOOR, whichever is more; twice that where only one run goes on. A judged run is held against all steps within a factor of
-NEAR of its own: phases of a training start a little earlier or later with every seed.
+NEAR of its own: phases of a training start a little earlier or later with every seed. Of a log that is written more often than
+the bands' runs, means are read; the windows of one that is written more seldom reach further back, and so do the steps.
 """
 
 from __future__ import annotations
@@ -50,6 +51,21 @@ def interval(lines: Lines) -> int:
     return int(np.median(np.diff([0, *(line["step"] for line in lines)])))
 
 
+def spaced(lines: Lines, every: int) -> Lines:
+    """A log that is written more often than every so many steps as means over so many; another as it is."""
+    if not lines or interval(lines) >= every:
+        return lines
+    windows: dict[int, list[Mapping[str, Any]]] = {}
+    for line in lines:
+        windows.setdefault(-(-line["step"] // every), []).append(line)
+    made = []
+    for window in windows.values():
+        names = dict.fromkeys(name for line in window for name in line)
+        there = {name: [line[name] for line in window if line.get(name) is not None] for name in names}
+        made.append({name: float(np.mean(some)) if some else None for name, some in there.items()} | {"step": window[-1]["step"]})
+    return made
+
+
 def recent(curve: Curve, at: float, every: int) -> float:
     """The metric at step `at`: the median of the windows before it. `every` are the steps of a window."""
     steps, values = curve
@@ -84,7 +100,7 @@ def make(runs: Sequence[Lines]) -> dict[str, Any]:
         raise ValueError(f"the runs end at steps {ends}; bands need at least two of {2 * LEAST} logged windows")
     grid = np.unique(np.round(np.geomspace(LEAST * every, max(ends), POINTS) / every).astype(int) * every)
     standing = np.array([sum(end >= at for end in ends) for at in grid])
-    given = [curves(lines) for lines in runs]
+    given = [curves(spaced(lines, every)) for lines in runs]
     metrics = {}
     for name in sorted(set.intersection(*map(set, given))):
         values = np.concatenate([curve[name][1] for curve in given])
@@ -133,20 +149,27 @@ def wrong(name: str, side: str) -> bool:
 
 
 def judge(known: Mapping[str, Any], lines: Lines, elsewhere: bool = False) -> list[dict[str, Any]]:
-    """A row per metric at the run's last step: metric, step, value, low, high and verdict ("ok", "high", "low", "ahead").
+    """A row per metric at the run's last step: metric, step, value, low, high and verdict ("ok", "high", "low", "ahead", "missing").
 
-    "ahead" is outside on the side that is no fault. `elsewhere` (other data, another model) widens the bands by a factor.
+    "ahead" is outside on the side that is no fault. `elsewhere` (other data, another model) widens the bands by a factor; another
+    model may lack metrics, but the loss. No rows where the log, written more seldom than the bands' runs, has only its first window.
     """
-    steps, step = np.array(known["steps"]), lines[-1]["step"]
-    near = (steps >= step / NEAR) & (steps <= step * NEAR)
+    steps, every = np.array(known["steps"]), known["every"]
+    behind = max(interval(lines) - every, 0)
+    lines = lines[1:] if behind else spaced(lines, every)  # the first window holds the very start
+    if not lines:
+        return []
+    step = lines[-1]["step"]
+    reach = min(line["step"] for line in lines if line["step"] > step - _span(step, every)) - behind if behind else step
+    near = (steps >= min(step / NEAR, reach)) & (steps <= step * NEAR)
     place = int(np.clip(np.searchsorted(steps, step), 1, len(steps) - 1))
     near[[place - 1, place] if step < steps[-1] else [-1]] = True
-    rows = []
-    for name, curve in curves(lines).items():
-        if name not in known["metrics"]:
+    rows, found = [], curves(lines)
+    for name, band in known["metrics"].items():
+        if (curve := found.get(name)) is None:
+            rows += [row(name, step, None, None, None, "missing")] if name == "loss" or not elsewhere else []
             continue
-        band = known["metrics"][name]
-        value = recent(curve, step, known["every"])
+        value = recent(curve, step, every)
         low, high = _bend([np.array(band["low"])[near].min(), np.array(band["high"])[near].max()], band["offset"])
         if elsewhere:
             low, high = (low + high) / 2 + ELSEWHERE * (low - high) / 2, (low + high) / 2 + ELSEWHERE * (high - low) / 2
@@ -168,7 +191,9 @@ def at_step(points: Sequence[Sequence[float]], step: int) -> float | None:
 
 
 def row(metric: str, step: int, value: float | None, low: float | None, high: float | None, verdict: str = "") -> dict[str, Any]:
-    """A row of the table; the verdict is given, or where `value` lies: "ok", "low" or "high"."""
+    """A row of the table; the verdict is given, or where `value` lies: "ok", "low", "high" or "not finite"."""
+    if value is not None and not np.isfinite(value):
+        value, verdict = None, "not finite"
     side = "" if value is None else "low" if low is not None and value < low else "high" if high is not None and value > high else "ok"
     return {"metric": metric, "step": step, "value": value, "low": low, "high": high, "verdict": verdict or side}
 
@@ -186,8 +211,9 @@ def trend(values: np.ndarray) -> float:
     return float(rising / np.sqrt(n * (n - 1) * (2 * n + 5) / 18))
 
 
-def general(lines: Lines) -> list[dict[str, Any]]:
-    """Without bands: the loss falls (with an adversary in it: at least one term does) and stays low, the gradient does not explode."""
+def general(lines: Lines, trained: bool = False) -> list[dict[str, Any]]:
+    """Without bands: the loss falls (with an adversary in it: at least one term does; from `trained` weights: does not rise) and stays
+    low, the gradient does not explode."""
     start, step = phase(lines), lines[-1]["step"]
     found = {name: curve for name, curve in curves(lines[start:]).items() if len(curve[0]) == len(lines) - start}
     early = "early" if len(lines) - start < WINDOWS else ""
@@ -196,7 +222,7 @@ def general(lines: Lines) -> list[dict[str, Any]]:
     trends = [trend(found[name][1]) for name in terms if name in found and not early]
     if trends or early:
         what = "the best term" if start else "loss"
-        rows.append(row(f"trend of {what}, in standard errors", step, min(trends, default=None), None, FALLING, early))
+        rows.append(row(f"trend of {what}, in standard errors", step, min(trends, default=None), None, -FALLING if trained else FALLING, early))
     if "loss" in found and not early and (found["loss"][1] > 0).all():
         medians = np.median(np.lib.stride_tricks.sliding_window_view(found["loss"][1], LEAST), -1)
         rows.append(row("loss / its lowest", step, float(medians[-1] / medians.min()), None, RISEN))
