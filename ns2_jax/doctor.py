@@ -282,8 +282,8 @@ def judge(
         verdict, wait = "early", begin if step < begin else step + begin
         seconds = (wait - step) * lines[-1].get("step_seconds", 0.0) if lines else 0.0
         sentence = f"early: step {step} is too soon to say; wait for step {wait}" + (f" ({metrics.duration(seconds)})" if seconds else "")
-        if wait > config["train"]["steps"]:
-            sentence = f"early: the {config['train']['steps']} steps of this run are too few to say; it takes {wait}"
+        if begin > config["train"]["steps"]:
+            sentence = f"early: the {config['train']['steps']} steps of this run are too few to say; it takes {begin}"
     else:
         verdict, sentence = "on track", f"on track at step {step}"
         if known:
