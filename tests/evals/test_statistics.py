@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,20 @@ def test_refuses_nothing_and_uneven(top, bottom):
 def test_digest_names_content_and_order():
     assert statistics.digest(["a", "b"]) == statistics.digest(iter(["a", "b"]))
     assert len({statistics.digest(x) for x in (["a", "b"], ["b", "a"], ["ab"], ["a"])}) == 4
+
+
+def test_code_is_named_by_what_it_does_on_every_python(tmp_path, monkeypatch):
+    def code(text: str) -> str:
+        name = f"named_{len(list(tmp_path.iterdir()))}"
+        (tmp_path / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        return statistics.code(importlib.import_module(name))
+
+    monkeypatch.syspath_prepend(tmp_path)
+    text = '''"""About."""\n\nclass A:\n    """A."""\n\n    def f(self, *xs):\n        """F."""\n        return f"{xs}: {[]}"\n'''
+    assert code(text) == "fd0670ac"  # as Python 3.11 names it, which named the published scores
+    assert code(text.replace("F.", "What f does.") + "# said\n") == code(text)
+    assert code(text.replace("xs", "ys")) != code(text)
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals():
