@@ -6,6 +6,7 @@ they measure the same: judge, normaliser, averaging, list of utterances and data
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import json
@@ -104,10 +105,15 @@ def find(folders: Iterable[str | os.PathLike]) -> tuple[list[Result], list[str]]
     return found, skipped
 
 
+def _said_of(line: Mapping[str, Any], name: str) -> Any:
+    """What a fingerprint says of one thing; of takes how many were asked for: one that failed is no other measure."""
+    found = line["fingerprint"].get(name)
+    return max(found) if name == "takes" and isinstance(found, list) and found else found
+
+
 def key(line: Mapping[str, Any]) -> str:
     """What must agree for two scores to stand in one column."""
-    about = line["fingerprint"]
-    return statistics.digest([scores.split(line["name"])[0], line["unit"], [about.get(name) for name in SAME]])
+    return statistics.digest([scores.split(line["name"])[0], line["unit"], [_said_of(line, name) for name in SAME]])
 
 
 def about(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +124,7 @@ def about(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Names of what was not the same when two scores were measured."""
-    names = [name for name in SAME if a["fingerprint"].get(name) != b["fingerprint"].get(name)]
+    names = [name for name in SAME if _said_of(a, name) != _said_of(b, name)]
     return ["unit"] * (a["unit"] != b["unit"]) + names
 
 
@@ -277,9 +283,12 @@ def _curves(result: Result) -> str:
     places = [up / name for up in (result.folder, *result.folder.parents[:2]) for name in ("metrics.jsonl", "curves.jsonl")]
     metrics = next((path for path in places if path.is_file()), None)
     if metrics:
-        lines = [json.loads(line) for line in metrics.read_text(encoding="utf8").splitlines() if line.endswith("}")]
+        lines = []
+        for text in metrics.read_text(encoding="utf8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # cut by a kill
+                lines.append(json.loads(text))
         for name in ("loss", "grad_norm", "learning_rate"):
-            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            points = [(line["step"], line[name]) for line in lines if isinstance(line, dict) and None not in (line.get("step"), line.get(name))]
             if len(points) > 1:
                 charts.append(pictures.curve(points[:: max(1, len(points) // 300)], f"training: {name}"))
     return f"<h3>{html.escape(result.name)}</h3><div class=charts>{''.join(charts)}</div>" if charts else ""

@@ -53,6 +53,22 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_a_damaged_log_of_training_is_drawn_without_what_is_damaged(tmp_path):
+    folder = write(tmp_path / "a", (1, 2, 3))
+    lines = ['{"step": 1, "loss": 2.0}', '{"loss": 9.0}', "{bad}", "[1]", '{"step": 2, "loss": 1.0}', '{"step": 3, "lo']
+    (folder / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\xff")
+    (result,), _ = report.find([folder])
+    assert report._curves(result).count("<polyline") == 1
+
+
+def test_a_take_that_failed_is_no_other_column(tmp_path):
+    whole, failed, fewer = (write(tmp_path / name, (1, 2, 3), takes=takes) for name, takes in (("a", [3]), ("b", [2, 3]), ("c", [2])))
+    results, _ = report.find([whole, failed, fewer])
+    assert len(report.columns(results[:2])) == 1 and len(report.columns(results)) == 2
+    assert report.differing(results[0].last[0], results[1].last[0]) == []
+    assert report.differing(results[0].last[0], results[2].last[0]) == ["takes"]
+
+
 def test_the_page_is_whole_and_holds_everything(tmp_path):
     path, skipped = report.write([write(tmp_path / "a", (1, 9, 4), audio=True), tmp_path], tmp_path / "out", title="Mine")
     text = path.read_text()
