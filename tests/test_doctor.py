@@ -167,8 +167,15 @@ def test_what_holds_for_every_training():
     assert off(bands.codebooks([line | {"perplexity": 3.0 + 0.1 * i} for i, line in enumerate(lines)], 1024)) == {"perplexity / codes"}
     after = log(0, 2000)
     assert bands.phase(after) == 20 and not off(bands.general(after))
-    stuck = [line | {name: 1.0 + 0.01 * (i % 4) for name in ("loss", "adversarial")} if i >= 20 else line for i, line in enumerate(after)]
+    longer = log(0, 2400)
+    stuck = [line | {name: 1.0 + 0.01 * (i % 4) for name in ("loss", "adversarial")} if i >= 20 else line for i, line in enumerate(longer)]
     assert off(bands.general(stuck)) == {"trend of the best term"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_after_an_adversary_set_in_a_healthy_run_is_never_off_without_bands(seed):
+    lines = [line | {"adversarial": line["adversarial"] * (1 - line["step"] / 12000)} for line in log(seed, 4000)]  # falls slowly
+    assert not [i for i in range(1, len(lines) + 1) if off(bands.general(lines[:i]))]
 
 
 def test_trend_is_mann_kendalls():

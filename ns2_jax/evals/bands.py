@@ -25,6 +25,7 @@ ALONE = 2.0  # margins where one run stands behind a step: how seeds differ ther
 POOLED = 5  # neighbouring steps over which seeds' differences are averaged
 ELSEWHERE = 3.0  # bands are so much wider for other data or another model
 WINDOWS = 8  # logged lines without which there is no trend
+SLOW = 3  # times as many after an adversary set in: the second seed of the small codec shows no trend in 12 lines
 FALLING = -2.0  # standard errors of the trend, at most
 GROWN, RISEN = 30.0, 1.5  # times the first gradient norm, the lowest loss: more is a fault
 STILL, COLLAPSED = 1e-5, 0.02  # share by which perplexity moves, share of the codes in use: less is a fault
@@ -221,8 +222,9 @@ def general(lines: Lines, trained: bool = False) -> list[dict[str, Any]]:
     terms = ["loss"] if not start else [name for name in found if not wrong(name, "low")]
     trends = [trend(found[name][1]) for name in terms if name in found and not early]
     if trends or early:
-        what = "the best term" if start else "loss"
-        rows.append(row(f"trend of {what}, in standard errors", step, min(trends, default=None), None, -FALLING if trained else FALLING, early))
+        what, limit = "the best term" if start else "loss", -FALLING if trained else FALLING
+        short = "early" if start and len(lines) - start < SLOW * WINDOWS else early
+        rows.append(row(f"trend of {what}, in standard errors", step, min(trends, default=None), None, limit, short))
     if "loss" in found and not early and (found["loss"][1] > 0).all():
         medians = np.median(np.lib.stride_tricks.sliding_window_view(found["loss"][1], LEAST), -1)
         rows.append(row("loss / its lowest", step, float(medians[-1] / medians.min()), None, RISEN))
