@@ -145,10 +145,12 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
         """Whether the last step was sound; names the paths if it was not."""
         if last is None or not bool(jax.device_get(last[0]["halted"])):
             return True
-        bad = int(state["step"])
+        bad, mark = int(state["step"]), os.path.join(workdir, "halted.json")
+        if cluster.is_first():
+            write_json(mark, {"step": bad, "paths": []})  # before the search for the paths, which takes memory
         paths = steps.diagnose(program.system, config, state, last[1])
         if cluster.is_first():
-            write_json(os.path.join(workdir, "halted.json"), {"step": bad, "paths": paths})
+            write_json(mark, {"step": bad, "paths": paths})
         print(f"error: not finite at step {bad}; the state is as before it. Offending paths:\n  " + "\n  ".join(paths), file=sys.stderr)
         return False
 

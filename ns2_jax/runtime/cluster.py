@@ -154,9 +154,9 @@ def together(function: Callable[..., Any], *args: Any) -> Any:
     out, error = None, None
     try:
         out = function(*args)
-    except (ValueError, OSError, ImportError) as caught:
+    except Exception as caught:
         error = caught
-    said = [text for text in gather([str(error) if error else ""]) if text]
+    said = [text for text in gather([(str(error) or repr(error)) if error else ""]) if text]
     if error:
         raise error
     if said:
