@@ -9,7 +9,13 @@ Sizes
     base   the paper's convolutional layout, 27.0 M with its codebooks (widths ours, the count the paper's), batch and steps of the
            paper (8 x 200 clips, 440 K steps, Adam 2e-4). For a pod or several GPUs; not trained here.
 
+Variants, as words in the argument:
+    modern  factorised codes of 8 channels and DAC's discriminators (periods, multi-band complex STFT) instead of the paper's
+            Euclidean codebooks; `base,modern` has 27.2 M in its networks.
+    causal  convolutions that look back only, for streaming; `small` keeps the look-ahead of its transforms (7 frames, 88 ms).
+
 Overrides: `hop=320,levels=12` gives base strides 2-4-5-8 and the 50 Hz codec that SoundStorm's base stands on.
+`--config.model.balance=True` turns on EnCodec's balance of the losses' gradients.
 """
 
 from __future__ import annotations
@@ -21,35 +27,47 @@ from configs import common
 STRIDES = {200: (2, 4, 5, 5), 320: (2, 4, 5, 8)}
 
 
-def codec_numbers(size: str, hop: int = 200) -> dict:
+def codec_numbers(size: str, hop: int = 200, words: tuple[str, ...] = ()) -> dict:
     """The fields of `layers.codec.Codec` for a size: what every system that decodes with this codec must be told."""
     if hop not in STRIDES:
         raise ValueError(f"config argument hop={hop}: the codec's strides are written down for hops {sorted(STRIDES)}")
+    modern = "modern" in words
+    common_numbers = dict(rate=16000, hop=hop, causal="causal" in words, code_width=8 if modern else 0)
     if size == "base":
-        return dict(kind="conv", rate=16000, hop=hop, channels=256, width=32, decoder_width=1024, strides=STRIDES[hop])
-    frame = dict(kind="frame", rate=16000, hop=hop, size=4 * hop, mels=80)
+        return common_numbers | dict(kind="conv", channels=256, width=32, decoder_width=1152 if modern else 1024, strides=STRIDES[hop])
+    frame = common_numbers | dict(kind="frame", size=4 * hop, mels=80, wave=0)
     if size == "small":
         return frame | dict(channels=64, cepstrum=48, width=256, blocks=(4, 8))
-    return frame | dict(channels=16, cepstrum=12, width=32, blocks=(1, 1), mels=40)
+    return frame | dict(channels=16, cepstrum=8, wave=4, width=32, blocks=(1, 1), mels=40)
+
+
+DAC_SCALES = tuple((32 * 2**i, 5 * 2**i) for i in range(7))
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    size, _, overrides = common.parse(arg)
+    size, words, overrides = common.parse(arg, ("modern", "causal"))
     config = common.defaults(system="codec", size=size)
     hop = int(overrides.pop("hop", 200))
     config.model = common.choose(
         size,
         smoke=dict(
             levels=4, codes=32, mel_scales=((256, 20), (512, 40)), judge="1d", judge_sizes=(256, 512), judge_filters=16,
-            adversarial_from=10, commitment_weight=1.0),
+            adversarial_from=10, commitment_weight=1.0, complex_weight=1.0),
         small=dict(
             levels=16, codes=1024, mel_scales=((256, 20), (512, 40), (1024, 80), (2048, 128)), judge="1d",
-            judge_sizes=(512, 1024), judge_filters=192, adversarial_from=1000, commitment_weight=1.0),
+            judge_sizes=(512, 1024), judge_filters=192, adversarial_from=1000, commitment_weight=1.0, complex_weight=0.0),
         base=dict(
             levels=16, codes=1024, mel_scales=((128, 10), (256, 20), (512, 40), (1024, 80), (2048, 128)), judge="2d",
-            judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25),
+            judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25, complex_weight=0.0),
     )
-    config.model.codec = codec_numbers(size, hop)
+    config.model.balance = False
+    if "modern" in words:
+        config.model.judge, config.model.commitment_weight = "dac", 0.25
+        config.model.judge_filters = common.choose(size, smoke=2, small=8, base=32)
+        config.model.judge_sizes = common.choose(size, smoke=(256,), small=(1024, 512), base=(2048, 1024, 512))
+        if size == "base":
+            config.model.mel_scales = DAC_SCALES
+    config.model.codec = codec_numbers(size, hop, words)
     config.data.transform = "crop"
     config.data.hop = hop
     config.data.gain_db = common.choose(size, smoke=0.0, small=3.0, base=3.0)

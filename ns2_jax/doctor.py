@@ -275,7 +275,8 @@ def judge(
 
     if halted or off:
         verdict, at = "off", halted.get("step", step)
-        said = [f"a number was not finite ({', '.join(halted['paths'][:3]) or 'where was not found'})"] if halted else []
+        where = ", ".join(halted.get("paths", [])[:3]) or "where was not found"
+        said = [halted.get("reason") or f"a number was not finite ({where})"] if halted else []
         said += [f"{metric} is {side}" for metric, side in list(off.items())[:4]] + [f"{len(off) - 4} more"] * (len(off) > 4)
         sentence = f"off at step {at}: {', '.join(said)}"
     elif not any(r["verdict"] in ("ok", "ahead") for r in rows) or step < begin:

@@ -188,6 +188,11 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
                 writer.write(step, mean)
             say(metrics.line(step, end, mean))
             window, frames, flops, since, waited = [], 0, 0.0, time.perf_counter(), 0.0
+            if reason := program.system.alarm(mean, step):
+                if cluster.is_first():
+                    write_json(os.path.join(workdir, "halted.json"), {"step": step, "paths": [], "reason": reason})
+                print(f"error: stopped at step {step}, which is not saved: {reason}", file=sys.stderr)
+                return leave(saved, writer, bar, cluster.FAILED)
         if step % config.train.save_every == 0 or ending:
             if not check(previous):
                 return leave(saved, writer, bar, cluster.FAILED)

@@ -7,6 +7,7 @@ the codebooks they meet the paper's 27 M. `kind="frame"` does everything at fram
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -116,75 +117,122 @@ def mel_average(rate: int, size: int, mels: int) -> np.ndarray:
     return (bank / bank.sum(0)).astype(np.float32)
 
 
-def mel_interpolate(rate: int, size: int, mels: int) -> np.ndarray:
-    """The way back `[mels, size // 2 + 1]`: log magnitude at a bin, linear between the filters' centres in mel."""
+def mel_interpolate(rate: int, mels: int, hz: np.ndarray) -> np.ndarray:
+    """The way back `[mels, n]`: log magnitude at `hz [n]`, linear between the filters' centres in mel."""
     centres = np.linspace(0, spectral.hz_to_mel(rate / 2), mels + 2)[1:-1]
-    at = spectral.hz_to_mel(np.linspace(0, rate / 2, size // 2 + 1))
+    at = spectral.hz_to_mel(hz)
     return np.stack([np.interp(at, centres, row) for row in np.eye(mels)]).astype(np.float32)
 
 
-class FrameEncoder(nn.Module):
-    """STFT -> ConvNeXt blocks, added to the cepstrum (DCT of the log-mel spectrum) on the first `cepstrum` channels.
+@dataclasses.dataclass(frozen=True)
+class Front:
+    """What encoder and decoder of the frame-rate codec share: where a latent's channels come from, and the way back.
 
-    The cepstrum is what an acoustic model can predict from text and voice; the network adds what it misses.
+    The first `cepstrum` channels start as the DCT of the log-mel spectrum, which an acoustic model can predict from text
+    and voice. The next `wave` start as the lowest MDCT coefficients, divided by the envelope that the cepstrum describes and times
+    `WAVE_LEVEL`: they say how the waveform runs below `wave * rate / (2 hop)` Hz, at one signal-to-noise ratio in every band.
     """
 
-    channels: int
     cepstrum: int
-    width: int
-    blocks: int
+    wave: int
     rate: int
     size: int
     hop: int
     mels: int
+
+    @property
+    def followed(self) -> int:
+        """How many STFT bins lie in the band whose waveform is coded."""
+        return self.wave * self.size // (2 * self.hop)
+
+    def linear(self, level_btf: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """STFT magnitudes -> (log-mel at unit scale `[b, t, mels]`, its cepstrum `[b, t, cepstrum]`)."""
+        mel = jnp.log(jnp.maximum(level_btf @ mel_average(self.rate, self.size, self.mels), 1e-4))
+        mel = (mel - LOG_MEL_MEAN) / LOG_MEL_DEVIATION
+        return mel, (mel @ spectral.dct_matrix(self.mels))[..., : self.cepstrum]
+
+    def envelope(self, cepstrum_btc: jax.Array, hz: np.ndarray) -> jax.Array:
+        """Log STFT magnitude at `hz [n]`: `[b, t, n]`."""
+        mel = cepstrum_btc @ spectral.dct_matrix(self.mels)[:, : self.cepstrum].T
+        return (mel * LOG_MEL_DEVIATION + LOG_MEL_MEAN) @ mel_interpolate(self.rate, self.mels, hz)
+
+    def spread(self, cepstrum_btc: jax.Array) -> jax.Array:
+        """The deviation of the followed MDCT coefficients that the envelope implies, `[b, t, wave]`."""
+        hz = (np.arange(self.wave) + 0.5) * self.rate / (2 * self.hop)
+        power = np.sqrt(np.square(spectral.hann(self.size)).sum())  # of the STFT's window: white noise of deviation 1
+        return jnp.exp(jnp.clip(self.envelope(cepstrum_btc, hz), -7.0, 6.0)) / power
+
+
+class FrameEncoder(nn.Module):
+    """STFT -> ConvNeXt blocks, added to what `Front` says of the signal; the remaining channels are the networks' own."""
+
+    channels: int
+    width: int
+    blocks: int
+    front: Front
     causal: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, audio_bs: jax.Array) -> jax.Array:
-        x = spectral.stft(audio_bs, self.size, self.hop)
+        front = self.front
+        x = spectral.stft(audio_bs, front.size, front.hop)
         level = spectral.magnitude(x)
-        mel = jnp.log(jnp.maximum(level @ mel_average(self.rate, self.size, self.mels), 1e-4))
-        mel = (mel - LOG_MEL_MEAN) / LOG_MEL_DEVIATION
-        linear = (mel @ spectral.dct_matrix(self.mels))[..., : self.cepstrum]
+        mel, linear = front.linear(level)
         bent = level**-0.7  # |x|^0.3 keeps the phase and evens out the level
         h = jnp.concatenate([x.real * bent, x.imag * bent, mel], -1)
+        if front.wave:
+            wave = spectral.mdct(audio_bs, front.hop)[..., : front.wave] / front.spread(linear)
+            linear = jnp.concatenate([linear, WAVE_LEVEL * jnp.clip(wave, -8.0, 8.0)], -1)
+            h = jnp.concatenate([h, wave], -1)
         h = Dense(self.width, dtype=self.dtype)(h)
         for _ in range(self.blocks):
             h = ConvNeXt(7, 3, self.causal, self.dtype)(h)
-        added = Dense(self.cepstrum, kernel_init=small(0.01), dtype=self.dtype, name="cepstrum")(rms_norm(h)).astype(jnp.float32)
-        free = Dense(self.channels - self.cepstrum, dtype=self.dtype, name="free")(rms_norm(h)).astype(jnp.float32)
+        known = front.cepstrum + front.wave
+        added = Dense(known, kernel_init=small(0.01), dtype=self.dtype, name="cepstrum")(rms_norm(h)).astype(jnp.float32)
+        free = Dense(self.channels - known, dtype=self.dtype, name="free")(rms_norm(h)).astype(jnp.float32)
         return jnp.concatenate([linear + added, 0.5 * free], -1)
 
 
 class FrameDecoder(nn.Module):
-    """ConvNeXt blocks -> log magnitude and phase -> inverse STFT; the magnitude starts from the latent's cepstrum."""
+    """ConvNeXt blocks -> STFT -> waveform. Below the followed band's edge the spectrum starts from the MDCT coefficients in the
+    latent, above it from the envelope in the latent's cepstrum with a phase that the networks make up."""
 
-    cepstrum: int
     width: int
     blocks: int
-    rate: int
-    size: int
-    hop: int
-    mels: int
+    front: Front
     causal: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, z_btc: jax.Array) -> jax.Array:
-        bins = self.size // 2 + 1
-        mel = z_btc[..., : self.cepstrum] @ spectral.dct_matrix(self.mels)[:, : self.cepstrum].T
-        base = (mel * LOG_MEL_DEVIATION + LOG_MEL_MEAN) @ mel_interpolate(self.rate, self.size, self.mels)
+        front, low = self.front, self.front.followed
+        bins = front.size // 2 + 1
+        cepstrum = z_btc[..., : front.cepstrum]
+        base = front.envelope(cepstrum, np.linspace(0, front.rate / 2, bins))
         h = Conv1D(self.width, 3, causal=self.causal, dtype=self.dtype)(z_btc)
         for _ in range(self.blocks):
             h = ConvNeXt(7, 3, self.causal, self.dtype)(h)
         h = rms_norm(h)
-        level = Dense(bins, kernel_init=small(0.01), dtype=self.dtype, name="level")(h).astype(jnp.float32)
-        phase = Dense(2 * bins, dtype=self.dtype, name="phase")(h).astype(jnp.float32)
+        level = Dense(bins - low, kernel_init=small(0.01), dtype=self.dtype, name="level")(h).astype(jnp.float32)
+        phase = Dense(2 * (bins - low), dtype=self.dtype, name="phase")(h).astype(jnp.float32)
         cosine, sine = jnp.split(phase, 2, -1)
-        scale = jnp.exp(jnp.clip(base + level, -12.0, 6.0)) * jax.lax.rsqrt(jnp.square(cosine) + jnp.square(sine) + 1e-6)
-        return spectral.istft(jax.lax.complex(scale * cosine, scale * sine), self.size, self.hop)
+        scale = jnp.exp(jnp.clip(base[..., low:] + level, -12.0, 6.0)) * jax.lax.rsqrt(jnp.square(cosine) + jnp.square(sine) + 1e-6)
+        real, imaginary = scale * cosine, scale * sine
+        if low:
+            wave = z_btc[..., front.cepstrum : front.cepstrum + front.wave] / WAVE_LEVEL * front.spread(cepstrum)
+            wave = jnp.pad(wave, ((0, 0), (0, 0), (0, front.hop - front.wave)))
+            start = spectral.stft(spectral.imdct(wave), front.size, front.hop)[..., :low]
+            added = Dense(2 * low, kernel_init=small(0.01), dtype=self.dtype, name="added")(h).astype(jnp.float32)
+            scale = jnp.exp(jnp.clip(base[..., :low], -12.0, 6.0))
+            cosine, sine = jnp.split(added, 2, -1)
+            real = jnp.concatenate([start.real + scale * cosine, real], -1)
+            imaginary = jnp.concatenate([start.imag + scale * sine, imaginary], -1)
+        return spectral.istft(jax.lax.complex(real, imaginary), front.size, front.hop)
 
+
+WAVE_LEVEL = 0.45
+"""Deviation of the latent's waveform channels at the start: how many of the quantiser's bits they get beside the cepstrum."""
 
 LOG_MEL_MEAN, LOG_MEL_DEVIATION = -2.3, 2.2
 """Round figures, not measured ones: they only set the latent's scale."""
@@ -195,7 +243,9 @@ class Codec(nn.Module):
 
     `kind="conv"`: `width` is the encoder's first width, `decoder_width` the decoder's widest, `strides` multiply to
     the hop. `kind="frame"`: `width` everywhere, `blocks = (encoder, decoder)`, STFT of `size` samples and hop `hop`.
-    `causal` pads convolutions on the left only ("conv" only: an STFT frame looks ahead half its size).
+    `cepstrum` and `wave` are in `Front`. `code_width` is not of the networks: the channels of a factorised code, 0 for Euclidean codes
+    of all channels (`layers.quantize`). `causal` pads convolutions on the left only; what the transforms of "frame" look ahead
+    remains (`reach`).
     """
 
     kind: str = "conv"
@@ -209,7 +259,9 @@ class Codec(nn.Module):
     size: int = 800
     mels: int = 80
     cepstrum: int = 48
+    wave: int = 0
     causal: bool = False
+    code_width: int = 0
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -219,11 +271,9 @@ class Codec(nn.Module):
             self.encoder = ConvEncoder(self.channels, self.width, self.strides, self.causal, self.dtype)
             self.decoder = ConvDecoder(self.decoder_width, self.strides, self.causal, self.dtype)
         elif self.kind == "frame":
-            if self.causal:
-                raise ValueError("codec kind='frame' cannot be causal: its STFT looks ahead; use kind='conv'")
-            shape = dict(rate=self.rate, size=self.size, hop=self.hop, mels=self.mels, causal=False, dtype=self.dtype)
-            self.encoder = FrameEncoder(self.channels, self.cepstrum, self.width, self.blocks[0], **shape)
-            self.decoder = FrameDecoder(self.cepstrum, self.width, self.blocks[1], **shape)
+            front = Front(self.cepstrum, self.wave, self.rate, self.size, self.hop, self.mels)
+            self.encoder = FrameEncoder(self.channels, self.width, self.blocks[0], front, self.causal, self.dtype)
+            self.decoder = FrameDecoder(self.width, self.blocks[1], front, self.causal, self.dtype)
         else:
             raise ValueError(f"codec kind={self.kind!r}; expected 'conv' or 'frame'")
 
@@ -234,6 +284,40 @@ class Codec(nn.Module):
     def decode(self, z_btc: jax.Array) -> jax.Array:
         """Latent `[b, t, channels]` -> audio float32 `[b, t * hop]`."""
         return self.decoder(z_btc).astype(jnp.float32)
+
+    def reach(self, part: str) -> tuple[int, int]:
+        """Frames (to the left, to the right) on which a frame of `encode` or `decode` depends besides its own.
+
+        So much context on either side, and a piece of a file comes out as in the whole. To the right it is 0 for a causal "conv"
+        codec; a causal "frame" one has the look-ahead of its transforms left.
+        """
+        if part not in ("encode", "decode"):
+            raise ValueError(f"reach of {part!r}; expected 'encode' or 'decode'")
+        if self.kind == "frame":
+            window = math.ceil((self.size / self.hop - 1) / 2)
+            before, after = (6, 0) if self.causal else (3, 3)
+            if part == "encode":
+                return tuple(window + self.blocks[0] * side for side in (before, after))
+            start = (2, 0) if self.causal else (1, 1)
+            waved = 2 * window + 1 if self.wave else 0  # inverse MDCT, STFT, inverse STFT
+            return tuple(max(window + first + self.blocks[1] * side, waved) for first, side in zip(start, (before, after)))
+        # From the last layer back: the interval of inputs on which frame 0 depends. (taps, dilation, stride), stride < 0: transposed.
+        unit = [(7, d, 1) for d in (1, 3, 9)]
+        if part == "encode":
+            layers = [(7, 1, 1), *(layer for s in self.strides for layer in (*unit, (2 * s, 1, s))), (3, 1, 1)]
+        else:
+            layers = [*unit, (7, 1, 1), *(layer for s in reversed(self.strides) for layer in ((2 * s, 1, -s), *unit)), (7, 1, 1)]
+        first, last = (0, 0) if part == "encode" else (0, self.hop - 1)
+        for taps, dilation, stride in reversed(layers):
+            if stride < 0:
+                left = 0 if self.causal else -stride - -stride // 2
+                first, last = -((taps - 1 - left - first) // -stride), (last + left) // -stride
+            else:
+                total = (taps - 1) * dilation + 1 - stride
+                left = total if self.causal else (total + 1) // 2
+                first, last = first * stride - left, last * stride - left + (taps - 1) * dilation
+        unit = self.hop if part == "encode" else 1
+        return -(first // unit), last // unit
 
     def __call__(self, audio_bs: jax.Array) -> jax.Array:
         """Both, without quantiser (this is what creates every parameter)."""

@@ -1,8 +1,8 @@
-"""Spectral discriminators: complex STFTs at several resolutions, each judged by its own small network.
+"""Discriminators of waveforms: several judges, each with its own small network.
 
 `kind="2d"` is the multi-scale complex STFT discriminator of EnCodec (section 3.4: kernels 3 x 9, frequency halved
-three times, dilated in time). `kind="1d"` sees a frame's whole spectrum as channels and convolves over time
-only: a tenth of the cost on a CPU, and not equivariant to pitch.
+three times, dilated in time). `kind="dac"` are DAC's: HiFi-GAN's periods and a multi-band complex STFT. `kind="1d"` sees a frame's
+whole spectrum as channels and convolves over time only: a tenth of the cost on a CPU, and not equivariant to pitch.
 """
 
 from __future__ import annotations
@@ -61,17 +61,84 @@ class Spectral1D(nn.Module):
         return logits.reshape(logits.shape[0], -1).astype(jnp.float32), features
 
 
+class Bands(nn.Module):
+    """`audio [b, s] -> (logits [b, n], features)`: DAC's multi-band complex STFT discriminator (section 3.4) at one resolution.
+
+    Five bands of the spectrum, cut at 10, 25, 50 and 75 % of it, go through networks of their own; one last convolution
+    judges them side by side.
+    """
+
+    size: int
+    filters: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, audio_bs: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        spectrum = spectral.stft(audio_bs, self.size, self.size // 4)
+        x = jnp.stack([spectrum.real, spectrum.imag], -1)
+        edges = [int(share * x.shape[2]) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)]
+        features, ends = [], []
+        for first, last in zip(edges, edges[1:]):
+            h = x[:, :, first:last]
+            for kernel, stride in (((3, 9), (1, 1)), *[((3, 9), (1, 2))] * 3, ((3, 3), (1, 1))):
+                h = nn.leaky_relu(Conv2D(self.filters, kernel, stride, weight_norm=True, dtype=self.dtype)(h), 0.1)
+                features.append(h)
+            ends.append(h)
+        logits = Conv2D(1, (3, 3), weight_norm=True, axes=("embed", None), dtype=self.dtype)(jnp.concatenate(ends, 2))
+        return logits.reshape(logits.shape[0], -1).astype(jnp.float32), features
+
+
+class Period(nn.Module):
+    """`audio [b, s] -> (logits [b, n], features)`: HiFi-GAN's discriminator of one period (section 2.3).
+
+    The signal is folded into rows of `size` samples and convolved along each column alone. `filters` are the first layer's; the widest
+    has 32 times as many (HiFi-GAN: 32 and 1024).
+    """
+
+    size: int
+    filters: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, audio_bs: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        x = jnp.pad(audio_bs, ((0, 0), (0, -audio_bs.shape[1] % self.size)), mode="reflect")
+        x = x.reshape(x.shape[0], -1, self.size, 1)
+        features = []
+        for times, stride in ((1, 3), (4, 3), (16, 3), (32, 3), (32, 1)):
+            conv = Conv2D(self.filters * times, (5, 1), (stride, 1), weight_norm=True, dtype=self.dtype)
+            x = nn.leaky_relu(conv(x), 0.1)
+            features.append(x)
+        logits = Conv2D(1, (3, 1), weight_norm=True, axes=("embed", None), dtype=self.dtype)(x)
+        return logits.reshape(logits.shape[0], -1).astype(jnp.float32), features
+
+
+PERIODS = (2, 3, 5, 7, 11)
+
+
 class Discriminators(nn.Module):
-    """One judge per STFT size: a list of (logits `[b, n]`, features)."""
+    """A list of (logits `[b, n]`, features): one judge per STFT size, and for `kind="dac"` one per period before them.
+
+    "dac" hears the signal without its mean and at a peak of 0.8, as DAC's discriminators do.
+    """
 
     kind: str
     sizes: tuple[int, ...]
     filters: int
     dtype: Any = jnp.float32
 
+    @property
+    def number(self) -> int:
+        """How many judges there are."""
+        return len(self.sizes) + (len(PERIODS) if self.kind == "dac" else 0)
+
     @nn.compact
     def __call__(self, audio_bs: jax.Array) -> list[tuple[jax.Array, list[jax.Array]]]:
-        judges = {"1d": Spectral1D, "2d": Spectral2D}
+        judges = {"1d": Spectral1D, "2d": Spectral2D, "dac": Bands}
         if self.kind not in judges:
             raise ValueError(f"discriminator kind={self.kind!r}; expected one of {sorted(judges)}")
-        return [judges[self.kind](size, self.filters, self.dtype)(audio_bs) for size in self.sizes]
+        ladder = [(judges[self.kind], size) for size in self.sizes]
+        if self.kind == "dac":
+            ladder = [(Period, period) for period in PERIODS] + ladder
+            audio_bs = audio_bs - audio_bs.mean(-1, keepdims=True)
+            audio_bs = 0.8 * audio_bs / (jnp.abs(audio_bs).max(-1, keepdims=True) + 1e-9)
+        return [judge(size, self.filters, self.dtype)(audio_bs) for judge, size in ladder]

@@ -1,13 +1,70 @@
-"""Residual vector quantisation with Euclidean codebooks (SoundStream section III-C).
+"""Residual vector quantisation: Euclidean codebooks (SoundStream section III-C) or factorised ones (DAC section 3.2).
 
-Codebooks are state, not parameters: `rest["codebooks"] [q, k, c]`, learned as decayed means of what they were
-nearest to. Distances are float32, as `2 z.c - |c|^2`: one matrix product a level.
+Euclidean codebooks are state, not parameters: `rest["codebooks"] [q, k, c]`, learned as decayed means of what they were
+nearest to. Factorised ones are parameters: each level projects the residual to a few channels, finds the nearest code by
+cosine there, and projects that back. `Books` is what both look like to those who encode, look up or score codes.
+Distances are float32, as `2 z.c - |c|^2`: one matrix product a level.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from ns2_jax.layers.linear import default_init, named
+
+
+class Books(NamedTuple):
+    """Codes and how they are found; every array has the level first.
+
+    `codes [q, k, c]` are the vectors that add up to the latent. A residual's query, itself or `unit(residual @ down + shift)`, is held
+    against `keys [q, k, d]`.
+    """
+
+    codes: jax.Array
+    keys: jax.Array
+    down: jax.Array | None = None  # [q, c, d]
+    shift: jax.Array | None = None  # [q, d]
+
+    def query(self, residual_nc: jax.Array) -> jax.Array:
+        """Of one level (arrays without their first axis): `[n, d]`."""
+        return residual_nc if self.down is None else unit(residual_nc @ self.down + self.shift)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """`x` at length 1 along its last axis, with a finite gradient at zero."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+def books(gen: Any, rest: Any) -> Books:
+    """The `Books` of a codec from its networks' parameters `params["gen"]` and its `rest`."""
+    if "quantiser" not in gen:
+        return Books(rest["codebooks"], rest["codebooks"])
+    own = gen["quantiser"]
+    codes = jnp.einsum("qkd,qdc->qkc", own["codebooks"], own["up"]) + own["lift"][:, None]
+    return Books(codes, unit(own["codebooks"]), own["down"], own["shift"])
+
+
+class Factorised(nn.Module):
+    """Creates `levels` codebooks of `codes` vectors of `width` channels, with projections from and to `channels`."""
+
+    levels: int
+    codes: int
+    width: int
+    channels: int
+
+    @nn.compact
+    def __call__(self) -> None:
+        q, k, d, c = self.levels, self.codes, self.width, self.channels
+        each = lambda init: lambda rng, shape: jax.vmap(lambda key: init(key, shape[1:]))(jax.random.split(rng, shape[0]))
+        self.param("codebooks", named(nn.initializers.normal(1.0), (None, "codebook", None)), (q, k, d))
+        self.param("down", named(each(default_init), (None, "embed", None)), (q, c, d))
+        self.param("shift", nn.initializers.zeros, (q, d))
+        self.param("up", named(each(default_init), (None, None, "embed")), (q, d, c))
+        self.param("lift", nn.initializers.zeros, (q, c))
 
 
 def nearest(x_nc: jax.Array, codebook_kc: jax.Array) -> jax.Array:
@@ -16,15 +73,15 @@ def nearest(x_nc: jax.Array, codebook_kc: jax.Array) -> jax.Array:
     return jnp.argmax(score, -1).astype(jnp.int32)
 
 
-def rvq_encode(z_btc: jax.Array, codebooks_qkc: jax.Array, levels: int | None = None) -> jax.Array:
+def rvq_encode(z_btc: jax.Array, books: Books, levels: int | None = None) -> jax.Array:
     """Codes int32 `[b, t, q]` of the first `levels` levels (all by default), greedy from coarse to fine."""
     b, t, c = z_btc.shape
 
-    def level(residual, codebook):
-        index = nearest(residual, codebook)
-        return residual - jnp.take(codebook, index, axis=0), index
+    def level(residual, own: Books):
+        index = nearest(own.query(residual), own.keys)
+        return residual - jnp.take(own.codes, index, axis=0), index
 
-    _, codes = jax.lax.scan(level, z_btc.astype(jnp.float32).reshape(b * t, c), codebooks_qkc[:levels])
+    _, codes = jax.lax.scan(level, z_btc.astype(jnp.float32).reshape(b * t, c), jax.tree.map(lambda x: x[:levels], books))
     return codes.T.reshape(b, t, -1)
 
 
@@ -69,6 +126,36 @@ def rvq_train(z_btc: jax.Array, codebooks_qkc: jax.Array, depth_b: jax.Array, we
     codebooks = jax.lax.stop_gradient(codebooks_qkc)
     (_, total, commitment), stats = jax.lax.scan(level, start, (codebooks, jnp.arange(codebooks.shape[0])))
     return z + jax.lax.stop_gradient(total - z), commitment / depth_b, stats
+
+
+def factorised_train(z_btc: jax.Array, own: Any, depth_b: jax.Array, weight_b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, dict]:
+    """Quantises by the parameters of `Factorised`: `(z_quantised [b, t, c], commitment [b], codebook [b], stats {counts [q, k]})`.
+
+    Per level: project, nearest code by cosine, straight through in the projected space, project back (DAC section 3.2). Both losses are
+    squared distances there, per channel, averaged over frames and levels in use, each with its other side held fast. The residual
+    subtracts `stop_gradient(code)`; DAC's code does not, so that a level also pushes those above it (descript-audio-codec issue 107).
+    """
+    b, t, c = z_btc.shape
+    z = z_btc.astype(jnp.float32)
+    still = jax.lax.stop_gradient
+
+    def level(carry, inputs):
+        residual, total, commitment, following = carry
+        p, index_of_level = inputs
+        low = residual.reshape(b * t, c) @ p["down"] + p["shift"]
+        hits = jax.nn.one_hot(nearest(unit(still(low)), still(unit(p["codebooks"]))), p["codebooks"].shape[0], dtype=jnp.float32)
+        code = hits @ p["codebooks"]
+        active_b = (index_of_level < depth_b).astype(jnp.float32)
+        distance = lambda x, y: active_b * jnp.square(x - y).reshape(b, -1).mean(-1)
+        commitment += distance(low, still(code))
+        following += distance(still(low), code)
+        vector = ((low + still(code - low)) @ p["up"] + p["lift"]).reshape(b, t, c)
+        counts = (hits * jnp.repeat(active_b * weight_b, t)[:, None]).sum(0)
+        return (residual - still(vector), total + active_b[:, None, None] * vector, commitment, following), counts
+
+    start = (z, jnp.zeros_like(z), jnp.zeros((b,), jnp.float32), jnp.zeros((b,), jnp.float32))
+    (_, total, commitment, following), counts = jax.lax.scan(level, start, (dict(own), jnp.arange(own["codebooks"].shape[0])))
+    return total, commitment / depth_b, following / depth_b, {"counts": counts}
 
 
 def rvq_start(rng: jax.Array, z_btc: jax.Array, levels: int, codes: int, rounds: int = 6) -> dict:

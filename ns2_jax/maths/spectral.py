@@ -56,6 +56,24 @@ def istft(x_btf: jax.Array, size: int, hop: int) -> jax.Array:
     return overlap_add(frames, hop) / jnp.maximum(weight, 1e-3)
 
 
+@functools.lru_cache
+def mdct_matrix(hop: int) -> np.ndarray:
+    """Windowed cosines of the MDCT (Princen & Bradley 1987, sine window), float32 `[2 hop, hop]`; bin k is at `(k + 1/2) rate / (2 hop)` Hz."""
+    n, k = np.arange(2 * hop)[:, None] + 0.5, np.arange(hop)[None] + 0.5
+    return (np.sin(np.pi * n / (2 * hop)) * np.cos(np.pi / hop * (n + hop / 2) * k) * np.sqrt(2 / hop)).astype(np.float32)
+
+
+def mdct(x_bs: jax.Array, hop: int) -> jax.Array:
+    """Critically sampled, orthonormal lapped transform: `[b, t * hop] -> [b, t, hop]`. A frame sees half a hop to either side."""
+    return frame(x_bs.astype(jnp.float32), 2 * hop, hop) @ mdct_matrix(hop)
+
+
+def imdct(x_btk: jax.Array) -> jax.Array:
+    """`[b, t, hop] -> [b, t * hop]`, exact but for the half hops at both ends, whose other frame lies outside."""
+    hop = x_btk.shape[-1]
+    return overlap_add(x_btk @ mdct_matrix(hop).T, hop)
+
+
 def hz_to_mel(hz: np.ndarray) -> np.ndarray:
     """Slaney's mel scale: linear below 1 kHz, logarithmic above."""
     hz = np.asarray(hz, np.float64)

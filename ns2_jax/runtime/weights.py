@@ -168,8 +168,9 @@ def codec_of(config: Any, fields: Any) -> str:
     with open(os.path.join(source, "config.json"), encoding="utf8") as f:
         theirs = json.load(f)["model"]["codec"]
     ours = json.loads(json.dumps(config.model.codec.to_dict()))
-    for key in sorted({*ours} & {*theirs}):
-        if ours[key] != theirs[key]:
-            raise ValueError(f"config.model.codec.{key} is {ours[key]}, the codec of init_from, {source}, was trained with {theirs[key]}")
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key, 0), theirs.get(key, 0)  # what an older codec does not name it does not have
+        if a != b:
+            raise ValueError(f"config.model.codec.{key} is {a}, the codec of init_from, {source}, was trained with {b}")
     config.data.codes = found
     return found

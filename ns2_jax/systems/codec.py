@@ -3,7 +3,8 @@
 From the paper (3.1, 4.3, Table 11): 16 kHz, hop 200, 16 levels x 1024 codes x 256 channels, post-quantisation
 latent = sum of the codes, 27 M. It says "loss as SoundStream" and gives no widths or weights. Ours, from what recent
 codecs share (DAC, EnCodec): least-squares GAN, multi-scale mel 15, relative feature matching 2, adversarial 1, commitment
-0.25, decayed-mean codebooks from a k-means start, quantiser dropout on half of the rows.
+0.25, decayed-mean codebooks from a k-means start, quantiser dropout on half of the rows. The modern configuration is DAC's: factorised
+codes of 8 channels (`codec.code_width`, learned by gradients with a codebook loss of weight 1) and its discriminators (`judge="dac"`).
 
 Deviations, each a value in `configs/codec.py`: `kind="frame"` (everything at frame rate, for CPUs), the
 discriminators start at `adversarial_from`, the decoder hears unquantised latents before `quantise_from`, dead codes
@@ -29,6 +30,9 @@ from ns2_jax.maths import spectral
 from ns2_jax.systems.system import Base, Batch, Field, Program, Sizes, Tree, tuples
 
 STATISTICS_DECAY = 0.995  # of the latent's mean and deviation in `rest`
+BALANCE_DECAY = 0.999  # EnCodec's, of the norms of the losses' gradients
+COLLAPSED = 0.01  # share of a level's codes in effect under which training stops; healthy runs stay over 0.3
+WATCHED_FROM = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,9 @@ class System(Base):
     adversarial_weight: float = 1.0
     feature_weight: float = 2.0
     commitment_weight: float = 0.25
+    codebook_weight: float = 1.0
     complex_weight: float = 0.0
+    balance: bool = False
     adversarial_from: int = 5000
     quantise_from: int = 0
     quantiser_dropout: float = 0.5
@@ -76,14 +82,21 @@ class System(Base):
         return {"q": self.levels, "c": self.network.channels}
 
     def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
-        """Random networks, and codebooks by k-means on the first batch's latents (SoundStream III-C).
+        """Random networks, and Euclidean codebooks by k-means on the first batch's latents (SoundStream III-C).
 
         A batch of `small` has fewer frames (768) than codes: the start is rough and the decayed means do the rest.
         """
         gen, disc, means = jax.random.split(rng, 3)
-        params = {"gen": self.network.init(gen, batch["audio"])["params"], "disc": self.judges.init(disc, batch["audio"])["params"]}
+        params = {"gen": dict(self.network.init(gen, batch["audio"])["params"]), "disc": self.judges.init(disc, batch["audio"])["params"]}
         z = self.network.apply({"params": params["gen"]}, batch["audio"], method="encode")
-        rest = quantize.rvq_start(means, z, self.levels, self.codes)
+        if self.network.code_width:
+            quantiser = quantize.Factorised(self.levels, self.codes, self.network.code_width, self.network.channels)
+            params["gen"]["quantiser"] = quantiser.init(means)["params"]
+            rest = {"counts": jnp.ones((self.levels, self.codes))}
+        else:
+            rest = quantize.rvq_start(means, z, self.levels, self.codes)
+        if self.balance:
+            rest["balance"] = {name: {"norm": jnp.zeros(()), "seen": jnp.zeros(())} for name in self.weights}
         return params, rest | {"mean": z.mean((0, 1)), "square": jnp.square(z).mean((0, 1)), "deviation": z.std((0, 1))}
 
     def mel_loss(self, real_bs: jax.Array, fake_bs: jax.Array) -> jax.Array:
@@ -96,10 +109,12 @@ class System(Base):
         return sum(scale(size, bins) for size, bins in self.mel_scales) / len(self.mel_scales)
 
     def complex_loss(self, real_bs: jax.Array, fake_bs: jax.Array) -> jax.Array:
-        """L1 of complex spectra compressed by |x|^0.3, mean over two scales: `[b]`. Off in the paper's recipe."""
+        """L1 of complex spectra compressed by |x|^0.3, mean over two scales: `[b]`. In the band whose waveform the codec follows, or
+        everywhere; off in the paper's recipe."""
         total = 0.0
         for size in (512, 1024):
-            real, fake = (spectral.stft(x, size, size // 4) for x in (real_bs, fake_bs))
+            edge = size * self.network.wave // (2 * self.network.hop) or size // 2 + 1
+            real, fake = (spectral.stft(x, size, size // 4)[..., :edge] for x in (real_bs, fake_bs))
             bend = jax.lax.stop_gradient(spectral.magnitude(real, 1e-3) ** -0.7)
             total += 0.5 * spectral.magnitude((real - fake) * bend, 1e-4).mean((1, 2))
         return total
@@ -116,6 +131,43 @@ class System(Base):
                 distance.append(jnp.abs(r - f).mean(axes) / (jnp.abs(r).mean(axes) + 1e-6))
         return adversarial, sum(distance) / len(distance)
 
+    def losses(self, disc: Tree, audio_bs: jax.Array, fake_bs: jax.Array, judged: jax.Array) -> dict[str, jax.Array]:
+        """What the decoded waveform is held to, each `[b]`; the discriminators only where `judged`."""
+        none = jnp.zeros(audio_bs.shape[:1])
+        adversarial, features = jax.lax.cond(judged, lambda x: self.judgement(disc, audio_bs, x), lambda x: (none, none), fake_bs)
+        parts = {"mel": self.mel_loss(audio_bs, fake_bs), "adversarial": adversarial, "features": features}
+        return parts | ({"complex": self.complex_loss(audio_bs, fake_bs)} if self.complex_weight else {})
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the `losses`."""
+        both = {"mel": self.mel_weight, "adversarial": self.adversarial_weight, "features": self.feature_weight}
+        return both | ({"complex": self.complex_weight} if self.complex_weight else {})
+
+    def pull(self, disc: Tree, rest: Tree, audio_bs: jax.Array, fake_bs: jax.Array, weight_b: jax.Array, judged: jax.Array):
+        """(gradient of the losses at the waveform `[b, s]`, losses, their gradients' norms as sums over rows).
+
+        With `balance` every loss pulls with its share of the weights however large its gradient is (EnCodec section 3.4, equation 5): rows
+        are divided by the decayed mean norm of that loss's gradients.
+        """
+        if not self.balance:
+            def total(fake: jax.Array):
+                parts = self.losses(disc, audio_bs, fake, judged)
+                return (sum(self.weights[name] * part for name, part in parts.items()) * weight_b).sum(), parts
+
+            gradient, parts = jax.grad(total, has_aux=True)(fake_bs)
+            return gradient, parts, {}
+        parts, back = jax.vjp(lambda fake: self.losses(disc, audio_bs, fake, judged), fake_bs)
+        whole, gradient, norms = sum(self.weights.values()), 0.0, {}
+        for name in parts:
+            (one,) = back({other: jnp.full_like(part, float(other == name)) for other, part in parts.items()})
+            length = jnp.sqrt(jnp.square(one).sum(-1) + 1e-24) * weight_b
+            norms[name] = jnp.where(judged, length.sum(), 0.0) if name in ("adversarial", "features") else length.sum()
+            known = rest["balance"][name]
+            mean = jnp.where(known["seen"] > 0, known["norm"] / jnp.maximum(known["seen"], 1e-9), norms[name] / jnp.maximum(weight_b.sum(), 1e-9))
+            gradient += self.weights[name] / whole * one / jnp.maximum(mean, 1e-12) * weight_b[:, None]
+        return gradient, parts, norms
+
     def grads(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array, step: jax.Array) -> tuple[Tree, Tree, dict]:
         audio, weight = batch["audio"], batch["weight"]
         depth_key, which_key = jax.random.split(rng)
@@ -123,68 +175,93 @@ class System(Base):
         full = jax.random.uniform(which_key, weight.shape) >= self.quantiser_dropout
         depth = jnp.where(full, self.levels, depth)
         judged = step >= self.adversarial_from
-        none = jnp.zeros_like(weight)
 
         def generator(gen: Tree):
             z = self.network.apply({"params": gen}, audio, method="encode")
-            quantised, commitment, stats = quantize.rvq_train(z, rest["codebooks"], depth, weight)
+            if self.network.code_width:
+                quantised, commitment, following, stats = quantize.factorised_train(z, gen["quantiser"], depth, weight)
+            else:
+                quantised, commitment, stats = quantize.rvq_train(z, rest["codebooks"], depth, weight)
+                following = jnp.zeros_like(commitment)
             heard = jnp.where(step >= self.quantise_from, quantised, z)
             fake = self.network.apply({"params": gen}, heard, method="decode")
-            adversarial, features = jax.lax.cond(
-                judged, lambda x: self.judgement(params["disc"], audio, x), lambda x: (none, none), fake)
-            parts = {"mel": self.mel_loss(audio, fake), "adversarial": adversarial, "features": features, "commitment": commitment}
-            weights = {"mel": self.mel_weight, "adversarial": self.adversarial_weight, "features": self.feature_weight,
-                       "commitment": self.commitment_weight}
-            if self.complex_weight:
-                parts["complex"], weights["complex"] = self.complex_loss(audio, fake), self.complex_weight
-            loss = (sum(weights[name] * part for name, part in parts.items()) * weight).sum()
             sums = jnp.einsum("btc,b->c", z, weight) / z.shape[1], jnp.einsum("btc,b->c", jnp.square(z), weight) / z.shape[1]
             error = (jnp.square(z - quantised).mean((1, 2)) / (z.var((1, 2)) + 1e-9)) * full
-            parts |= {"quantisation_error": error / jnp.maximum(full.mean(), 1e-6)}
             stats |= {"mean": sums[0], "square": sums[1], "rows": weight.sum()}
-            return loss, (stats, {name: (part * weight).sum() for name, part in parts.items()}, fake)
+            return (fake, commitment, following), (stats, error / jnp.maximum(full.mean(), 1e-6))
 
         def discriminator(disc: Tree, fake: jax.Array):
             pairs = zip(self.judges.apply({"params": disc}, audio), self.judges.apply({"params": disc}, fake))
             loss = sum(jnp.square(1 - real).mean(1) + jnp.square(fake).mean(1) for (real, _), (fake, _) in pairs)
-            return (loss / len(self.judge_sizes) * weight).sum()
+            return (loss / self.judges.number * weight).sum()
 
-        (loss, (stats, metrics, fake)), gen_grads = jax.value_and_grad(generator, has_aux=True)(params["gen"])
+        (fake, commitment, following), back, (stats, error) = jax.vjp(generator, params["gen"], has_aux=True)
+        gradient, parts, norms = self.pull(params["disc"], rest, audio, fake, weight, judged)
+        (gen_grads,) = back((gradient, self.commitment_weight * weight, self.codebook_weight * weight))
         fake = jax.lax.stop_gradient(fake)
         disc_loss, disc_grads = jax.lax.cond(
             judged, lambda: jax.value_and_grad(discriminator)(params["disc"], fake),
             lambda: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params["disc"])))
-        metrics |= {"loss": loss, "discriminator": disc_loss, "weight": weight.sum()}
-        metrics |= {"perplexity": self._perplexity(rest["counts"]) * weight.sum(), "dead_codes": self._dead(rest["counts"]) * weight.sum()}
+        loss = sum(self.weights[name] * part for name, part in parts.items()) + self.commitment_weight * commitment
+        parts |= {"commitment": commitment, "quantisation_error": error}
+        if self.network.code_width:
+            loss, parts = loss + self.codebook_weight * following, parts | {"codebook": following}
+        metrics = {name: (part * weight).sum() for name, part in (parts | {"loss": loss}).items()}
+        metrics |= {"discriminator": disc_loss, "weight": weight.sum()}
+        metrics |= {name: value * weight.sum() for name, value in self.use(rest["counts"]).items()}
+        if self.balance:
+            stats["balance"] = norms
         return {"gen": gen_grads, "disc": disc_grads}, stats, metrics
 
-    def _perplexity(self, counts_qk: jax.Array) -> jax.Array:
+    def use(self, counts_qk: jax.Array) -> dict[str, jax.Array]:
+        """How the codes are used: perplexity and share in use of each level (01 the coarsest), mean perplexity and dead codes of all."""
         p = counts_qk / counts_qk.sum(-1, keepdims=True)
-        return jnp.exp(-(p * jnp.log(p + 1e-10)).sum(-1)).mean()
+        perplexity = jnp.exp(-(p * jnp.log(p + 1e-10)).sum(-1))
+        dead = counts_qk < self.dead * counts_qk.mean(-1, keepdims=True)
+        each = {f"perplexity/{q + 1:02}": perplexity[q] for q in range(self.levels)}
+        each |= {f"usage/{q + 1:02}": 1 - dead[q].mean() for q in range(self.levels)}
+        return {"perplexity": perplexity.mean(), "dead_codes": dead.sum().astype(jnp.float32), **each}
 
-    def _dead(self, counts_qk: jax.Array) -> jax.Array:
-        return (counts_qk < self.dead * counts_qk.mean(-1, keepdims=True)).sum().astype(jnp.float32)
+    def alarm(self, metrics: Mapping[str, float], step: int) -> str:
+        """What is wrong beyond repair: a level whose codes have fallen together (COLLAPSED of them are left in effect)."""
+        fallen = [q + 1 for q in range(self.levels) if metrics[f"perplexity/{q + 1:02}"] < max(COLLAPSED * self.codes, 1.5)]
+        if not fallen or step < WATCHED_FROM:
+            return ""
+        found = metrics[f"perplexity/{fallen[0]:02}"]
+        return (f"the codebook of level {fallen[0]} has collapsed: perplexity {found:.1f} of {self.codes} codes"
+                + (f" (also levels {fallen[1:]})" if fallen[1:] else "")
+                + "; lower config.optim.peak, or raise config.model.commitment_weight, and start again or from an earlier checkpoint")
 
     def update(self, params: Tree, rest: Tree, stats: Tree, rng: jax.Array, step: jax.Array) -> Tree:
         """Codebooks, and the latent's mean and deviation per channel (a decayed mean over steps)."""
         del params, step
-        new = quantize.rvq_update(rng, rest, stats, self.codebook_decay, self.dead)
+        if self.network.code_width:
+            new = {"counts": self.codebook_decay * rest["counts"] + (1 - self.codebook_decay) * stats["counts"]}
+        else:
+            new = quantize.rvq_update(rng, rest, stats, self.codebook_decay, self.dead)
         rows = jnp.maximum(stats["rows"], 1e-6)
+        if self.balance:
+            decay, new["balance"] = BALANCE_DECAY, {}
+            for name, norm in stats["balance"].items():
+                old, seen = rest["balance"][name], (norm > 0).astype(jnp.float32)  # discriminators that wait have no norm
+                kept = jnp.where(seen > 0, decay, 1.0)
+                new["balance"][name] = {"norm": kept * old["norm"] + (1 - kept) * norm / rows, "seen": kept * old["seen"] + (1 - kept)}
         for name in ("mean", "square"):
             new[name] = STATISTICS_DECAY * rest[name] + (1 - STATISTICS_DECAY) * stats[name] / rows
         new["deviation"] = jnp.sqrt(jnp.maximum(new["square"] - jnp.square(new["mean"]), 1e-8))
         return new
 
     def encode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
-        """Program: audio `[b, s]` -> codes int32 `[b, t, q]` and the latent before quantisation `[b, t, c]`."""
+        """Program: audio `[b, s]` -> codes int32 `[b, t, q]` and the latents `[b, t, c]` before quantisation and after."""
         del rng, sizes
-        z = self.network.apply({"params": params["gen"]}, inputs["audio"], method="encode")
-        return {"codes": quantize.rvq_encode(z, rest["codebooks"]), "latents": z}
+        z, books = self.network.apply({"params": params["gen"]}, inputs["audio"], method="encode"), quantize.books(params["gen"], rest)
+        codes = quantize.rvq_encode(z, books)
+        return {"codes": codes, "latents": z, "quantised": quantize.rvq_lookup(books.codes, codes)}
 
     def decode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, levels: int) -> dict[str, jax.Array]:
         """Program: codes `[b, t, q]` -> audio `[b, s]`, from the first `levels` levels."""
         del rng, sizes
-        z = quantize.rvq_lookup(rest["codebooks"], inputs["codes"], levels)
+        z = quantize.rvq_lookup(quantize.books(params["gen"], rest).codes, inputs["codes"], levels)
         return {"audio": self.network.apply({"params": params["gen"]}, z, method="decode")}
 
     def decode_latents(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
@@ -195,7 +272,7 @@ class System(Base):
     def programs(self) -> dict[str, Program]:
         audio, codes, latents = Field("bs", "float32"), Field("btq", "int32"), Field("btc", "float32")
         return {
-            "encode": Program(self.encode, {"audio": audio}, {"codes": codes, "latents": latents}),
+            "encode": Program(self.encode, {"audio": audio}, {"codes": codes, "latents": latents, "quantised": latents}),
             "decode": Program(self.decode, {"codes": codes}, {"audio": audio}, {"levels": self.levels}),
             "decode_latents": Program(self.decode_latents, {"latents": latents}, {"audio": audio}),
         }

@@ -82,6 +82,9 @@ class System(Protocol):
     def update(self, params: Tree, rest: Tree, stats: Tree, rng: jax.Array, step: jax.Array) -> Tree:
         """The next `rest`, once per optimiser step. `stats` are the summed statistics of the step."""
 
+    def alarm(self, metrics: Mapping[str, float], step: int) -> str:
+        """Why training must stop, from the metrics of a log line; "" as long as it may go on."""
+
     def programs(self) -> dict[str, Program]:
         """Jittable functions with static shapes: durations, sample, encode, decode, align, score."""
 
@@ -119,6 +122,10 @@ class Base:
     def update(self, params: Tree, rest: Tree, stats: Tree, rng: jax.Array, step: jax.Array) -> Tree:
         del params, stats, rng, step
         return rest
+
+    def alarm(self, metrics: Mapping[str, float], step: int) -> str:
+        del metrics, step
+        return ""
 
 
 class SingleLoss(Base):

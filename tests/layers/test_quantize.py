@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ns2_jax.layers import quantize
 
 RNG = np.random.default_rng(0)
 Q, K, C = 4, 16, 6
 BOOKS = (RNG.normal(size=(Q, K, C)) * 0.5 ** np.arange(Q)[:, None, None]).astype(np.float32)
+EUCLIDEAN = quantize.books({}, {"codebooks": BOOKS})
 Z = RNG.normal(size=(3, 10, C)).astype(np.float32)
 
 
@@ -27,10 +30,10 @@ def greedy(z, books):
 
 def test_codes_and_lookup_equal_numpy():
     codes, total, _ = greedy(Z, BOOKS)
-    np.testing.assert_array_equal(quantize.rvq_encode(Z, BOOKS), codes)
+    np.testing.assert_array_equal(quantize.rvq_encode(Z, EUCLIDEAN), codes)
     np.testing.assert_allclose(quantize.rvq_lookup(BOOKS, codes.astype(np.uint16)), total, atol=1e-5)
     two, total_two, _ = greedy(Z, BOOKS[:2])
-    np.testing.assert_array_equal(quantize.rvq_encode(Z, BOOKS, levels=2), two)
+    np.testing.assert_array_equal(quantize.rvq_encode(Z, EUCLIDEAN, levels=2), two)
     np.testing.assert_allclose(quantize.rvq_lookup(BOOKS, codes, levels=2), total_two, atol=1e-5)
 
 
@@ -94,3 +97,62 @@ def test_update_is_the_decayed_mean_and_dead_codes_move_onto_live_ones():
     offset = np.abs((new_codes[:, None] - live[None]) / spread).max(-1).min(1)
     assert (offset < 0.6).all(), "a moved code lies a tenth of the spread from a busy one"
     np.testing.assert_allclose(moved["codebooks"][0, 4:], live, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def factorised():
+    """Parameters of a factorised quantiser with nothing left at zero."""
+    params = quantize.Factorised(Q, K, 3, C).init(jax.random.key(0))["params"]
+    params = nn.meta.unbox(params)
+    return {name: value + 0.1 * jax.random.normal(jax.random.key(i), value.shape) for i, (name, value) in enumerate(sorted(params.items()))}
+
+
+def by_hand(z, own, levels=Q):
+    """(codes, sum, projected residuals, their codes) of the factorised quantiser in numpy, float64, by the angle between vectors."""
+    p = {name: np.asarray(value, np.float64) for name, value in own.items()}
+    residual, codes, total, lows, found = z.astype(np.float64), [], 0.0, [], []
+    for j in range(levels):
+        low = residual @ p["down"][j] + p["shift"][j]
+        cosine = low @ p["codebooks"][j].T / np.linalg.norm(low, axis=-1)[..., None] / np.linalg.norm(p["codebooks"][j], axis=-1)
+        codes.append(cosine.argmax(-1))
+        found.append(p["codebooks"][j][codes[-1]])
+        lows.append(low)
+        vector = found[-1] @ p["up"][j] + p["lift"][j]
+        residual, total = residual - vector, total + vector
+    return np.stack(codes, -1), total, lows, found
+
+
+def test_factorised_codes_equal_numpy(factorised):
+    codes, total, lows, found = by_hand(Z, factorised)
+    own = quantize.books({"quantiser": factorised}, {})
+    np.testing.assert_array_equal(quantize.rvq_encode(Z, own), codes)
+    np.testing.assert_allclose(quantize.rvq_lookup(own.codes, codes), total, atol=1e-5)
+    depth, weight = jnp.array([4, 2, 1]), jnp.array([1.0, 1.0, 0.0])
+    quantised, commitment, following, stats = quantize.factorised_train(Z, factorised, depth, weight)
+    for row, n in enumerate(depth):
+        np.testing.assert_allclose(quantised[row], by_hand(Z[row], factorised, n)[1], atol=1e-5)
+        want = np.mean([np.square(lows[j][row] - found[j][row]).mean() for j in range(n)])
+        np.testing.assert_allclose([commitment[row], following[row]], want, rtol=1e-4)
+    counts = np.zeros((Q, K))
+    for row in range(2):
+        for j in range(int(depth[row])):
+            np.add.at(counts[j], codes[row, :, j], 1)
+    np.testing.assert_allclose(stats["counts"], counts)
+
+
+def test_factorised_gradients_reach_every_level_and_stay_on_their_side(factorised):
+    full, ones = jnp.full(3, Q), jnp.ones(3)
+    for which, moved, still in ((1, {"down", "shift"}, {"codebooks", "up", "lift"}), (2, {"codebooks"}, {"up", "lift", "down", "shift"})):
+        grads = jax.grad(lambda own: quantize.factorised_train(Z, own, full, ones)[which].sum())(factorised)
+        for name in moved:
+            assert (np.abs(grads[name]).reshape(Q, -1).max(-1) > 1e-5).all(), (which, name)
+        for name in still:
+            assert np.abs(grads[name]).max() == 0, (which, name)
+    grads = jax.grad(lambda own: quantize.factorised_train(Z, own, full, ones)[0].sum())(factorised)
+    assert all((np.abs(grads[name]).reshape(Q, -1).max(-1) > 1e-5).all() for name in ("down", "shift", "up", "lift"))
+    assert np.abs(grads["codebooks"]).max() == 0, "straight through: the reconstruction moves the projections, not the codes"
+    # The commitment at the input: each level pulls by its own projection alone, because the residual subtracts fixed codes.
+    _, _, lows, found = by_hand(Z, factorised)
+    want = sum(2 * (lows[j] - found[j]) @ np.asarray(factorised["down"][j], np.float64).T for j in range(Q)) / (10 * 3) / Q
+    got = jax.grad(lambda z: quantize.factorised_train(z, factorised, full, ones)[1].sum())(jnp.asarray(Z))
+    np.testing.assert_allclose(got, want, atol=1e-5)

@@ -62,26 +62,15 @@ def test_the_50_hz_codec_of_soundstorm():
     assert out["codes"].shape == (1, 50, 12)
 
 
-@pytest.mark.parametrize("numbers", [
-    dict(kind="conv", channels=8, width=4, decoder_width=32),
-    dict(kind="frame", channels=8, cepstrum=6, width=16, blocks=(1, 1), mels=20)])
-def test_lengths_are_exact_and_rows_independent(numbers):
-    net = Codec(**numbers)
-    x = batch(3, 12)["audio"]
-    params = net.init(jax.random.key(0), x)
-    z = net.apply(params, x, method="encode")
-    y = net.apply(params, z, method="decode")
-    assert z.shape == (3, 12, 8) and y.shape == x.shape
-    np.testing.assert_allclose(net.apply(params, x[1:2]), y[1:2], atol=1e-5)
-
-
-def test_causal_codec_does_not_look_ahead():
-    net = Codec(kind="conv", channels=8, width=4, decoder_width=32, causal=True)
-    x = batch(1, 12)["audio"]
-    params = net.init(jax.random.key(0), x)
-    cut = 6 * 200
-    later = x.at[:, cut:].add(0.1)
-    np.testing.assert_array_equal(net.apply(params, x)[:, :cut], net.apply(params, later)[:, :cut])
+def test_the_modern_configuration():
+    """DAC's quantiser (16 levels of 8 channels with their projections) and its eight judges, by configuration alone."""
+    one = system("base,modern")
+    params, rest = jax.eval_shape(one.init, jax.random.key(0), shapes(one.fields, {"b": 2, "t": 16, "s": 3200}))
+    assert count(params["gen"]["quantiser"]) == 16 * (1024 * 8 + 256 * 8 + 8 + 8 * 256 + 256)
+    assert "codebooks" not in rest and rest["counts"].shape == (16, 1024)
+    assert abs(count(params["gen"]) / 27e6 - 1) < 0.02
+    assert len([name for name in params["disc"] if name.startswith("Period")]) == 5
+    assert len([name for name in params["disc"] if name.startswith("Bands")]) == 3
 
 
 def test_zero_padding_on_the_right_changes_only_the_edge():
@@ -95,13 +84,19 @@ def test_zero_padding_on_the_right_changes_only_the_edge():
     np.testing.assert_allclose(short[:, :11], long[:, :11], atol=1e-4)
 
 
-def test_a_row_of_weight_zero_changes_nothing(started):
-    one, params, rest = started
+@pytest.fixture(scope="module", params=["smoke", "smoke,modern"])
+def either(request):
+    """Euclidean and factorised codes."""
+    one = system(request.param, quantiser_dropout=0.0, balance=request.param != "smoke")
+    return one, *jax.jit(one.init)(jax.random.key(0), batch())
+
+
+def test_a_row_of_weight_zero_changes_nothing(either):
+    fixed, params, rest = either
     full = batch(8)
     weight = jnp.ones(8).at[6:].set(0)
     noisy = full["audio"].at[6:].multiply(-3.0)
     step, key = jnp.int32(50), jax.random.key(3)
-    fixed = system(quantiser_dropout=0.0)
     grads = jax.jit(fixed.grads)
     a = grads(params, rest, {"audio": full["audio"], "weight": weight}, key, step)
     b = grads(params, rest, {"audio": noisy, "weight": weight}, key, step)
@@ -112,9 +107,9 @@ def test_a_row_of_weight_zero_changes_nothing(started):
     assert float(a[2]["weight"]) == 6
 
 
-def test_micro_batches_add(started):
-    _, params, rest = started
-    one = system(quantiser_dropout=0.0)
+def test_micro_batches_add(either):
+    one, params, rest = either
+    rest = rest | ({"balance": {name: {"norm": jnp.float32(0.5), "seen": jnp.float32(0.5)} for name in one.weights}} if one.balance else {})
     full, key, step = batch(8), jax.random.key(3), jnp.int32(50)
     grads = jax.jit(one.grads)
     whole = grads(params, rest, full, key, step)
@@ -131,6 +126,73 @@ def test_every_leaf_learns_and_the_discriminator_waits(started):
     after, _, _ = jax.jit(one.grads)(params, rest, batch(), jax.random.key(1), jnp.int32(one.adversarial_from))
     for path, g in jax.tree_util.tree_leaves_with_path(after):
         assert np.isfinite(g).all() and float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
+
+
+def test_every_leaf_of_the_modern_codec_learns():
+    one = system("smoke,modern")
+    params, rest = jax.jit(one.init)(jax.random.key(0), batch())
+    grads, stats, _ = jax.jit(one.grads)(params, rest, batch(), jax.random.key(1), jnp.int32(one.adversarial_from))
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(g).all() and float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
+    assert float(stats["counts"].sum()) > 0
+
+
+def test_balanced_losses_pull_by_their_weights_alone(started):
+    """EnCodec's equation 5: each loss's gradient at the waveform over its own mean norm, times its share of the weights."""
+    one, params, rest = started
+    fair = system(balance=True)
+    audio, fake, ones = batch(2)["audio"], batch(2, seed=1)["audio"], jnp.ones(2)
+    yes = jnp.bool_(True)
+    alone = {name: np.asarray(jax.grad(lambda x: one.losses(params["disc"], audio, x, yes)[name].sum())(fake)) for name in one.weights}
+    length = {name: np.sqrt(np.square(g).sum(-1)) for name, g in alone.items()}
+    fresh = {"balance": {name: {"norm": jnp.zeros(()), "seen": jnp.zeros(())} for name in one.weights}}
+    got, _, norms = fair.pull(params["disc"], fresh, audio, fake, ones, yes)
+    whole = sum(one.weights.values())
+    want = sum(one.weights[name] / whole * alone[name] / length[name].mean() for name in alone)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
+    for name in norms:
+        np.testing.assert_allclose(norms[name], length[name].sum(), rtol=1e-3)
+    # With a history its decayed mean is what counts, and the discriminators leave none while they wait.
+    known = {"balance": {name: {"norm": jnp.float32(6.0), "seen": jnp.float32(0.5)} for name in one.weights}}
+    got, _, _ = fair.pull(params["disc"], known, audio, fake, ones, yes)
+    np.testing.assert_allclose(got, sum(one.weights[name] / whole * alone[name] / 12 for name in alone), rtol=1e-3, atol=1e-5)
+    _, _, quiet = fair.pull(params["disc"], fresh, audio, fake, ones, jnp.bool_(False))
+    assert float(quiet["adversarial"]) == float(quiet["features"]) == 0 < float(quiet["mel"])
+    stats = {"rows": jnp.float32(2), "mean": rest["mean"], "square": rest["square"], "counts": rest["counts"], "sums": rest["sums"], "balance": quiet}
+    new = fair.update(params, rest | fresh, stats, jax.random.key(0), jnp.int32(0))["balance"]
+    assert float(new["features"]["seen"]) == 0
+    np.testing.assert_allclose(new["mel"]["norm"] / new["mel"]["seen"], float(quiet["mel"]) / 2, rtol=1e-5)
+
+
+def test_collapse_is_named_per_level():
+    one = system()
+    counts = np.ones((4, 32), np.float32)
+    counts[2, 1:] = 1e-4
+    use = {name: float(value) for name, value in one.use(jnp.asarray(counts)).items()}
+    assert abs(use["perplexity/01"] - 32) < 0.1 and use["perplexity/03"] < 1.2
+    assert use["usage/01"] == 1 and use["usage/03"] == 1 / 32 and use["dead_codes"] == 31
+    assert "level 3 has collapsed: perplexity 1.0 of 32" in one.alarm(use, 200)
+    assert one.alarm(use, 50) == "", "the first steps are not judged"
+    counts[2] = 1
+    assert one.alarm({name: float(value) for name, value in one.use(jnp.asarray(counts)).items()}, 200) == ""
+
+
+def test_mel_and_complex_losses_equal_librosa(started):
+    import librosa
+
+    one, _, _ = started
+    real, fake = (np.asarray(batch(1, 24, seed)["audio"][0]) for seed in (0, 1))
+    frames = lambda x, size: np.stack([np.fft.rfft(np.pad(x.astype(np.float64), size)[size + i - size // 2 + size // 8 :][:size] * librosa.filters.get_window("hann", size))
+                                       for i in range(0, len(x) - len(x) % (size // 4), size // 4)])
+    mels = lambda x, size, bins: np.log10(np.maximum(np.abs(frames(x, size)) @ librosa.filters.mel(sr=16000, n_fft=size, n_mels=bins).T, 1e-4))
+    want = np.mean([np.abs(mels(real, *scale) - mels(fake, *scale)).mean() for scale in one.mel_scales])
+    np.testing.assert_allclose(one.mel_loss(real[None], fake[None])[0], want, rtol=1e-3)
+    total = 0.0
+    for size in (512, 1024):
+        edge = int(size * 160 / 16000)  # four MDCT coefficients of 40 Hz
+        a, b = frames(real, size)[:, :edge], frames(fake, size)[:, :edge]
+        total += 0.5 * np.mean(np.abs(a - b) * np.maximum(np.abs(a), 1e-3) ** -0.7)
+    np.testing.assert_allclose(one.complex_loss(real[None], fake[None])[0], total, rtol=5e-3)
 
 
 def test_generator_gradient_is_the_derivative_of_its_loss(started):

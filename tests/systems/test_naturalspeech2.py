@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from configs.naturalspeech2 import get_config
+from ns2_jax.layers import quantize
 from ns2_jax.runtime import weights
 from ns2_jax.systems.naturalspeech2 import System, rvq
 from ns2_jax.systems.system import make, shapes
@@ -159,10 +160,14 @@ def quantised(levels: int = 6, codes: int = 64, channels: int = 16) -> tuple:
     return np.stack(books).astype(np.float32), np.stack(ids, -1)
 
 
+def euclidean(books) -> quantize.Books:
+    return quantize.books({}, {"codebooks": jnp.asarray(books)})
+
+
 def test_ce_rvq_with_true_codes_is_exact_at_the_last_level_and_nearly_so_above():
     books, ids = quantised()
     z = sum(books[j][ids[:, j]] for j in range(len(books)))
-    _, right = rvq.ce_rvq(jnp.asarray(z)[None], jnp.asarray(ids)[None], jnp.asarray(books))
+    _, right = rvq.ce_rvq(jnp.asarray(z)[None], jnp.asarray(ids)[None], euclidean(books))
     accuracy = np.asarray(right).mean((1, 2))
     assert accuracy[-1] == 1.0
     assert (accuracy >= 0.85).all()
@@ -179,7 +184,7 @@ def test_ce_rvq_equals_numpy():
     rng = np.random.default_rng(3)
     z = rng.normal(size=(2, 5, 16)).astype(np.float32)
     codes = ids[:10].reshape(2, 5, -1)
-    loss, _ = rvq.ce_rvq(jnp.asarray(z), jnp.asarray(codes, jnp.uint16), jnp.asarray(books))
+    loss, _ = rvq.ce_rvq(jnp.asarray(z), jnp.asarray(codes, jnp.uint16), euclidean(books))
     for level, book in enumerate(books.astype(np.float64)):
         gaps = [np.sort(np.square(book[i] - book).sum(-1))[1] for i in range(len(book))]
         residual = z - sum((books[j][codes[..., j]] for j in range(level)), np.zeros_like(z))
@@ -189,14 +194,34 @@ def test_ce_rvq_equals_numpy():
         np.testing.assert_allclose(loss[level], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_ce_rvq_of_factorised_codes_equals_numpy():
+    """Logits are distances of unit vectors in each level's own space; the residual subtracts the true codes' vectors."""
+    rng = np.random.default_rng(3)
+    q, k, d, c = 3, 8, 2, 5
+    own = {"codebooks": rng.normal(size=(q, k, d)), "down": rng.normal(size=(q, c, d)), "shift": rng.normal(size=(q, d)),
+           "up": rng.normal(size=(q, d, c)), "lift": rng.normal(size=(q, c))}
+    z, codes = rng.normal(size=(1, 7, c)), rng.integers(0, k, (1, 7, q))
+    books = quantize.books({"quantiser": jax.tree.map(jnp.float32, own)}, {})
+    loss, _ = rvq.ce_rvq(jnp.float32(z), jnp.asarray(codes), books)
+    residual, unit = z, lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    for j in range(q):
+        keys = unit(own["codebooks"][j])
+        apart = np.square(keys[:, None] - keys).sum(-1)
+        np.fill_diagonal(apart, np.inf)
+        logits = -np.square(unit(residual @ own["down"][j] + own["shift"][j])[..., None, :] - keys).sum(-1) / apart.min(-1).mean()
+        true = np.take_along_axis(logits, codes[..., j, None], -1)[..., 0]
+        np.testing.assert_allclose(loss[j], np.log(np.exp(logits).sum(-1)) - true, atol=2e-4)
+        residual = residual - own["codebooks"][j][codes[..., j]] @ own["up"][j] - own["lift"][j]
+
+
 def test_ce_rvq_pulls_the_prediction_towards_the_codes():
     books, ids = (jnp.asarray(x) for x in quantised())
     codes = ids[None, :20]
     z = sum(books[j][codes[..., j]] for j in range(len(books)))
-    grad = jax.grad(lambda x: rvq.ce_rvq(x, codes, books)[0].mean(0).sum())(z + 0.3)
+    grad = jax.grad(lambda x: rvq.ce_rvq(x, codes, euclidean(books))[0].mean(0).sum())(z + 0.3)
     assert ((z - (z + 0.3)) * -grad).sum() > 0
-    few = rvq.ce_rvq(z, codes[..., :2], books)[0]
-    np.testing.assert_allclose(few, rvq.ce_rvq(z, codes, books)[0][:2], rtol=1e-5, atol=1e-5)
+    few = rvq.ce_rvq(z, codes[..., :2], euclidean(books))[0]
+    np.testing.assert_allclose(few, rvq.ce_rvq(z, codes, euclidean(books))[0][:2], rtol=1e-5, atol=1e-5)
 
 
 # Loss -----------------------------------------------------------------------------------------------------------------

@@ -166,10 +166,17 @@ class System(SingleLoss):
             "pitch": nets["pitch"].init(next(keys), row, yes, *prompt)["params"],
             "denoiser": nets["denoiser"].init(next(keys), latents, jnp.zeros((b,)), row, *prompt, yes)["params"],
         }
-        codec = self.codec_network.init(next(keys), jnp.zeros((1, 8 * self.codec_network.hop)))["params"]
-        books = jax.random.normal(next(keys), (self.levels, self.codes, c)) * self.levels**-0.5
-        rest = {"params": {"gen": codec}, "rest": {"codebooks": books, "mean": jnp.zeros((c,)), "deviation": jnp.ones((c,))}}
-        return params, {"codec": rest}
+        net, codec = self.codec_network, {"mean": jnp.zeros((c,)), "deviation": jnp.ones((c,))}
+        gen = dict(net.init(next(keys), jnp.zeros((1, 8 * net.hop)))["params"])
+        if net.code_width:
+            gen["quantiser"] = quantize.Factorised(self.levels, self.codes, net.code_width, c).init(next(keys))["params"]
+        else:
+            codec["codebooks"] = jax.random.normal(next(keys), (self.levels, self.codes, c)) * self.levels**-0.5
+        return params, {"codec": {"params": {"gen": gen}, "rest": codec}}
+
+    def books(self, rest: Tree) -> quantize.Books:
+        """The frozen codec's codes."""
+        return quantize.books(rest["codec"]["params"]["gen"], rest["codec"]["rest"])
 
     def apply(self, params: Tree, name: str, *args: Any, rng: jax.Array | None = None) -> Any:
         """A network's forward pass; with a key it is in training mode and drops out."""
@@ -185,7 +192,7 @@ class System(SingleLoss):
     def latents(self, rest: Tree, codes_btq: jax.Array, mask_bt: jax.Array) -> jax.Array:
         """Codes -> sum of their vectors, centred and scaled, zero at padding, float32 `[b, t, c]`."""
         own = rest["codec"]["rest"]
-        return (quantize.rvq_lookup(own["codebooks"], codes_btq) - own["mean"]) / self.scale(rest) * mask_bt[..., None]
+        return (quantize.rvq_lookup(self.books(rest).codes, codes_btq) - own["mean"]) / self.scale(rest) * mask_bt[..., None]
 
     def scale(self, rest: Tree) -> jax.Array:
         """What a channel's latents are divided by, `[c]`: deviation ** whiten, times what makes their mean square 1."""
@@ -286,7 +293,7 @@ class System(SingleLoss):
             own = rest["codec"]["rest"]
             z = x0_hat * self.scale(rest) + own["mean"]
             levels = self.ce_levels or self.levels
-            loss, right = ce_rvq(z, codes_btq[..., :levels], own["codebooks"], self.unroll)
+            loss, right = ce_rvq(z, codes_btq[..., :levels], self.books(rest), self.unroll)
             weight = jnp.square(alpha[..., 0]) if self.ce_by_signal else 1.0
             terms |= {"ce": loss.mean(0) * weight, "ce_accuracy_first": right[0], "ce_accuracy_last": right[-1]}
         return terms
@@ -311,12 +318,12 @@ class System(SingleLoss):
         """Program: audio `[b, s]` -> codes int32 `[b, t, q]`."""
         del params, rng, sizes
         z = self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, inputs["audio"], method="encode")
-        return {"codes": quantize.rvq_encode(z, rest["codec"]["rest"]["codebooks"])}
+        return {"codes": quantize.rvq_encode(z, self.books(rest))}
 
     def decode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
         """Program: codes `[b, t, q]` -> audio `[b, s]`."""
         del params, rng, sizes
-        return {"audio": self._decode(rest, quantize.rvq_lookup(rest["codec"]["rest"]["codebooks"], inputs["codes"]))}
+        return {"audio": self._decode(rest, quantize.rvq_lookup(self.books(rest).codes, inputs["codes"]))}
 
     def _decode(self, rest: Tree, z_btc: jax.Array) -> jax.Array:
         return self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, z_btc, method="decode")
@@ -370,7 +377,8 @@ class System(SingleLoss):
         x0 = samplers.run(denoise, start, samplers.table(sampler, self.process, steps))
         latents = (x0 * self.scale(rest) + own["mean"]) * valid
         if snap:
-            latents = quantize.rvq_lookup(own["codebooks"], quantize.rvq_encode(latents, own["codebooks"], snap)) * valid
+            books = self.books(rest)
+            latents = quantize.rvq_lookup(books.codes, quantize.rvq_encode(latents, books, snap)) * valid
         audio = self._decode(rest, latents) * jnp.repeat(mask, self.codec_network.hop, 1)
         return {"audio": audio, "latents": latents, "f0": f0, "frames": mask.sum(-1).astype(jnp.int32)}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from ns2_jax.layers import quantize
+
 
 def level_scales(codebooks_qkc: jax.Array, sample: int = 64) -> jax.Array:
-    """Mean squared distance to the nearest other code of the level, from the first `sample` codes: float32 `[q]`."""
+    """Mean squared distance to the nearest other code of the level, from the first `sample` codes `[q, k, d]`: float32 `[q]`."""
 
     def level(_: None, codebook: jax.Array) -> tuple[None, jax.Array]:
         some = codebook[:sample]
@@ -19,27 +21,27 @@ def level_scales(codebooks_qkc: jax.Array, sample: int = 64) -> jax.Array:
     return jax.lax.scan(level, None, codebooks_qkc)[1]
 
 
-def ce_rvq(z_btc: jax.Array, codes_btq: jax.Array, codebooks_qkc: jax.Array, unroll: int = 1) -> tuple[jax.Array, jax.Array]:
+def ce_rvq(z_btc: jax.Array, codes_btq: jax.Array, books: quantize.Books, unroll: int = 1) -> tuple[jax.Array, jax.Array]:
     """Cross entropy of the stored codes given a predicted latent (section 3.2): (loss, accuracy), each `[q, b, t]`.
 
     The residual of level j subtracts the *true* codes of the levels above; logits are negative squared distances to the
-    level's codes, divided by the level's scale. `z_btc` is in the codec's units, not normalised. float32; one level at a
+    level's codes where these are told apart (projected, at length 1, for factorised codes), divided by the level's scale. `z_btc` is in the codec's units, not normalised. float32; one level at a
     time, so that the logits of one level are all that is in memory.
     """
     b, t, c = z_btc.shape
-    scales = level_scales(codebooks_qkc)
+    scales = level_scales(books.keys)
 
     def level(residual: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
-        codebook, codes, scale = inputs
-        true = jnp.take(codebook, codes, axis=0)
-        logits = (2 * residual @ codebook.T - jnp.square(codebook).sum(-1)) / scale  # |residual|^2 cancels
-        hit = (2 * (residual * true).sum(-1) - jnp.square(true).sum(-1)) / scale
+        own, codes, scale = inputs
+        query, true = own.query(residual), jnp.take(own.keys, codes, axis=0)
+        logits = (2 * query @ own.keys.T - jnp.square(own.keys).sum(-1)) / scale  # |query|^2 cancels
+        hit = (2 * (query * true).sum(-1) - jnp.square(true).sum(-1)) / scale
         best = jax.lax.stop_gradient(logits.max(-1))
         right = (hit >= best - 1e-4 * (1 + jnp.abs(best))).astype(jnp.float32)
-        return residual - true, (jax.nn.logsumexp(logits, -1) - hit, right)
+        return residual - jnp.take(own.codes, codes, axis=0), (jax.nn.logsumexp(logits, -1) - hit, right)
 
     flat = jnp.moveaxis(codes_btq, -1, 0).reshape(-1, b * t).astype(jnp.int32)
     start = z_btc.astype(jnp.float32).reshape(b * t, c)
-    inputs = (codebooks_qkc[: flat.shape[0]], flat, scales[: flat.shape[0]])
+    inputs = (jax.tree.map(lambda x: x[: flat.shape[0]], books), flat, scales[: flat.shape[0]])
     _, (loss, right) = jax.lax.scan(jax.checkpoint(level), start, inputs, unroll=unroll)
     return loss.reshape(-1, b, t), right.reshape(-1, b, t)
