@@ -10,8 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
-import tempfile
 from typing import Any
 
 import jax
@@ -22,17 +20,7 @@ from data_pipelines import batches, shards
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_count
-from ns2_jax.runtime import cluster, state, weights
-
-
-def codec_hash(model: inference.Model) -> str:
-    """The name of a codec in records and checkpoints: 12 hex digits, the hash of its export's weights."""
-    if os.path.exists(os.path.join(model.path, weights.FILE)):
-        return weights.weights_hash(model.path)
-    flat = state.flatten({"params": jax.device_get(model.params), "rest": jax.device_get(model.rest)})
-    kept = {path: leaf for path, leaf in flat.items() if any(re.fullmatch(pattern, path) for pattern in model.system.exported)}
-    with tempfile.TemporaryDirectory() as folder:
-        return weights.write_weights(folder, state.nest(kept))
+from ns2_jax.runtime import cluster, weights
 
 
 class Encoder:
@@ -45,7 +33,7 @@ class Encoder:
         if model.config["system"] != "codec":
             raise ValueError(f"{model.path} is a {model.config['system']}, not a codec; give the run or export of the codec")
         self.model = model
-        self.hash, self.hop, self.sample_rate = codec_hash(model), model.hop, model.rate
+        self.hash, self.hop, self.sample_rate = inference.codec_hash(model), model.hop, model.rate
         self.levels = int(model.system.sizes["q"])
         self._compiled: dict[tuple[int, int], Any] = {}
 

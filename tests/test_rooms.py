@@ -40,7 +40,7 @@ def room(path: str) -> str:
         return parts[0]
     if parts[1] in INSIDE:
         return parts[1]
-    return {"inference.py": "inference", "__init__.py": "package"}.get(parts[1], "entry")
+    return {"inference": "inference", "__init__.py": "package"}.get(parts[1], "entry")
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
@@ -156,7 +156,7 @@ EXAMPLES = [
     ("doors", "ns2_jax/systems/x.py", "def f():\n    from ns2_jax.runtime import mesh", "from ns2_jax.layers import conv"),
     ("doors", "ns2_jax/layers/x.py", "import ns2_jax.systems.codec", "from ns2_jax.maths import spectral"),
     ("doors", "ns2_jax/evals/x.py", "from ns2_jax.runtime import weights", "from ns2_jax import inference"),
-    ("doors", "ns2_jax/inference.py", "from ns2_jax.evals import word_error", "from ns2_jax.text import front"),
+    ("doors", "ns2_jax/inference/x.py", "from ns2_jax.evals import word_error", "from ns2_jax.text import front"),
     ("doors", "ns2_jax/train.py", "from ns2_jax.layers import conv", "from ns2_jax.data import feed"),
     ("doors", "data_pipelines/x.py", "from ns2_jax.evals import word_error", "from ns2_jax.data import records"),
     ("doors", "ns2_jax/data/x.py", "from data_pipelines import synth", "from ns2_jax.audio import files"),
@@ -170,7 +170,7 @@ EXAMPLES = [
     ("environment", "ns2_jax/train.py", "import signal", "import sys"),
     ("flags", "ns2_jax/layers/x.py", "from absl import flags", "import jax"),
     ("grain", "ns2_jax/train.py", "import grain.python as grain", "import jax"),
-    ("soundfile", "ns2_jax/inference.py", "import soundfile", "from ns2_jax.audio import files"),
+    ("soundfile", "ns2_jax/inference/x.py", "import soundfile", "from ns2_jax.audio import files"),
     ("librosa", "ns2_jax/maths/x.py", "import librosa", "import numpy as np"),
     ("random", "ns2_jax/systems/x.py", "import numpy as np\nrng = np.random.default_rng(0)", "import jax\nrng = jax.random.key(0)"),
     ("device_put", "ns2_jax/data/x.py", "import jax\njax.device_put(1)", "import numpy as np"),

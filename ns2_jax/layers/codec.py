@@ -316,8 +316,8 @@ class Codec(nn.Module):
                 total = (taps - 1) * dilation + 1 - stride
                 left = total if self.causal else (total + 1) // 2
                 first, last = first * stride - left, last * stride - left + (taps - 1) * dilation
-        unit = self.hop if part == "encode" else 1
-        return -(first // unit), last // unit
+        frame = self.hop if part == "encode" else 1
+        return -(first // frame), last // frame
 
     def __call__(self, audio_bs: jax.Array) -> jax.Array:
         """Both, without quantiser (this is what creates every parameter)."""

@@ -53,7 +53,7 @@ def data_set(tmp_path):
 def test_codes_are_the_programs(data_set, model):
     group = encode.encode(data_set, model, batch_seconds=4)
     dataset = Dataset.open(data_set)
-    assert group == f"codes-{encode.codec_hash(model)}" and group in dataset.groups
+    assert group == f"codes-{inference.codec_hash(model)}" and group in dataset.groups
     about = dataset.manifest["groups"][group]
     assert (about["codec"], about["hop"], about["levels"]) == (group[6:], 200, 4)
     for split in dataset.splits:
@@ -89,9 +89,9 @@ def test_a_run_is_named_as_its_unrounded_export(model, tmp_path):
     names = ("rest/codebooks", "rest/mean", "rest/deviation")
     kept = {path: leaf for path, leaf in flat.items() if path.startswith("params/gen/") or path in names}
     digest = weights.write_weights(tmp_path, state.nest(kept))
-    assert digest == encode.codec_hash(model)
+    assert digest == inference.codec_hash(model)
     (tmp_path / "config.json").write_text(json.dumps(model.config))
-    assert encode.codec_hash(inference.load(tmp_path)) == digest
+    assert inference.codec_hash(inference.load(tmp_path)) == digest
     rounded = tmp_path / "rounded"
     assert weights.write_weights(rounded, state.nest(kept), "bf16") != digest  # rounded weights make other codes
 

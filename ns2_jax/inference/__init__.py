@@ -1,0 +1,79 @@
+"""Models that speak: load a run or an export, say a text in the voice of a prompt, turn audio into codes and back.
+
+    model = inference.load("results/naturalspeech2/model")
+    speech = model.speak("Good morning.", "voice.wav", seed=0, steps=16)
+    inference.write("out.wav", speech)
+
+Everything runs through the system's programs at the static shapes of `config.data.buckets`, one compilation a
+bucket. Rows of a batch are independent: each has its own random key, so an utterance sounds the same alone and in a
+batch; they are cut over this process's devices. Length is predicted first; a text over the largest bucket is spoken in pieces and the pieces are reported.
+`write` is the only function of this project that writes generated audio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ns2_jax.audio import files
+from ns2_jax.inference.model import ROWS, Model, ladder
+from ns2_jax.inference.speech import PAUSE, Prompt, Speech, split
+from ns2_jax.runtime import checkpoints, state, weights
+from ns2_jax.runtime import mesh as meshes
+from ns2_jax.systems import system as systems
+from ns2_jax.text import phones as inventory
+
+__all__ = ["PAUSE", "ROWS", "Model", "Prompt", "Speech", "codec_hash", "inventory", "ladder", "load", "meshes", "phones_of", "split", "write"]
+
+
+def phones_of(model: Model) -> dict[str, Any]:
+    """The phone inventory that the model's ids mean; empty for a system that takes no phones."""
+    if not any("phones" in program.inputs for program in model.programs.values()):
+        return {"phones": [], "hash": ""}
+    return {"phones": list(inventory.PHONES), "hash": inventory.inventory_hash()}
+
+
+def codec_hash(model: Model) -> str:
+    """The name of a codec in records, checkpoints and code files: 12 hex digits, the hash of its export's weights (for a run, of the
+    unrounded export that it would have)."""
+    if os.path.exists(os.path.join(model.path, weights.FILE)):
+        return weights.weights_hash(model.path)
+    flat = state.flatten({"params": jax.device_get(model.params), "rest": jax.device_get(model.rest)})
+    kept = {path: leaf for path, leaf in flat.items() if any(re.fullmatch(pattern, path) for pattern in model.system.exported)}
+    with tempfile.TemporaryDirectory() as folder:
+        return weights.write_weights(folder, state.nest(kept))
+
+
+def load(path: str | os.PathLike, step: int | None = None) -> Model:
+    """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
+
+    Raises FileNotFoundError for a folder that is missing or is neither, ValueError for weights that don't fit it.
+    """
+    path = Path(path)
+    if (path / weights.FILE).exists():
+        step = None
+    elif step is None:
+        step = (checkpoints.steps(path) or [None])[-1]
+    tree, config = checkpoints.read_model(path, step)
+    known = path / "phones.json"
+    if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
+        raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")
+    system = systems.make(config["system"], config["model"])
+    return Model(system, tree["params"], tree["rest"], config, str(path), step)
+
+
+def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int]) -> None:
+    """Writes generated audio (.wav, .flac, .ogg), whole or not at all; too loud audio is scaled down, not clipped.
+
+    Raises ValueError or FileNotFoundError for a name that can't be written.
+    """
+    audio, rate = (speech.audio, speech.rate) if isinstance(speech, Speech) else speech
+    peak = float(np.abs(audio).max(initial=0.0))
+    files.write(path, audio if peak <= 1.0 else audio * (files.PEAK / peak), rate)

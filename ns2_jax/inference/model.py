@@ -1,0 +1,252 @@
+"""A system with its weights: runs its programs on independent rows, turns audio into codes and back, whole or as a stream, and speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from ns2_jax.audio import files
+from ns2_jax.inference import speech, streams
+from ns2_jax.inference.speech import Prompt, Speech
+from ns2_jax.runtime import mesh as meshes
+from ns2_jax.systems import system as systems
+
+ROWS = 8  # most utterances of one device in one call
+SHORT_PROMPT = 1.0  # seconds under which a voice is poorly known: accepted, with a warning
+MIN_PROMPT = 0.1
+MAX_PROMPT = 600.0
+CHUNK = 512  # frames of a stream that are new in each call
+CONTEXT = 40  # frames encoded past the end of a prompt that is cut, so that the cut is not heard as silence
+
+
+class Model:
+    """A system with its weights. `load` makes it."""
+
+    def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
+                 step: int | None = None):
+        self.system, self.config, self.path, self.step = system, config, path, step  # the step of a run; None for an export
+        self._mesh = meshes.local_mesh()
+        self.params, self.rest = jax.device_put((params, rest), meshes.replicated(self._mesh))
+        self.rate, self.hop = int(config["data"]["sample_rate"]), int(config["data"]["hop"])
+        self.programs = system.programs()
+        self.buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: (b.get("t", 0), b.get("p", 0)))
+        self._compiled: dict[tuple, Any] = {}
+
+    def like(self, params: Any, rest: Any, config: Mapping[str, Any], path: str = "") -> Model:
+        """The same system with other weights; what is compiled for one serves the other."""
+        other = Model(self.system, params, rest, config, path)
+        other._compiled = self._compiled
+        return other
+
+    @property
+    def name(self) -> str:
+        return f"{self.path or 'this model'} (system {self.config['system']!r})"
+
+    @property
+    def longest_prompt(self) -> int:
+        """Frames of the longest prompt the model was trained with."""
+        return max(bucket.get("u", 0) for bucket in self.buckets)
+
+    @property
+    def speaks(self) -> bool:
+        return {"durations", "sample"} <= set(self.programs)
+
+    def run(self, name: str, rows: Sequence[Mapping[str, np.ndarray]], keys: Sequence[int] | None = None,
+            sizes: Mapping[str, int] | None = None, **options: Any) -> list[dict[str, np.ndarray]]:
+        """Runs program `name` on independent rows (inputs without their batch axis, all of one shape).
+
+        Args:
+          keys: one integer a row, the seed of its randomness (0 if left out).
+          sizes: axis lengths besides the system's own; options: those of the program, None means its default.
+
+        Raises:
+          ValueError: the system has no such program, or the program no such option.
+        """
+        if name not in self.programs:
+            raise ValueError(f"{self.name} has no program {name!r}; it has {sorted(self.programs)}")
+        chosen = {key: value for key, value in options.items() if value is not None}
+        devices = self._mesh.size
+        width = devices * min(ROWS, 1 << (-(-len(rows) // devices) - 1).bit_length())
+        call = self._compile(name, width, dict(sizes or {}), chosen)
+        keys = [0] * len(rows) if keys is None else list(keys)
+        fields = self.programs[name].inputs
+        outputs = []
+        for start in range(0, len(rows), width):
+            part = list(rows[start : start + width])
+            seeds = keys[start : start + width]
+            fill = width - len(part)
+            part, seeds = part + part[-1:] * fill, seeds + seeds[-1:] * fill
+            batch = {k: np.stack([np.asarray(row[k], fields[k].dtype) for row in part]) for k in fields}
+            out = jax.device_get(call(self.params, self.rest, batch, np.asarray(seeds, np.uint32)))
+            outputs += [{k: v[i] for k, v in out.items()} for i in range(width - fill)]
+        return outputs
+
+    def _compile(self, name: str, width: int, sizes: dict[str, int], options: dict[str, Any]):
+        tag = (name, width, *sorted(sizes.items()), *sorted(options.items()))
+        if tag not in self._compiled:
+            program = self.programs[name].bind({**self.system.sizes, **sizes, "b": 1}, **options)
+
+            def row(params, rest, inputs, seed):
+                out = program(params, rest, {k: v[None] for k, v in inputs.items()}, jax.random.key(seed))
+                return {k: v[0] for k, v in out.items()}
+
+            logging.debug("compiling %s for %d row(s) of %s", name, width, sizes)
+            self._compiled[tag] = meshes.by_rows(self._mesh, jax.vmap(row, in_axes=(None, None, 0, 0)))
+        return self._compiled[tag]
+
+    # Codec: audio <-> codes.
+
+    def encode(self, audio: np.ndarray) -> np.ndarray:
+        """`audio` float32 [s] at the model's rate -> codes int32 `[s // hop, q]`, as if silence followed it."""
+        return self.encode_all([audio])[0]
+
+    def reach(self, part: str) -> tuple[int, int]:
+        """(left, right): programs "encode" and "decode" make frame t of frames t-left..t+right. Raises ValueError where there are none."""
+        network = getattr(self.system, "codec_network", getattr(self.system, "network", None))
+        if part not in self.programs or network is None:
+            raise ValueError(f"{self.name} has no program {part!r} on a codec; it has {sorted(self.programs)}")
+        return network.reach(part)
+
+    def encode_stream(self, blocks: Iterable[np.ndarray], chunk: int = CHUNK) -> Iterator[np.ndarray]:
+        """Blocks of audio float32 `[s]`, or `[b, s]` for b channels, of any lengths -> codes int32 `[t, q]` or `[b, t, q]`, `chunk` frames
+        each but the last; `ceil(total / hop)` frames in all, of which the last is completed with zeros.
+
+        Joined, they are what `encode` gives for the whole at once, in memory that does not grow. Live, a frame is given when
+        `chunk - 1 + right` more have come (`reach`; right is 0 for a causal codec); a small chunk costs more work a frame.
+
+        Raises ValueError for blocks of other shapes, for a stream without samples, for a model that is no codec.
+        """
+        reach, axes = self.reach("encode"), streams.Rows("audio", "s")
+        for window, begin, end in streams.windows(streams.framed(axes.split(blocks), self.hop), chunk, reach, "constant"):
+            t = window.shape[1]
+            rows = [{"audio": row.reshape(-1)} for row in window]
+            outs = self.run("encode", rows, sizes={"s": t * self.hop, "t": t})
+            yield axes.join([out["codes"][begin:end].astype(np.int32) for out in outs])
+
+    def decode_stream(self, blocks: Iterable[np.ndarray], levels: int | None = None, chunk: int = CHUNK) -> Iterator[np.ndarray]:
+        """Blocks of codes `[t, q]`, or `[b, t, q]`, of any lengths -> audio float32 `[t * hop]` or `[b, t * hop]`, as `encode_stream`.
+
+        From the first `levels` levels, where given; q may be smaller than the model's.
+        """
+        reach, axes, known = self.reach("decode"), streams.Rows("codes", "tq"), self.system.sizes["q"]
+        for window, begin, end in streams.windows(axes.split(blocks), chunk, reach, "edge"):
+            given = window.shape[-1]
+            sizes = {"s": window.shape[1] * self.hop, "t": window.shape[1]}
+            rows = [{"codes": np.pad(row, ((0, 0), (0, known - given)))} for row in window]
+            outs = self.run("decode", rows, sizes=sizes, levels=min(levels or given, given))
+            yield axes.join([out["audio"][begin * self.hop : end * self.hop] for out in outs])
+
+    def encode_all(self, audios: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """`encode` of many, those of about one length together."""
+        return [out["codes"].astype(np.int32) for out in self._encode(audios)]
+
+    def latents(self, audio: np.ndarray) -> np.ndarray:
+        """`audio [s]` -> latent before quantisation, float32 `[s // hop, c]`. Raises ValueError where encode gives none."""
+        (out,) = self._encode([audio])
+        if "latents" not in out:
+            raise ValueError(f"system {self.config['system']!r} does not give latents before quantisation")
+        return out["latents"]
+
+    def _encode(self, audios: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        frames = [len(audio) // self.hop for audio in audios]
+        if 0 in frames:
+            samples = len(audios[frames.index(0)])
+            raise files.AudioError("short", f"audio of {samples} samples is shorter than one frame ({self.hop} samples)")
+
+        def row(i: int, length: int) -> dict[str, np.ndarray]:
+            return {"audio": np.pad(np.asarray(audios[i][: frames[i] * self.hop], np.float32), (0, (length - frames[i]) * self.hop))}
+
+        return [{k: v[:n] for k, v in out.items()} for n, out in zip(frames, self._by_length("encode", frames, row))]
+
+    def decode(self, codes: np.ndarray, levels: int | None = None) -> np.ndarray:
+        """Codes `[t, q]` -> audio float32 `[t * hop]`, from the first `levels` levels where given."""
+        return self.decode_all([codes], levels)[0]
+
+    def decode_all(self, codes: Sequence[np.ndarray], levels: int | None = None) -> list[np.ndarray]:
+        """`decode` of many, those of about one length together."""
+        return self._decode("decode", "codes", codes, levels=levels)
+
+    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
+        """Latents `[t, c]`, not quantised -> audio float32 `[t * hop]`."""
+        return self._decode("decode_latents", "latents", [latents])[0]
+
+    def _decode(self, program: str, name: str, arrays: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
+        frames = [len(array) for array in arrays]
+        if 0 in frames:
+            raise ValueError(f"no {name} to decode")
+
+        def row(i: int, length: int) -> dict[str, np.ndarray]:
+            return {name: np.pad(arrays[i], ((0, length - frames[i]), (0, 0)), mode="edge")}  # what follows the end sounds like it
+
+        return [out["audio"][: n * self.hop] for n, out in zip(frames, self._by_length(program, frames, row, **options))]
+
+    def _by_length(self, program: str, frames: Sequence[int], row: Callable[[int, int], dict[str, np.ndarray]],
+                   **options: Any) -> list[dict[str, np.ndarray]]:
+        """Outputs of rows of so many `frames`, in their order; those that fit one static length run together. `row(i, length)` is row i
+        padded to it, by what the network hears ahead or more: so a length has the same output at every padding."""
+        if program not in self.programs:
+            raise ValueError(f"{self.name} has no program {program!r}; it has {sorted(self.programs)}")
+        ahead = self.reach(program.split("_")[0])[1]
+        lengths = [ladder(n + ahead) for n in frames]
+        made: list[dict[str, np.ndarray]] = [{}] * len(frames)
+        for length in sorted(set(lengths)):
+            places = [i for i, n in enumerate(lengths) if n == length]
+            outs = self.run(program, [row(i, length) for i in places], sizes={"s": length * self.hop, "t": length}, **options)
+            for i, out in zip(places, outs):
+                made[i] = out
+        return made
+
+    # Speech.
+
+    def prompt(self, prompt: Prompt) -> np.ndarray:
+        """A voice (file, or samples with their rate) -> codes int32 `[u, q]`, at most the largest prompt bucket.
+
+        Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for
+        what is no usable audio.
+        """
+        if isinstance(prompt, tuple):
+            audio, rate = prompt
+            audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
+        else:
+            audio = files.read(prompt, self.rate, MIN_PROMPT, MAX_PROMPT)
+        audio = files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
+        if len(audio) < SHORT_PROMPT * self.rate:
+            logging.warning("the prompt holds %.2f s of speech; a voice needs 2 s or more to be heard well", len(audio) / self.rate)
+        return self.encode(audio[: (self.longest_prompt + CONTEXT) * self.hop])[: self.longest_prompt]
+
+    def speak(self, text: str, prompt: Prompt, seed: int = 0, steps: int | None = None, lexicon: Any = None,
+              language: str = "en", **options: Any) -> Speech:
+        """`text` in the voice of `prompt`; the same arguments give the same samples.
+
+        Args:
+          seed: of the noise.
+          steps: of the sampler; options: the others of programs `sample` (guidance, temperature, sampler) and `durations`
+            (speed).
+          lexicon: the user's pronunciations, a file or a dict (`text.front.read_lexicon`).
+          language: espeak-ng's name of it.
+
+        Raises:
+          ValueError: empty or unpronounceable text, unusable prompt, unknown option, a model that does not speak.
+        """
+        return self.speak_batch([(text, prompt)], [seed], steps=steps, lexicon=lexicon, language=language, **options)[0]
+
+    def speak_batch(self, requests: Sequence[tuple[str, Prompt]], seeds: int | Sequence[int] = 0, steps: int | None = None,
+                    lexicon: Any = None, language: str = "en", failures: dict[int, str] | None = None,
+                    **options: Any) -> list[Speech | None]:
+        """Many (text, prompt) at once, in order. `seeds`: one for all or one each.
+
+        A request that fails is raised. With a dict of `failures` it is None, its place and the reason go there, and the others go on.
+        """
+        return speech.speak_batch(self, requests, seeds, steps, lexicon, language, failures, options)
+
+
+def ladder(frames: int) -> int:
+    """The static length for `frames`: powers of two and halves between (64, 96, 128, 192, ...), so few are compiled."""
+    size = 64
+    while size < frames:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
