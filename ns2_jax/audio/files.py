@@ -6,10 +6,12 @@ reaches a model as a wrong result. `AudioError.reason` is one word, for counting
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,10 @@ MAX_SECONDS = 1800.0  # half an hour: longer than any utterance or prompt, short
 MAX_RATE = 768_000
 SILENT = 1e-4  # peak under which a file holds no signal (-80 dBFS)
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": None}
+STREAMS = (".wav", ".flac")  # what is written block by block
+BLOCK = 4.0  # seconds read at once from what is read block by block
+LOUDEST = 8.0  # decoders overshoot 1; samples beyond this are in another unit
+STREAMED, LONGEST_WAV = 0x7FFF0000, 0xFFFFFF00  # bytes in a WAV header: from the first on, they say that the length was not known
 VORBIS = 0.2  # libsndfile's compression level, its quality 8: at the usual 0.6 a recogniser hears other words in one recording of sixteen
 
 
@@ -78,20 +84,14 @@ def read(path: str | os.PathLike, rate: int = 16000, min_seconds: float = 0.0, m
         The length is checked from the header, before anything is decoded.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder, expected an audio file" if path.is_dir() else "no such audio file"
-        raise AudioError("missing", f"{path}: {what}")
-    try:
-        with soundfile.SoundFile(path) as file:
-            source, frames = file.samplerate, file.frames
-            if not 0 < source <= MAX_RATE:
-                raise AudioError("unreadable", f"{path}: sample rate {source} Hz is out of range (1 to {MAX_RATE})")
-            if frames / source > max_seconds:
-                raise AudioError("long", f"{path}: {frames / source:.0f} s long, at most {max_seconds:g} s are accepted; cut it first")
+    with _open(path) as file:
+        source, frames = file.samplerate, file.frames
+        if frames / source > max_seconds:
+            raise AudioError("long", f"{path}: {frames / source:.0f} s long, at most {max_seconds:g} s are accepted; cut it first")
+        try:
             audio = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        detail = str(error).rstrip(".").split(": ")[-1]
-        raise AudioError("unreadable", f"{path}: not an audio file we can read (wav, flac, ogg, mp3): {detail}") from error
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise AudioError("unreadable", f"{path}: not an audio file we can read (wav, flac, ogg, mp3): {_detail(error)}") from error
     return resample(check(audio, source, str(path), min_seconds, max_seconds), source, rate)
 
 
@@ -103,35 +103,160 @@ def seconds(path: str | os.PathLike) -> float:
         raise AudioError("unreadable", f"{path} is not audio that can be read: {error}") from error
 
 
+class Recording:
+    """An audio file being read block by block, all channels, for what is too long to hold: a context manager.
+
+    `rate` Hz, `channels`, `frames` (samples of a channel, by the header). Raises AudioError as `read` does.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file = _open(self.path)
+        self.rate, self.channels, self.frames = self._file.samplerate, self._file.channels, self._file.frames
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.rate
+
+    def blocks(self, rate: int) -> Iterator[np.ndarray]:
+        """float32 `[channels, s]` at `rate` Hz, of about BLOCK seconds: joined they are the whole, resampled at once.
+
+        Raises AudioError for samples that are NaN or far beyond [-1, 1], and at the end when there are fewer than the header says.
+        """
+        change = soxr.ResampleStream(self.rate, rate, self.channels, "float32", quality="HQ") if rate != self.rate else None
+        self._file.seek(0)
+        total = 0
+        while True:
+            try:
+                audio = self._file.read(max(int(BLOCK * self.rate), 1), dtype="float32", always_2d=True)
+            except (soundfile.SoundFileError, RuntimeError) as error:
+                raise AudioError("unreadable", f"{self.path}: damaged after {total / self.rate:.1f} s: {_detail(error)}") from error
+            if not len(audio):
+                break
+            if not np.isfinite(audio).all():
+                raise AudioError("nan", f"{self.path}: NaN or infinite samples at {total / self.rate:.1f} s")
+            if np.abs(audio).max() > LOUDEST:
+                raise AudioError("unreadable", f"{self.path}: samples up to {np.abs(audio).max():.3g}, expected them in [-1, 1]; scale it first")
+            total += len(audio)
+            audio = change.resample_chunk(audio) if change else audio
+            if len(audio):
+                yield np.ascontiguousarray(audio.T)
+        if total < self._promised():
+            raise AudioError("unreadable", f"{self.path}: cut short: {total / self.rate:.2f} s of {self._promised() / self.rate:.2f} s are there")
+        if not total:
+            raise AudioError("empty", f"{self.path}: there is no audio in it")
+        rest = change.resample_chunk(np.zeros((0, self.channels), np.float32), last=True) if change else audio
+        if len(rest):
+            yield np.ascontiguousarray(rest.T)
+
+    def _promised(self) -> int:
+        """Samples of a channel by the header. libsndfile corrects a WAV's silently, and only its log tells; for an MP3 without a
+        header of its own (Xing's) it guesses, and nothing is promised."""
+        if self._file.format == "MP3":
+            with open(self.path, "rb") as file:
+                tag = file.read(10)  # ID3: "ID3", version, flags, length in four times seven bits
+                file.seek(10 + sum((byte & 127) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0))) if tag[:3] == b"ID3" else 0)
+                start = file.read(4096)
+            return self.frames if b"Xing" in start or b"Info" in start else 0
+        said = re.search(r"data : (\d+) \(should be (\d+)\)", self._file.extra_info)
+        if said and int(said[2]) < int(said[1]) < STREAMED:
+            return self.frames * int(said[1]) // max(int(said[2]), 1)
+        return self.frames
+
+
+def _detail(error: Exception) -> str:
+    return str(error).rstrip(".").split(": ")[-1]
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    """An audio file, its sample rate checked. Raises AudioError."""
+    if not path.is_file():
+        what = "is a folder, expected an audio file" if path.is_dir() else "no such audio file"
+        raise AudioError("missing", f"{path}: {what}")
+    try:
+        file = soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:  # TypeError: headerless .raw wants to be told its rate
+        raise AudioError("unreadable", f"{path}: not an audio file we can read (wav, flac, ogg, mp3): {_detail(error)}") from error
+    if not 0 < file.samplerate <= MAX_RATE:
+        file.close()
+        raise AudioError("unreadable", f"{path}: sample rate {file.samplerate} Hz is out of range (1 to {MAX_RATE})")
+    return file
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, suffixes: Sequence[str]) -> Iterator[str]:
+    """The name of a temporary file beside `path`, renamed to it when the block ends and deleted when it raises: whole or not at all.
+
+    Raises ValueError for another suffix than `suffixes`, FileNotFoundError when the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: can't write {path.suffix or 'a file without suffix'!r}, expected {' '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file name")
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix.lower(), dir=path.parent)
+    os.close(handle)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _rounded(audio: np.ndarray, subtype: str | None) -> np.ndarray:
+    """What a file of `subtype` holds, rounded here: libsndfile truncates for one format and rounds for another."""
+    audio = np.clip(audio, -1.0, 1.0)
+    return np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16) if subtype == "PCM_16" else audio
+
+
 def write(path: str | os.PathLike, audio: np.ndarray, rate: int) -> None:
     """Writes `audio [s]` as .wav or .flac (16 bit) or .ogg; values beyond [-1, 1] are clipped.
 
     The file appears whole or not at all: a temporary file beside it is renamed. Raises ValueError for another
     suffix or for NaN, FileNotFoundError when the folder does not exist.
     """
-    path = Path(path)
-    if path.suffix.lower() not in SUBTYPES:
-        raise ValueError(f"{path}: can't write {path.suffix or 'a file without suffix'!r}, expected {' '.join(SUBTYPES)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder, expected a file name")
-    audio = np.asarray(audio, np.float32)
-    if audio.ndim != 1 or not np.isfinite(audio).all():
-        broken = int((~np.isfinite(audio)).sum())
-        raise ValueError(f"{path}: refusing to write {audio.dtype}{list(audio.shape)} with {broken} non-finite samples")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix.lower(), dir=path.parent)
-    os.close(handle)
-    try:
-        audio, subtype = np.clip(audio, -1.0, 1.0), SUBTYPES[path.suffix.lower()]
-        if subtype == "PCM_16":  # rounded here: libsndfile truncates for one format and rounds for another
-            audio = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
-        soundfile.write(temporary, audio, rate, subtype=subtype, compression_level=None if subtype else VORBIS)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path, tuple(SUBTYPES)) as temporary:
+        audio = np.asarray(audio, np.float32)
+        if audio.ndim != 1 or not np.isfinite(audio).all():
+            broken = int((~np.isfinite(audio)).sum())
+            raise ValueError(f"{path}: refusing to write {audio.dtype}{list(audio.shape)} with {broken} non-finite samples")
+        subtype = SUBTYPES[Path(path).suffix.lower()]
+        soundfile.write(temporary, _rounded(audio, subtype), rate, subtype=subtype, compression_level=None if subtype else VORBIS)
+
+
+@contextlib.contextmanager
+def create(path: str | os.PathLike, rate: int, channels: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """`write` of a stream: gives a function that takes blocks float32 `[channels, s]`; the file appears whole when the block ends.
+
+    .wav or .flac (16 bit; FLAC has at most 8 channels). Raises ValueError as `write` does.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".flac" and channels > 8:
+        raise ValueError(f"{path}: FLAC has at most 8 channels, not {channels}; write .wav")
+    with replacing(path, STREAMS) as temporary:
+        size = 0
+        with soundfile.SoundFile(temporary, "w", rate, channels, SUBTYPES[suffix]) as file:
+
+            def add(audio: np.ndarray) -> None:
+                nonlocal size
+                if not np.isfinite(audio).all():
+                    raise ValueError(f"{path}: refusing to write {int((~np.isfinite(audio)).sum())} non-finite samples")
+                size += 2 * audio.size
+                if suffix == ".wav" and size > LONGEST_WAV:
+                    raise ValueError(f"{path}: more than 4 GB, which WAV can't hold; write .flac")
+                file.write(_rounded(audio.T, SUBTYPES[suffix]))
+
+            yield add
 
 
 def encode(audio: np.ndarray, rate: int) -> bytes:

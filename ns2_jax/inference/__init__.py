@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ns2_jax.audio import files
 from ns2_jax.inference.model import ROWS, Model, ladder
+from ns2_jax.inference.recordings import codec_hash
 from ns2_jax.inference.speech import PAUSE, Prompt, Speech, split
-from ns2_jax.runtime import checkpoints, state, weights
+from ns2_jax.runtime import checkpoints, weights
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
@@ -38,17 +36,6 @@ def phones_of(model: Model) -> dict[str, Any]:
     if not any("phones" in program.inputs for program in model.programs.values()):
         return {"phones": [], "hash": ""}
     return {"phones": list(inventory.PHONES), "hash": inventory.inventory_hash()}
-
-
-def codec_hash(model: Model) -> str:
-    """The name of a codec in records, checkpoints and code files: 12 hex digits, the hash of its export's weights (for a run, of the
-    unrounded export that it would have)."""
-    if os.path.exists(os.path.join(model.path, weights.FILE)):
-        return weights.weights_hash(model.path)
-    flat = state.flatten({"params": jax.device_get(model.params), "rest": jax.device_get(model.rest)})
-    kept = {path: leaf for path, leaf in flat.items() if any(re.fullmatch(pattern, path) for pattern in model.system.exported)}
-    with tempfile.TemporaryDirectory() as folder:
-        return weights.write_weights(folder, state.nest(kept))
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Model:

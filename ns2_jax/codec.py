@@ -1,0 +1,148 @@
+"""Recordings <-> code files, through a trained codec.
+
+    python -m ns2_jax.codec encode speech.wav speech.ns2                  WAV, FLAC, OGG or MP3 of any rate and channel count
+    python -m ns2_jax.codec encode speech.wav speech.ns2 --levels=8       half the bits of a codec with 16 levels
+    python -m ns2_jax.codec decode speech.ns2 speech.wav                  or .flac, at the codec's rate; --levels=4 from fewer of those stored
+    python -m ns2_jax.codec encode recordings codes                       a folder: every recording in it, the tree mirrored
+    python -m ns2_jax.codec info speech.ns2                               what it holds, every checksum read
+
+A code file names its codec by hash and is decoded by that codec only (`--model`). Channels are coded one by one. Hours of audio take the
+memory of minutes. A file is written whole or not at all, and one that exists is not replaced without `--overwrite`; in a folder, those that
+are made already are left as they are. A recording in a folder that can't be used is named, the others are done, and the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+from tqdm import tqdm
+
+from ns2_jax import inference
+from ns2_jax.inference import recordings
+from ns2_jax.runtime import cluster
+
+FLAGS = flags.FLAGS
+TAKES_WORDS = True  # encode IN OUT | decode IN OUT | info IN
+MODEL = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "codec", "model")
+Job = tuple[Path, Path]
+
+
+def listed(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files below `folder` that end in one of `suffixes`, in order, but hidden ones. Raises ValueError when there are none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file() and path.name[0] != ".")
+    if not found:
+        raise ValueError(f"{folder}: no file in it ends in {' '.join(suffixes)}")
+    return found
+
+
+def plan(source: Path, out: Path, reads: tuple[str, ...], suffix: str, writes: tuple[str, ...]) -> list[Job]:
+    """What is made of what; raises ValueError or FileNotFoundError for names that can't be, before anything slow starts."""
+    if source.is_dir():
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} is a file; {source} is a folder, and its tree needs a folder")
+        return [(path, (out / path.relative_to(source)).with_suffix(suffix)) for path in listed(source, reads)]
+    target = out / (source.stem + suffix) if out.is_dir() else out
+    recordings.seconds(source)
+    if target.suffix.lower() not in writes:
+        raise ValueError(f"{target}: the name of the output must end in {' or '.join(writes)}")
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder, expected the name of a file to write")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist")
+    if target.exists() and not FLAGS.overwrite:
+        raise ValueError(f"{target} exists; --overwrite replaces it")
+    return [(source, target)]
+
+
+def length(path: Path) -> float:
+    """Seconds of audio in a file; 0 for one that can't be used, which is told when its turn comes."""
+    try:
+        return recordings.seconds(path)
+    except (ValueError, OSError):
+        return 0.0
+
+
+def run_all(jobs: list[Job], work: Callable[..., None], made: Callable[[Path], bool]) -> tuple[float, int, list[str]]:
+    """(seconds of audio done, files that were there already, what is wrong with each of the others)."""
+    skipped, failed, done = 0, [], 0.0
+    sources: dict[Path, Path] = {}
+    with tqdm(total=round(sum(length(source) for source, _ in jobs), 1), unit="s", desc="audio", mininterval=2) as bar:
+        for source, target in jobs:
+            try:
+                if target in sources:
+                    raise ValueError(f"{source}: {target} is made of {sources[target]}; give one of them another name")
+                sources[target] = source
+                if target.exists() and not FLAGS.overwrite:
+                    if not made(target):
+                        raise ValueError(f"{source}: {target} exists and is something else; --overwrite replaces it")
+                    skipped += 1
+                    bar.update(length(source))
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                work(source, target, bar.update)
+                done += length(source)
+            except (ValueError, OSError) as error:
+                if len(jobs) == 1 or not cluster.is_user_error(error):
+                    raise
+                failed.append(str(error))
+    return done, skipped, failed
+
+
+def info(words: list[str]) -> None:
+    if len(words) != 1:
+        raise ValueError(f"info takes one code file or folder, not {' '.join(words) or '(nothing)'}")
+    failed = []
+    paths = listed(Path(words[0]), (recordings.SUFFIX,)) if Path(words[0]).is_dir() else [Path(words[0])]
+    for path in paths:
+        try:
+            about = recordings.describe(path)
+        except ValueError as error:
+            if len(paths) == 1:
+                raise
+            failed.append(str(error))
+            continue
+        print(f"{path}: {about['seconds']:.2f} s, {about['channels']} channel{'s' * (about['channels'] > 1)}, {about['kbit/s']:.2f} kbit/s, "
+              f"{about['levels']} levels of {about['codes']} codes, codec {about['codec']} at {about['rate']} Hz and hop {about['hop']}, "
+              f"recorded at {about['source_rate']} Hz, {about['bytes']} bytes")
+    finish(failed, len(paths))
+
+
+def finish(failed: list[str], files: int) -> None:
+    if failed:
+        raise ValueError(f"{len(failed)} of {files} files can't be used:" + "".join(f"\n  - {reason}" for reason in failed))
+
+
+def define_flags() -> None:
+    """Flags belong to the command: a program that imports this module keeps its own."""
+    flags.DEFINE_string("model", None, "The codec: a run or an export; results/codec/model of the repository if left out.")
+    flags.DEFINE_integer("levels", None, "How many of the codec's levels to store, or to decode from; all if left out.", lower_bound=1)
+    flags.DEFINE_enum("format", "wav", ["wav", "flac"], "What decoding a folder writes.")
+    flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
+
+
+def main(argv: list[str]) -> None:
+    verb, *words = argv[1:] or [""]
+    if verb == "info":
+        return info(words)
+    if verb not in ("encode", "decode"):
+        raise ValueError(f"{verb or '(nothing)'} is not a word of this command: expected encode, decode or info (see --help)")
+    if len(words) != 2:
+        raise ValueError(f"{verb} takes IN and OUT, not {' '.join(words) or '(nothing)'}")
+    codes, audio = (recordings.SUFFIX,), recordings.WRITTEN
+    names = (recordings.READ, recordings.SUFFIX, codes) if verb == "encode" else (codes, f".{FLAGS.format}", audio)
+    jobs = plan(Path(words[0]), Path(words[1]), *names)
+    cluster.start(lambda line: None)
+    files = recordings.CodeFiles(inference.load(FLAGS.model or MODEL), FLAGS.levels)
+    work, made = (files.encode, files.made) if verb == "encode" else (files.decode, Path.is_file)
+    done, skipped, failed = run_all(jobs, work, made)
+    there = f", {skipped} were there already" if skipped else ""
+    print(f"{verb}d {len(jobs) - skipped - len(failed)} of {len(jobs)} files, {done:.1f} s of audio{there}")
+    return finish(failed, len(jobs))
+
+
+if __name__ == "__main__":
+    define_flags()
+    cluster.run(main)

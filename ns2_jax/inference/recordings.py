@@ -1,0 +1,130 @@
+"""Recordings to code files and back, block by block: memory does not grow with their length, and no file is left half-written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ns2_jax.audio import codes, files
+from ns2_jax.inference.model import Model
+from ns2_jax.runtime import state, weights
+
+SUFFIX = codes.SUFFIX
+READ = (".wav", ".flac", ".ogg", ".mp3")
+WRITTEN = files.STREAMS
+Progress = Callable[[float], Any]  # is told the seconds of audio done since it was last told
+
+
+def codec_hash(model: Model) -> str:
+    """The name of a codec in records, checkpoints and code files: 12 hex digits, the hash of its export's weights (for a run, of the
+    unrounded export that it would have)."""
+    if os.path.exists(os.path.join(model.path, weights.FILE)):
+        return weights.weights_hash(model.path)
+    flat = state.flatten({"params": jax.device_get(model.params), "rest": jax.device_get(model.rest)})
+    kept = {path: leaf for path, leaf in flat.items() if any(re.fullmatch(pattern, path) for pattern in model.system.exported)}
+    with tempfile.TemporaryDirectory() as folder:
+        return weights.write_weights(folder, state.nest(kept))
+
+
+class CodeFiles:
+    """Files through one codec. Raises ValueError when `model` is not a codec, or has not so many `levels` (default: all)."""
+
+    def __init__(self, model: Model, levels: int | None = None):
+        if model.config["system"] != "codec":
+            raise ValueError(f"{model.name} is not a codec; give the run or export of a codec")
+        self.model, known = model, int(model.system.sizes["q"])
+        if levels is not None and not 1 <= levels <= known:
+            raise ValueError(f"{levels} levels: {model.name} has 1 to {known}")
+        self.levels, self.asked = levels or known, levels
+        self.known = {"rate": model.rate, "hop": model.hop, "codes": int(model.system.codes), "codec": codec_hash(model)}
+
+    def encode(self, source: str | os.PathLike, target: str | os.PathLike, progress: Progress = lambda seconds: None) -> None:
+        """A recording of any rate and channel count (WAV, FLAC, OGG, MP3) -> a code file; each channel is coded on its own.
+
+        Raises AudioError for a recording that can't be used, ValueError or FileNotFoundError for a name that can't be written.
+        """
+        with files.Recording(source) as recording:
+            header = codes.Header(
+                levels=self.levels, channels=recording.channels, source_rate=recording.rate, **self.known)
+            samples = 0
+
+            def blocks():
+                nonlocal samples
+                for block in recording.blocks(self.model.rate):
+                    samples += block.shape[1]
+                    yield block
+                    progress(block.shape[1] / self.model.rate)
+                if not samples:
+                    raise files.AudioError("short", f"{source}: shorter than one sample at {self.model.rate} Hz")
+
+            with codes.create(target, header) as file:
+                for block in self.model.encode_stream(blocks()):
+                    file.write(block)
+                file.finish(samples)
+
+    def decode(self, source: str | os.PathLike, target: str | os.PathLike, progress: Progress = lambda seconds: None) -> None:
+        """A code file -> .wav or .flac at the codec's rate, with its channels and as many samples as were encoded, from `levels` or
+        all that it holds.
+
+        Raises ValueError for a damaged file or one of another codec, ValueError or FileNotFoundError for a name that can't be written.
+        """
+        with codes.Reader(source) as reader:
+            self.check(reader)
+            if (self.asked or 0) > reader.header.levels:
+                raise ValueError(f"{source} holds {reader.header.levels} levels, not {self.asked}")
+            left, rate = reader.samples, self.model.rate
+            with files.create(target, rate, reader.header.channels) as write:
+                for audio in self.model.decode_stream(reader.blocks(), self.asked):
+                    write(audio[:, :left])
+                    left -= min(audio.shape[1], left)
+                    progress(audio.shape[1] / rate)
+
+    def check(self, reader: codes.Reader) -> None:
+        """Raises ValueError unless the codes are this codec's."""
+        head = reader.header
+        if head.codec != self.known["codec"]:
+            raise ValueError(f"{reader.path} holds codes of codec {head.codec}, and {self.model.path} is codec {self.known['codec']}: "
+                             "give the model that made them with --model=DIR")
+        for name, ours in self.known.items():
+            if getattr(head, name) != ours:
+                raise ValueError(f"{reader.path} says {name}={getattr(head, name)} of codec {head.codec}, which has {ours}: its header is wrong")
+        if head.levels > self.model.system.sizes["q"]:
+            raise ValueError(f"{reader.path} says levels={head.levels} of codec {head.codec}, which has {self.model.system.sizes['q']}")
+
+    def made(self, target: str | os.PathLike) -> bool:
+        """Whether `target` is a code file of this codec with as many levels, of its full length."""
+        try:
+            with codes.Reader(target) as reader:
+                self.check(reader)
+                return reader.header.levels == self.levels
+        except (ValueError, FileNotFoundError):
+            return False
+
+
+def describe(path: str | os.PathLike) -> dict[str, Any]:
+    """What a code file says of itself, every checksum read: the fields of `codes.Header`, seconds, frames, samples, kbit/s, bytes.
+
+    Raises as `codes.Reader`.
+    """
+    with codes.Reader(path) as reader:
+        for _ in reader.blocks():
+            pass
+        size = os.path.getsize(path)
+        return dataclasses.asdict(reader.header) | {
+            "samples": reader.samples, "frames": reader.frames, "seconds": reader.seconds, "kbit/s": reader.header.bit_rate / 1000,
+            "bytes": size, "kbit/s of the file": size * 8 / reader.seconds / 1000}
+
+
+def seconds(path: str | os.PathLike) -> float:
+    """How long a recording or a code file is, by its header. Raises as reading it would."""
+    if str(path).lower().endswith(SUFFIX):
+        with codes.Reader(path) as reader:
+            return reader.seconds
+    with files.Recording(path) as recording:
+        return recording.seconds
