@@ -27,6 +27,7 @@ from ns2_jax.runtime import cluster
 FLAGS = flags.FLAGS
 TAKES_WORDS = True  # encode IN OUT | decode IN OUT | info IN
 MODEL = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "codec", "model")
+BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
 Job = tuple[Path, Path]
 
 
@@ -69,8 +70,9 @@ def run_all(jobs: list[Job], work: Callable[..., None], made: Callable[[Path], b
     """(seconds of audio done, files that were there already, what is wrong with each of the others)."""
     skipped, failed, done = 0, [], 0.0
     sources: dict[Path, Path] = {}
-    with tqdm(total=round(sum(length(source) for source, _ in jobs), 1), unit="s", desc="audio", mininterval=2) as bar:
-        for source, target in jobs:
+    lengths = [length(source) for source, _ in jobs]
+    with tqdm(total=sum(lengths), unit="s", mininterval=2, bar_format=BAR) as bar:
+        for (source, target), seconds in zip(jobs, lengths):
             try:
                 if target in sources:
                     raise ValueError(f"{source}: {target} is made of {sources[target]}; give one of them another name")
@@ -79,11 +81,11 @@ def run_all(jobs: list[Job], work: Callable[..., None], made: Callable[[Path], b
                     if not made(target):
                         raise ValueError(f"{source}: {target} exists and is something else; --overwrite replaces it")
                     skipped += 1
-                    bar.update(length(source))
+                    bar.update(seconds)
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 work(source, target, bar.update)
-                done += length(source)
+                done += seconds
             except (ValueError, OSError) as error:
                 if len(jobs) == 1 or not cluster.is_user_error(error):
                     raise

@@ -148,7 +148,7 @@ class Recording:
             if len(audio):
                 yield np.ascontiguousarray(audio.T)
         if total < self._promised():
-            raise AudioError("unreadable", f"{self.path}: cut short: {total / self.rate:.2f} s of {self._promised() / self.rate:.2f} s are there")
+            raise AudioError("unreadable", f"{self.path}: damaged or cut short: {total / self.rate:.2f} s of {self._promised() / self.rate:.2f} s can be read")
         if not total:
             raise AudioError("empty", f"{self.path}: there is no audio in it")
         rest = change.resample_chunk(np.zeros((0, self.channels), np.float32), last=True) if change else audio

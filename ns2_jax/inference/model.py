@@ -135,9 +135,10 @@ class Model:
         reach, axes, known = self.reach("decode"), streams.Rows("codes", "tq"), self.system.sizes["q"]
         for window, begin, end in streams.windows(axes.split(blocks), chunk, reach, "edge"):
             given = window.shape[-1]
+            used = min(levels or given, given)
             sizes = {"s": window.shape[1] * self.hop, "t": window.shape[1]}
             rows = [{"codes": np.pad(row, ((0, 0), (0, known - given)))} for row in window]
-            outs = self.run("decode", rows, sizes=sizes, levels=min(levels or given, given))
+            outs = self.run("decode", rows, sizes=sizes, levels=used if used < known else None)
             yield axes.join([out["audio"][begin * self.hop : end * self.hop] for out in outs])
 
     def encode_all(self, audios: Sequence[np.ndarray]) -> list[np.ndarray]:
