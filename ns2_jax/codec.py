@@ -2,7 +2,7 @@
 
     python -m ns2_jax.codec encode speech.wav speech.ns2                  WAV, FLAC, OGG or MP3 of any rate and channel count
     python -m ns2_jax.codec encode speech.wav speech.ns2 --levels=8       half the bits of a codec with 16 levels
-    python -m ns2_jax.codec decode speech.ns2 speech.wav                  or .flac, at the codec's rate; --levels=4 from fewer of those stored
+    python -m ns2_jax.codec decode speech.ns2 speech.wav                  or .flac, at the codec's rate; --levels=4 from fewer levels
     python -m ns2_jax.codec encode recordings codes                       a folder: every recording in it, the tree mirrored
     python -m ns2_jax.codec info speech.ns2                               what it holds, every checksum read
 
@@ -106,8 +106,9 @@ def info(words: list[str]) -> None:
                 raise
             failed.append(str(error))
             continue
-        print(f"{path}: {about['seconds']:.2f} s, {about['channels']} channel{'s' * (about['channels'] > 1)}, {about['kbit/s']:.2f} kbit/s, "
-              f"{about['levels']} levels of {about['codes']} codes, codec {about['codec']} at {about['rate']} Hz and hop {about['hop']}, "
+        plural = "s" * (about["channels"] > 1)
+        print(f"{path}: {about['seconds']:.2f} s, {about['channels']} channel{plural}, {about['kbit/s']:.2f} kbit/s, {about['levels']} levels of {about['codes']} codes, "
+              f"codec {about['codec']} at {about['rate']} Hz and hop {about['hop']}, "
               f"recorded at {about['source_rate']} Hz, {about['bytes']} bytes")
     finish(failed, len(paths))
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import commands
+import numpy as np
 import pytest
 
 from ns2_jax.audio import files
@@ -60,6 +61,17 @@ def test_the_published_model_speaks_as_printed(tmp_path):
     run(words, ROOT)
     speech = files.read(tmp_path / "speech.wav", 16000)
     assert 1.0 < len(speech) / 16000 < 5.0
+
+
+def test_the_published_codec_codes_as_printed(tmp_path):
+    """README.md's recording through the codec in the repository, into a file and back."""
+    whole = [words for words in printed(PAGES[0]) if words[2] == "ns2_jax.codec" and "IN" not in words]
+    assert [words[3] for words in whole] == ["encode", "info", "decode"]
+    ours = re.compile(r"\w+\.(ns2|wav)")
+    said = [run([f"{tmp_path}/{word}" if ours.fullmatch(word) else word for word in words], ROOT) for words in whole]
+    assert "8 levels of 1024 codes" in said[1] and "6.40 kbit/s" in said[1]
+    source, decoded = files.read(ROOT / whole[0][4], 16000), files.read(tmp_path / whole[2][5], 16000)
+    assert len(source) == len(decoded) and np.corrcoef(source, decoded)[0, 1] > 0.5
 
 
 @pytest.mark.slow

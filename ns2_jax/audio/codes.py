@@ -12,8 +12,8 @@ The same codes give the same bytes. Integers are little-endian, every CRC32 is o
     block: frames u32 (at most BLOCK; of all but the last, exactly) | codes | CRC
     end: 0 u32 | samples of a channel at the codec's rate u64 | CRC
 
-A block's codes follow each other frame by frame, channel by channel, level by level, `header.bits` each, first bit highest; the last byte is
-filled with zeros. Nothing here grows with the length of a recording.
+A block's codes follow each other frame by frame, channel by channel, level by level, `header.bits` each, first bit highest; the last byte
+is filled with zeros. Nothing here grows with the length of a recording.
 """
 
 from __future__ import annotations
@@ -122,7 +122,10 @@ class Writer:
 
 @contextlib.contextmanager
 def create(path: str | os.PathLike, header: Header) -> Iterator[Writer]:
-    """A code file to write: it appears whole when the block ends, or not at all. Raises as `files.replacing`, ValueError without `finish`."""
+    """A code file to write: it appears whole when the block ends, or not at all.
+
+    Raises as `files.replacing`, and ValueError when nobody called `finish`.
+    """
     with files.replacing(path, (SUFFIX,)) as temporary, open(temporary, "wb") as file:
         writer = Writer(file, header)
         yield writer

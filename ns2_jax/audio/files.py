@@ -27,6 +27,7 @@ SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": None}
 STREAMS = (".wav", ".flac")  # what is written block by block
 BLOCK = 4.0  # seconds read at once from what is read block by block
 LOUDEST = 8.0  # decoders overshoot 1; samples beyond this are in another unit
+UNKNOWN = 1 << 60  # libsndfile's count of samples from here on says that a header has none
 STREAMED, LONGEST_WAV = 0x7FFF0000, 0xFFFFFF00  # bytes in a WAV header: from the first on, they say that the length was not known
 VORBIS = 0.2  # libsndfile's compression level, its quality 8: at the usual 0.6 a recogniser hears other words in one recording of sixteen
 
@@ -141,14 +142,15 @@ class Recording:
                 break
             if not np.isfinite(audio).all():
                 raise AudioError("nan", f"{self.path}: NaN or infinite samples at {total / self.rate:.1f} s")
-            if np.abs(audio).max() > LOUDEST:
-                raise AudioError("unreadable", f"{self.path}: samples up to {np.abs(audio).max():.3g}, expected them in [-1, 1]; scale it first")
+            if (peak := np.abs(audio).max()) > LOUDEST:
+                raise AudioError("unreadable", f"{self.path}: samples up to {peak:.3g}, expected them in [-1, 1]; scale it first")
             total += len(audio)
             audio = change.resample_chunk(audio) if change else audio
             if len(audio):
                 yield np.ascontiguousarray(audio.T)
-        if total < self._promised():
-            raise AudioError("unreadable", f"{self.path}: damaged or cut short: {total / self.rate:.2f} s of {self._promised() / self.rate:.2f} s can be read")
+        if total < (promised := self._promised()):
+            parts = f"{total / self.rate:.2f} s of {promised / self.rate:.2f} s"
+            raise AudioError("unreadable", f"{self.path}: damaged or cut short: {parts} can be read")
         if not total:
             raise AudioError("empty", f"{self.path}: there is no audio in it")
         rest = change.resample_chunk(np.zeros((0, self.channels), np.float32), last=True) if change else audio
@@ -175,7 +177,7 @@ def _detail(error: Exception) -> str:
 
 
 def _open(path: Path) -> soundfile.SoundFile:
-    """An audio file, its sample rate checked. Raises AudioError."""
+    """An audio file, its sample rate and length checked. Raises AudioError."""
     if not path.is_file():
         what = "is a folder, expected an audio file" if path.is_dir() else "no such audio file"
         raise AudioError("missing", f"{path}: {what}")
@@ -186,6 +188,9 @@ def _open(path: Path) -> soundfile.SoundFile:
     if not 0 < file.samplerate <= MAX_RATE:
         file.close()
         raise AudioError("unreadable", f"{path}: sample rate {file.samplerate} Hz is out of range (1 to {MAX_RATE})")
+    if file.frames >= UNKNOWN:
+        file.close()
+        raise AudioError("unreadable", f"{path}: its header does not say how long it is (a FLAC file from a pipe); convert it to .wav")
     return file
 
 

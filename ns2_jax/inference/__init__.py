@@ -6,8 +6,9 @@
 
 Everything runs through the system's programs at the static shapes of `config.data.buckets`, one compilation a
 bucket. Rows of a batch are independent: each has its own random key, so an utterance sounds the same alone and in a
-batch; they are cut over this process's devices. Length is predicted first; a text over the largest bucket is spoken in pieces and the pieces are reported.
-`write` is the only function of this project that writes generated audio.
+batch; they are cut over this process's devices. Length is predicted first; a text over the largest bucket is spoken in pieces and the
+pieces are reported. What is too long to hold, or comes live, goes through `Model.encode_stream` and `decode_stream`; `recordings` does so
+with files. `write` is the only function of this project that writes generated audio.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
-__all__ = ["PAUSE", "ROWS", "Model", "Prompt", "Speech", "codec_hash", "inventory", "ladder", "load", "meshes", "phones_of", "split", "write"]
+__all__ = [
+    "PAUSE", "ROWS", "Model", "Prompt", "Speech", "codec_hash", "inventory", "ladder", "load", "meshes", "phones_of", "split", "write"]
 
 
 def phones_of(model: Model) -> dict[str, Any]:

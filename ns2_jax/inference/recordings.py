@@ -93,9 +93,9 @@ class CodeFiles:
                              "give the model that made them with --model=DIR")
         for name, ours in self.known.items():
             if getattr(head, name) != ours:
-                raise ValueError(f"{reader.path} says {name}={getattr(head, name)} of codec {head.codec}, which has {ours}: its header is wrong")
-        if head.levels > self.model.system.sizes["q"]:
-            raise ValueError(f"{reader.path} says levels={head.levels} of codec {head.codec}, which has {self.model.system.sizes['q']}")
+                raise ValueError(f"{reader.path} says {name}={getattr(head, name)}, but codec {head.codec} has {ours}: its header is wrong")
+        if head.levels > (ours := int(self.model.system.sizes["q"])):
+            raise ValueError(f"{reader.path} says levels={head.levels}, but codec {head.codec} has {ours}: its header is wrong")
 
     def made(self, target: str | os.PathLike) -> bool:
         """Whether `target` is a code file of this codec with as many levels, of its full length."""

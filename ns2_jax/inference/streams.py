@@ -27,7 +27,8 @@ class Rows:
         shape, total = None, 0
         for block in map(np.asarray, blocks):
             if block.ndim not in (len(self.axes), len(self.axes) + 1):
-                raise ValueError(f"a block of {self.name} is {block.dtype}{list(block.shape)}, expected [{', '.join(self.axes)}] or rows of it")
+                expected = ", ".join(self.axes)
+                raise ValueError(f"a block of {self.name} is {block.dtype}{list(block.shape)}, expected [{expected}] or rows of it")
             self.single = block.ndim == len(self.axes)
             block = block[None] if self.single else block
             shape = shape or (len(block), *block.shape[2:])

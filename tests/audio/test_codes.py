@@ -37,7 +37,8 @@ def read(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size,channels,levels,frames,short", [
-    (1024, 1, 16, 1, 0), (1024, 2, 3, 255, 1), (1024, 6, 1, 256, 199), (1000, 1, 7, 257, 5), (2, 3, 5, 513, 0), (65536, 1, 1, 700, 1), (3, 1, 1, 5, 9)])
+    (1024, 1, 16, 1, 0), (1024, 2, 3, 255, 1), (1024, 6, 1, 256, 199), (1000, 1, 7, 257, 5), (2, 3, 5, 513, 0), (65536, 1, 1, 700, 1),
+    (3, 1, 1, 5, 9)])
 @pytest.mark.parametrize("step", [1, 100, 1000])
 def test_round_trip(tmp_path, size, channels, levels, frames, short, step):
     header = dataclasses.replace(HEADER, codes=size, channels=channels, levels=levels)

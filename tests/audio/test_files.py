@@ -142,3 +142,80 @@ def test_trim_keeps_speech_and_a_margin():
     assert trimmed.size == 16000 + 2 * 800
     np.testing.assert_array_equal(trimmed[800:-800], tone(1.0))
     assert files.trim_silence(np.zeros(16000, np.float32), 16000).size == 0
+
+
+def blocks(path, rate: int = 16000) -> np.ndarray:
+    with files.Recording(path) as recording:
+        return np.concatenate(list(recording.blocks(rate)), 1)
+
+
+@pytest.mark.parametrize("rate", [16000, 8000, 44100])
+def test_block_by_block_is_the_whole_resampled_at_once(tmp_path, rate):
+    audio = np.random.default_rng(0).normal(0, 0.1, (int(9.3 * rate), 3)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", audio, rate, subtype="FLOAT")
+    got = blocks(tmp_path / "a.wav")
+    expected = np.stack([files.resample(channel, rate, 16000) for channel in audio.T])
+    assert got.dtype == np.float32 and got.shape[0] == 3 and abs(got.shape[1] - expected.shape[1]) <= 1
+    size = min(got.shape[1], expected.shape[1])
+    np.testing.assert_allclose(got[:, :size], expected[:, :size], atol=1e-6)
+    with files.Recording(tmp_path / "a.wav") as recording:
+        assert (recording.rate, recording.channels, recording.frames) == (rate, 3, len(audio))
+        assert max(block.shape[1] for block in recording.blocks(16000)) <= files.BLOCK * 16000 + 1000
+
+
+def test_lengths_that_a_header_does_not_know_are_no_damage(tmp_path):
+    """As programs write that do not know the length beforehand: WAV with 2^32 - 1 bytes, MP3 without Xing's header. FLAC with 0 samples can't
+    be read by libsndfile, and that is said."""
+    audio = np.random.default_rng(0).normal(0, 0.1, 160000)
+    soundfile.write(tmp_path / "a.wav", audio, 16000)
+    wav = bytearray((tmp_path / "a.wav").read_bytes())
+    wav[40:44] = wav[4:8] = b"\xff" * 4
+    (tmp_path / "b.wav").write_bytes(wav)
+    soundfile.write(tmp_path / "a.flac", audio, 16000)
+    flac = bytearray((tmp_path / "a.flac").read_bytes())
+    flac[21] &= 0xF0  # STREAMINFO's 36 bits
+    flac[22:26] = bytes(4)
+    (tmp_path / "b.flac").write_bytes(flac)
+    soundfile.write(tmp_path / "a.mp3", np.concatenate([0 * audio, audio]), 16000, bitrate_mode="VARIABLE")
+    mp3 = (tmp_path / "a.mp3").read_bytes()
+    second = mp3.index(mp3[:2], mp3.index(b"Xing"))
+    (tmp_path / "b.mp3").write_bytes(mp3[second:])
+    for read in (blocks, files.read):
+        with pytest.raises(files.AudioError, match="does not say how long"):
+            read(tmp_path / "b.flac")
+    for name, size in {"b.wav": 160000, "b.mp3": 320000}.items():
+        assert abs(blocks(tmp_path / name).shape[1] - size) <= (0 if name != "b.mp3" else 3000)
+
+
+def test_cut_files_are_refused_at_their_end(tmp_path):
+    audio = np.random.default_rng(0).normal(0, 0.1, 160000)
+    for suffix in ("wav", "mp3", "flac"):
+        soundfile.write(tmp_path / f"a.{suffix}", audio, 16000)
+        data = (tmp_path / f"a.{suffix}").read_bytes()
+        for prefix in (b"", b"ID3\x04\x00\x00\x00\x00\x27\x10" + bytes(5008))[: 1 + (suffix == "mp3")]:  # a picture before Xing's header
+            (tmp_path / f"b.{suffix}").write_bytes(prefix + data[: len(data) * 3 // 4])
+            with pytest.raises(files.AudioError, match=rf"b\.{suffix}: damaged"):
+                blocks(tmp_path / f"b.{suffix}")
+            (tmp_path / f"b.{suffix}").write_bytes(prefix + data)
+            assert abs(blocks(tmp_path / f"b.{suffix}").shape[1] - 160000) < 3000
+
+
+def test_writing_block_by_block_is_writing_at_once(tmp_path, monkeypatch):
+    audio = np.random.default_rng(0).normal(0, 0.6, 30000).astype(np.float32)  # some of it is clipped
+    for suffix in files.STREAMS:
+        files.write(tmp_path / f"a{suffix}", audio, 16000)
+        with files.create(tmp_path / f"b{suffix}", 16000, 2) as add:
+            for block in np.array_split(np.stack([audio, -audio]), 7, 1):
+                add(block)
+            assert not (tmp_path / f"b{suffix}").exists()
+        one, two = (soundfile.read(tmp_path / f"{name}{suffix}", dtype="int16", always_2d=True)[0] for name in "ab")
+        np.testing.assert_array_equal(one[:, 0], two[:, 0])
+        assert two.shape == (30000, 2)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(files, "LONGEST_WAV", 1000)
+    for name, channels, block, message in (
+            ("c.wav", 1, np.full((1, 9), np.nan, np.float32), "9 non-finite"), ("c.ogg", 1, None, "can't write '.ogg'"),
+            ("c.flac", 9, None, "FLAC has at most 8"), ("c.wav", 1, np.zeros((1, 600), np.float32), "more than 4 GB")):
+        with pytest.raises(ValueError, match=message), files.create(tmp_path / name, 16000, channels) as add:
+            add(block)
+        assert sorted(tmp_path.iterdir()) == before
