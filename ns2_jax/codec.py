@@ -29,6 +29,7 @@ TAKES_WORDS = True  # encode IN OUT | decode IN OUT | info IN
 MODEL = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "codec", "model")
 BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {rate_fmt}]"
 Job = tuple[Path, Path]
+Measure = Callable[[Path], float]
 
 
 def listed(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -39,14 +40,14 @@ def listed(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def plan(source: Path, out: Path, reads: tuple[str, ...], suffix: str, writes: tuple[str, ...]) -> list[Job]:
+def plan(source: Path, out: Path, reads: tuple[str, ...], measure: Measure, suffix: str, writes: tuple[str, ...]) -> list[Job]:
     """What is made of what; raises ValueError or FileNotFoundError for names that can't be, before anything slow starts."""
     if source.is_dir():
         if out.exists() and not out.is_dir():
             raise ValueError(f"{out} is a file; {source} is a folder, and its tree needs a folder")
         return [(path, (out / path.relative_to(source)).with_suffix(suffix)) for path in listed(source, reads)]
     target = out / (source.stem + suffix) if out.is_dir() else out
-    recordings.seconds(source)
+    measure(source)
     if target.suffix.lower() not in writes:
         raise ValueError(f"{target}: the name of the output must end in {' or '.join(writes)}")
     if target.is_dir():
@@ -58,19 +59,19 @@ def plan(source: Path, out: Path, reads: tuple[str, ...], suffix: str, writes: t
     return [(source, target)]
 
 
-def length(path: Path) -> float:
+def length(path: Path, measure: Measure) -> float:
     """Seconds of audio in a file; 0 for one that can't be used, which is told when its turn comes."""
     try:
-        return recordings.seconds(path)
+        return measure(path)
     except (ValueError, OSError):
         return 0.0
 
 
-def run_all(jobs: list[Job], work: Callable[..., None], made: Callable[[Path], bool]) -> tuple[float, int, list[str]]:
+def run_all(jobs: list[Job], measure: Measure, work: Callable[..., None], made: Callable[[Path], bool]) -> tuple[float, int, list[str]]:
     """(seconds of audio done, files that were there already, what is wrong with each of the others)."""
     skipped, failed, done = 0, [], 0.0
     sources: dict[Path, Path] = {}
-    lengths = [length(source) for source, _ in jobs]
+    lengths = [length(source, measure) for source, _ in jobs]
     with tqdm(total=sum(lengths), unit="s", mininterval=2, bar_format=BAR) as bar:
         for (source, target), seconds in zip(jobs, lengths):
             try:
@@ -107,8 +108,8 @@ def info(words: list[str]) -> None:
             failed.append(str(error))
             continue
         plural = "s" * (about["channels"] > 1)
-        print(f"{path}: {about['seconds']:.2f} s, {about['channels']} channel{plural}, {about['kbit/s']:.2f} kbit/s, {about['levels']} levels of {about['codes']} codes, "
-              f"codec {about['codec']} at {about['rate']} Hz and hop {about['hop']}, "
+        print(f"{path}: {about['seconds']:.2f} s, {about['channels']} channel{plural}, {about['kbit/s']:.2f} kbit/s, "
+              f"{about['levels']} levels of {about['codes']} codes, codec {about['codec']} at {about['rate']} Hz and hop {about['hop']}, "
               f"recorded at {about['source_rate']} Hz, {about['bytes']} bytes")
     finish(failed, len(paths))
 
@@ -134,13 +135,17 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"{verb or '(nothing)'} is not a word of this command: expected encode, decode or info (see --help)")
     if len(words) != 2:
         raise ValueError(f"{verb} takes IN and OUT, not {' '.join(words) or '(nothing)'}")
-    codes, audio = (recordings.SUFFIX,), recordings.WRITTEN
-    names = (recordings.READ, recordings.SUFFIX, codes) if verb == "encode" else (codes, f".{FLAGS.format}", audio)
-    jobs = plan(Path(words[0]), Path(words[1]), *names)
+    codes = (recordings.SUFFIX,)
+    if verb == "encode":
+        measure = recordings.seconds_of_audio
+        jobs = plan(Path(words[0]), Path(words[1]), recordings.READ, measure, recordings.SUFFIX, codes)
+    else:
+        measure = recordings.seconds_of_codes
+        jobs = plan(Path(words[0]), Path(words[1]), codes, measure, f".{FLAGS.format}", recordings.WRITTEN)
     cluster.start(lambda line: None)
     files = recordings.CodeFiles(inference.load(FLAGS.model or MODEL), FLAGS.levels)
     work, made = (files.encode, files.made) if verb == "encode" else (files.decode, Path.is_file)
-    done, skipped, failed = run_all(jobs, work, made)
+    done, skipped, failed = run_all(jobs, measure, work, made)
     there = f", {skipped} were there already" if skipped else ""
     print(f"{verb}d {len(jobs) - skipped - len(failed)} of {len(jobs)} files, {done:.1f} s of audio{there}")
     return finish(failed, len(jobs))

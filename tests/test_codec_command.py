@@ -151,7 +151,7 @@ def test_decoding_refuses(model, other, tmp_path):
     before = sorted(tmp_path.iterdir())
     for source, out, chosen, message in (
             ("nowhere.ns2", "b.wav", model, "nowhere.ns2: no such"),
-            ("a.wav", "b.wav", model, "a.wav"),
+            ("a.wav", "b.wav", model, "a.wav: not a code file"),
             ("cut.ns2", "b.wav", model, "cut.ns2: cut short or damaged"),
             ("late.ns2", "b.wav", model, "late.ns2: damaged: the block at 6.4 s"),
             ("hop.ns2", "b.wav", model, "says hop=100"),

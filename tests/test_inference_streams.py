@@ -21,7 +21,6 @@ from ns2_jax.systems import system as systems
 CODECS = {
     "frame": dict(kind="frame", rate=800, hop=8, channels=6, width=16, blocks=(2, 2), size=32, mels=6, cepstrum=4),
     "conv": dict(kind="conv", rate=800, hop=6, channels=6, width=4, decoder_width=16, strides=(2, 3)),
-    "odd": dict(kind="conv", rate=800, hop=15, channels=5, width=4, decoder_width=8, strides=(3, 5)),
     "causal": dict(kind="conv", rate=800, hop=6, channels=6, width=4, decoder_width=16, strides=(2, 3), causal=True),
 }
 CHUNK = 24
@@ -113,11 +112,12 @@ def test_decoding_in_windows_is_decoding_at_once(model, one_length):
         np.testing.assert_allclose(got[0], whole, atol=1e-5)
 
 
-def test_the_whole_does_not_depend_on_how_it_is_padded(model, one_length, monkeypatch):
-    """Silence follows a recording, however much of it the static length holds."""
+def test_the_whole_does_not_depend_on_how_it_is_padded(model, monkeypatch):
+    """Silence follows a recording, however much of it the static length holds: no more than is heard, or much."""
     audio, codes = sound(63 * model.hop)[0], np.random.default_rng(0).integers(0, 16, (63, 3))
+    monkeypatch.setattr("ns2_jax.inference.model.ladder", lambda frames: frames)
     one = model.encode(audio), model.decode(codes)
-    monkeypatch.setattr("ns2_jax.inference.model.ladder", lambda frames: 400)
+    monkeypatch.setattr("ns2_jax.inference.model.ladder", lambda frames: 384)
     other = model.encode(audio), model.decode(codes)
     assert (one[0] == other[0]).all(-1).mean() > 0.98
     np.testing.assert_allclose(one[1], other[1], atol=1e-5)
@@ -178,6 +178,8 @@ def test_live_a_frame_comes_as_soon_as_what_it_needs():
 def test_streams_of_other_shapes_are_refused(blocks, message):
     with pytest.raises(ValueError, match=message):
         list(tiny.toy().encode_stream(blocks, 8))
+    with pytest.raises(ValueError, match="chunk=0"):
+        list(tiny.toy().encode_stream([np.ones(8, np.float32)], 0))
     with pytest.raises(ValueError, match="without codes"):
         list(tiny.toy().decode_stream([]))
 

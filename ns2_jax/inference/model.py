@@ -104,43 +104,6 @@ class Model:
         """`audio` float32 [s] at the model's rate -> codes int32 `[s // hop, q]`, as if silence followed it."""
         return self.encode_all([audio])[0]
 
-    def reach(self, part: str) -> tuple[int, int]:
-        """(left, right): programs "encode" and "decode" make frame t of frames t-left..t+right. Raises ValueError where there are none."""
-        network = getattr(self.system, "codec_network", getattr(self.system, "network", None))
-        if part not in self.programs or network is None:
-            raise ValueError(f"{self.name} has no program {part!r} on a codec; it has {sorted(self.programs)}")
-        return network.reach(part)
-
-    def encode_stream(self, blocks: Iterable[np.ndarray], chunk: int = CHUNK) -> Iterator[np.ndarray]:
-        """Blocks of audio float32 `[s]`, or `[b, s]` for b channels, of any lengths -> codes int32 `[t, q]` or `[b, t, q]`, `chunk` frames
-        each but the last; `ceil(total / hop)` frames in all, of which the last is completed with zeros.
-
-        Joined, they are what `encode` gives for the whole at once, in memory that does not grow. Live, a frame is given when
-        `chunk - 1 + right` more have come (`reach`; right is 0 for a causal codec); a small chunk costs more work a frame.
-
-        Raises ValueError for blocks of other shapes, for a stream without samples, for a model that is no codec.
-        """
-        reach, axes = self.reach("encode"), streams.Rows("audio", "s")
-        for window, begin, end in streams.windows(streams.framed(axes.split(blocks), self.hop), chunk, reach, "constant"):
-            t = window.shape[1]
-            rows = [{"audio": row.reshape(-1)} for row in window]
-            outs = self.run("encode", rows, sizes={"s": t * self.hop, "t": t})
-            yield axes.join([out["codes"][begin:end].astype(np.int32) for out in outs])
-
-    def decode_stream(self, blocks: Iterable[np.ndarray], levels: int | None = None, chunk: int = CHUNK) -> Iterator[np.ndarray]:
-        """Blocks of codes `[t, q]`, or `[b, t, q]`, of any lengths -> audio float32 `[t * hop]` or `[b, t * hop]`, as `encode_stream`.
-
-        From the first `levels` levels, where given; q may be smaller than the model's.
-        """
-        reach, axes, known = self.reach("decode"), streams.Rows("codes", "tq"), self.system.sizes["q"]
-        for window, begin, end in streams.windows(axes.split(blocks), chunk, reach, "edge"):
-            given = window.shape[-1]
-            used = min(levels or given, given)
-            sizes = {"s": window.shape[1] * self.hop, "t": window.shape[1]}
-            rows = [{"codes": np.pad(row, ((0, 0), (0, known - given)))} for row in window]
-            outs = self.run("decode", rows, sizes=sizes, levels=used if used < known else None)
-            yield axes.join([out["audio"][begin * self.hop : end * self.hop] for out in outs])
-
     def encode_all(self, audios: Sequence[np.ndarray]) -> list[np.ndarray]:
         """`encode` of many, those of about one length together."""
         return [out["codes"].astype(np.int32) for out in self._encode(audios)]
@@ -200,6 +163,45 @@ class Model:
             for i, out in zip(places, outs):
                 made[i] = out
         return made
+
+    # Codec, as a stream.
+
+    def reach(self, part: str) -> tuple[int, int]:
+        """(left, right): programs "encode" and "decode" make frame t of frames t-left..t+right. Raises ValueError where there are none."""
+        network = getattr(self.system, "codec_network", getattr(self.system, "network", None))
+        if part not in self.programs or network is None:
+            raise ValueError(f"{self.name} has no program {part!r} on a codec; it has {sorted(self.programs)}")
+        return network.reach(part)
+
+    def encode_stream(self, blocks: Iterable[np.ndarray], chunk: int = CHUNK) -> Iterator[np.ndarray]:
+        """Blocks of audio float32 `[s]`, or `[b, s]` for b channels, of any lengths -> codes int32 `[t, q]` or `[b, t, q]`, `chunk` frames
+        each but the last; `ceil(total / hop)` frames in all, of which the last is completed with zeros.
+
+        Joined, they are what `encode` gives for the whole at once, in memory that does not grow. Live, a frame is given when
+        `chunk - 1 + right` more have come (`reach`; right is 0 for a causal codec); a small chunk costs more work a frame.
+
+        Raises ValueError for blocks of other shapes, for a stream without samples, for a model that is no codec.
+        """
+        reach, axes = self.reach("encode"), streams.Rows("audio", "s")
+        for window, begin, end in streams.windows(streams.framed(axes.split(blocks), self.hop), chunk, reach, "constant"):
+            t = window.shape[1]
+            rows = [{"audio": row.reshape(-1)} for row in window]
+            outs = self.run("encode", rows, sizes={"s": t * self.hop, "t": t})
+            yield axes.join([out["codes"][begin:end].astype(np.int32) for out in outs])
+
+    def decode_stream(self, blocks: Iterable[np.ndarray], levels: int | None = None, chunk: int = CHUNK) -> Iterator[np.ndarray]:
+        """Blocks of codes `[t, q]`, or `[b, t, q]`, of any lengths -> audio float32 `[t * hop]` or `[b, t * hop]`, as `encode_stream`.
+
+        From the first `levels` levels, where given; q may be smaller than the model's.
+        """
+        reach, axes, known = self.reach("decode"), streams.Rows("codes", "tq"), self.system.sizes["q"]
+        for window, begin, end in streams.windows(axes.split(blocks), chunk, reach, "edge"):
+            given = window.shape[-1]
+            used = min(levels or given, given)
+            sizes = {"s": window.shape[1] * self.hop, "t": window.shape[1]}
+            rows = [{"codes": np.pad(row, ((0, 0), (0, known - given)))} for row in window]
+            outs = self.run("decode", rows, sizes=sizes, levels=used if used < known else None)
+            yield axes.join([out["audio"][begin * self.hop : end * self.hop] for out in outs])
 
     # Speech.
 

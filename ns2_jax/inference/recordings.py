@@ -70,7 +70,7 @@ class CodeFiles:
 
     def decode(self, source: str | os.PathLike, target: str | os.PathLike, progress: Progress = lambda seconds: None) -> None:
         """A code file -> .wav or .flac at the codec's rate, with its channels and as many samples as were encoded, from `levels` or
-        all that it holds.
+        all that it holds; samples beyond [-1, 1] are clipped.
 
         Raises ValueError for a damaged file or one of another codec, ValueError or FileNotFoundError for a name that can't be written.
         """
@@ -121,10 +121,13 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
             "bytes": size, "kbit/s of the file": size * 8 / reader.seconds / 1000}
 
 
-def seconds(path: str | os.PathLike) -> float:
-    """How long a recording or a code file is, by its header. Raises as reading it would."""
-    if str(path).lower().endswith(SUFFIX):
-        with codes.Reader(path) as reader:
-            return reader.seconds
+def seconds_of_audio(path: str | os.PathLike) -> float:
+    """How long a recording is, by its header. Raises AudioError for what can't be read."""
     with files.Recording(path) as recording:
         return recording.seconds
+
+
+def seconds_of_codes(path: str | os.PathLike) -> float:
+    """How long the recording in a code file is, by its header and end. Raises as `codes.Reader`."""
+    with codes.Reader(path) as reader:
+        return reader.seconds

@@ -61,6 +61,8 @@ def windows(blocks: Iterable[np.ndarray], chunk: int, reach: tuple[int, int], fi
 
     Every window but the last gives `chunk` frames, as soon as those and `right` more have come. Held are one block and one window.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} frames, expected one or more")
     left, right = reach
     size = left + chunk + right
     held, first, done = None, 0, 0  # `held` begins at frame `first`; `done` frames have been given

@@ -164,8 +164,8 @@ def test_block_by_block_is_the_whole_resampled_at_once(tmp_path, rate):
 
 
 def test_lengths_that_a_header_does_not_know_are_no_damage(tmp_path):
-    """As programs write that do not know the length beforehand: WAV with 2^32 - 1 bytes, MP3 without Xing's header. FLAC with 0 samples can't
-    be read by libsndfile, and that is said."""
+    """As programs write that do not know the length beforehand: WAV with 2^32 - 1 bytes, MP3 without Xing's header. FLAC with 0
+    samples can't be read by libsndfile, and that is said."""
     audio = np.random.default_rng(0).normal(0, 0.1, 160000)
     soundfile.write(tmp_path / "a.wav", audio, 16000)
     wav = bytearray((tmp_path / "a.wav").read_bytes())
