@@ -36,8 +36,8 @@ def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
 
 
 @functools.cache
-def _model(name: str, seed: int) -> tuple[dict, dict]:
-    config = CONFIGS[name].get_config("smoke")
+def _model(name: str, seed: int, size: str = "smoke") -> tuple[dict, dict]:
+    config = CONFIGS[name].get_config(size)
     system = systems.make(name, config.model.to_dict())
     bucket = dict(config.data.buckets[0])
     batch = systems.shapes(system.fields, {**system.sizes, **bucket, "s": bucket["t"] * 200})
@@ -47,9 +47,9 @@ def _model(name: str, seed: int) -> tuple[dict, dict]:
     return state.nest(flat), json.loads(json.dumps(config.to_dict(), default=list))
 
 
-def write_model(name: str, folder: Path, seed: int = 0) -> str:
-    """A model of size smoke that `inference.load` reads, with a run.json as a trained one has."""
-    tree, config = _model(name, seed)
+def write_model(name: str, folder: Path, seed: int = 0, size: str = "smoke") -> str:
+    """A model that `inference.load` reads, with a run.json as a trained one has; `size` is the config's argument."""
+    tree, config = _model(name, seed, size)
     weights.write_weights(folder, tree)
     return _about(config, folder)
 

@@ -18,7 +18,7 @@ from ns2_jax.evals import report, scores
 MODEL = ("model", "step", "sampler", "seeds", "command")  # what a fingerprint says of the system and not of the judge
 
 
-def _safe(text: Any) -> str:
+def safe(text: Any) -> str:
     """As Markdown that shows it and nothing else, on one line."""
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
@@ -26,10 +26,10 @@ def _safe(text: Any) -> str:
 def _link(result: report.Result, given: str, out: pathlib.Path) -> str:
     page = pathlib.Path(given) / "README.md"
     target = os.path.relpath(page, out.parent).replace(os.sep, "/").replace(" ", "%20")
-    return f"[{_safe(result.name)}]({target})" if page.is_file() else _safe(result.name)
+    return f"[{safe(result.name)}]({target})" if page.is_file() else safe(result.name)
 
 
-def _cell(line: Mapping[str, Any] | None) -> str:
+def cell(line: Mapping[str, Any] | None) -> str:
     if line is None:
         return ""
     value, low, high = (report.number(x, line["unit"]) for x in (line["value"], *line["interval"]))
@@ -46,7 +46,7 @@ def _system(result: report.Result, head: str) -> str:
             if value is not None:
                 said = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
                 found.setdefault(name, []).append(said)
-    parts = [f"{name} {' or '.join(map(_safe, dict.fromkeys(found[name])))}" for name in MODEL if name in found]
+    parts = [f"{name} {' or '.join(map(safe, dict.fromkeys(found[name])))}" for name in MODEL if name in found]
     return f"* {head}: " + "; ".join([*parts, f"{len(result.items)} utterances in items.jsonl" if result.items else "no items.jsonl"])
 
 
@@ -68,14 +68,14 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
             for count, line in zip(counts, found):
                 count |= {line["n"]} if line else set()
             if any(found):
-                lines.append(f"| {head} | {_safe(condition.replace('_', ' '))} | " + " | ".join(map(_cell, found)) + " |")
+                lines.append(f"| {head} | {safe(condition.replace('_', ' '))} | " + " | ".join(map(cell, found)) + " |")
     notes = []
     for place, ((measure, _, line), count) in enumerate(zip(chosen, counts), 1):
         others = [f"column {k} ({', '.join(report.differing(line, other))})" for k, (name, _, other) in enumerate(chosen, 1)
                   if name == measure and k != place]
         warning = f" Not to be compared with {' and '.join(others)}." if others else ""
         size = " or ".join(map(str, sorted(count, reverse=True)))
-        about = "; ".join(f"{name} {_safe(value)}" for name, value in report.about(line).items())
+        about = "; ".join(f"{name} {safe(value)}" for name, value in report.about(line).items())
         notes.append(f"{place}. {report.MAIN[measure]}:{warning} {size} utterances; {about}")
     pairs = [", ".join(filter(None, report.difference(pair))) for pair in report.paired(results) if pair["n"] >= report.FEWEST]
     places = [os.path.relpath(path) for path in (*(result.given for result in results), out)]
@@ -91,7 +91,7 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
         "## The systems", "", *(_system(result, head) for result, head in zip(results, heads)), "",
         "## The columns", "", *notes, "",
         "## Differences, paired", "",
-        *([f"* {_safe(pair)}" for pair in pairs] or [f"No two systems have {report.FEWEST} utterances in common."]), ""]), skipped
+        *([f"* {safe(pair)}" for pair in pairs] or [f"No two systems have {report.FEWEST} utterances in common."]), ""]), skipped
 
 
 def write_table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> list[str]:

@@ -61,7 +61,8 @@ def explained(fill: Sequence[tuple], test: Sequence[tuple]) -> dict[str, float |
 
     Returns:
       `mean` over channels at unit deviation, `power` (share of all variance, strong channels counting more), `best` channel, `channels [c]`, `neighbours` (correlation of neighbouring
-      frames) and `rank90` (directions that hold 90 % of the variance).
+      frames), `rank90` (directions that hold 90 % of the variance) and `variances [c]`, by which `power` is weighed. A rotation
+      of the latents changes `mean` and leaves `power` as it is.
 
     Raises:
       ValueError: no frames to fill or to test with.
@@ -89,4 +90,4 @@ def explained(fill: Sequence[tuple], test: Sequence[tuple]) -> dict[str, float |
     spectrum = np.sort(np.linalg.eigvalsh(np.cov(z.T)))[::-1] if z.shape[1] > 1 else np.ones(1)
     rank = int(np.searchsorted(np.cumsum(spectrum) / spectrum.sum(), 0.9) + 1)
     return {"mean": float(channels.mean()), "power": float(power), "best": float(channels.max()), "channels": channels,
-            "neighbours": float((product / np.maximum(energy, 1e-12)).mean()), "rank90": rank}
+            "variances": np.square(deviation), "neighbours": float((product / np.maximum(energy, 1e-12)).mean()), "rank90": rank}

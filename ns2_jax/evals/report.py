@@ -26,8 +26,8 @@ SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list
         "picks", "piece", "rate", "takes", "device", "devices", "cores", "machine", "weights", "compute", "products", "jax")
 GROUPS = {  # heads of the tables, and how the measures under them begin
     "Words": ("wer", "cer", "skips", "repeats", "bad_sentences"), "Voice": ("secs", "consistency", "drift"),
-    "Sound": ("pesq", "stoi", "si_sdr", "dnsmos", "mcd", "f0", "voicing"), "Prosody": ("prosody", "diversity"),
-    "Room": ("reverberation", "snr"), "Speed": ("rtf", "first_audio", "cold_start", "load", "compile")}
+    "Sound": ("pesq", "stoi", "si_sdr", "mel_distance", "stft_distance", "dnsmos", "mcd", "f0", "voicing"),
+    "Prosody": ("prosody", "diversity"), "Room": ("reverberation", "snr"), "Speed": ("rtf", "first_audio", "cold_start", "load", "compile")}
 MAIN = {  # the main measures -> how a head names them
     "wer": "word error %", "skips": "words skipped %", "repeats": "words repeated %", "secs_own": "SECS",
     "secs_nearest": "right voice nearest %", "mcd": "MCD dB", "pesq": "PESQ-WB", "stoi": "STOI", "dnsmos_overall": "DNSMOS",
@@ -150,13 +150,15 @@ PAIRED = {  # measure -> (evaluator, its words, unit, whether less is better, va
     "mcd": ("acoustic_distance", "dB of MCD", "dB", True, lambda row: row["mcd"], lambda row: 1.0),
     "pesq": ("codec_quality", "PESQ-WB", "MOS-LQO", False, lambda row: row["pesq"], lambda row: 1.0),
     "stoi": ("codec_quality", "STOI", "", False, lambda row: row["stoi"], lambda row: 1.0),
+    "mel_distance": ("spectral_distance", "mel distance", "log10", True, lambda row: row["mel"], lambda row: 1.0),
+    "stft_distance": ("spectral_distance", "STFT distance", "log10", True, lambda row: row["stft"], lambda row: 1.0),
     "dnsmos_overall": ("dnsmos", "DNSMOS", "MOS", False, lambda row: row["dnsmos_overall"], lambda row: 1.0)}
 
 
 def _sides(results: Sequence[Result], measure: str) -> list[tuple[tuple[Result, str], tuple[Result, str]]]:
     """Which (result, condition) are held against each other: what each two results made, codecs of the same levels too, and what a
     result made against the `wavs` that were scored beside it."""
-    codec = PAIRED[measure][0] == "codec_quality"
+    codec = PAIRED[measure][0] in ("codec_quality", "spectral_distance")
     fits = lambda c: c in ("codec" if codec else "synthesis", "wavs") or (codec and c.startswith("codec_"))
     found = [[c for m, c in (scores.split(line["name"]) for line in result.last) if m == measure and fits(c)] for result in results]
     found = [sorted(mine, key=lambda c: (c == "wavs", c)) for mine in found]

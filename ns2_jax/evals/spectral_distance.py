@@ -57,7 +57,8 @@ def distance(reference: np.ndarray, estimate: np.ndarray | None) -> dict[str, An
     return far | ({"missing": True} if missing else {})
 
 
-def measure(references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE, progress: bool = True) -> list[dict[str, Any]]:
+def measure(references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE,
+            progress: bool = True) -> list[dict[str, Any]]:
     """One row per item: `distance`."""
     pairs = zip(*(files.resample_all(x, rate, RATE) for x in (references, audios)), strict=True)
     return [distance(r, a) for r, a in tqdm.tqdm(pairs, "spectra", len(references), mininterval=2, disable=not progress)]

@@ -3,7 +3,8 @@
     python -m ns2_jax.evaluate --workdir=runs/naturalspeech2                    the newest checkpoint; runs/.../evaluation/<step>/
     python -m ns2_jax.evaluate --workdir=runs/naturalspeech2 --follow           beside training: every checkpoint, until it has ended
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
-    python -m ns2_jax.evaluate --model=exports/codec --evals=word_error,codec_quality,predictability
+    python -m ns2_jax.evaluate --model=exports/codec --levels=1,2,4,8,16 --rivals=opus --out=scores      a codec at its rates
+    python -m ns2_jax.evaluate rate scores --out=rates                          the same over kbit/s: rates/rates.md and rates.png
     python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
     python -m ns2_jax.evaluate table results/* --out=results/README.md          the same scores as one Markdown table
     python -m ns2_jax.evaluate listen ours=runs/a/scores theirs=b --kind=mos --out=test         a listening test: test/index.html
@@ -29,12 +30,12 @@ from pathlib import Path
 from absl import flags
 
 from ns2_jax import inference
-from ns2_jax.evals import listening, lists, markdown, report
+from ns2_jax.evals import listening, lists, markdown, rate_distortion, report, rivals
 from ns2_jax.evaluate import job, judges
 from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
-TAKES_WORDS = True  # report RUN..., table RUN..., listen NAME=DIR..., answers KEY FILE...
+TAKES_WORDS = True  # report RUN..., table RUN..., rate RUN..., listen NAME=DIR..., answers KEY FILE...
 SAMPLER = ("steps", "guidance", "temperature")  # flags that are options of the system's program `sample`
 
 
@@ -61,6 +62,8 @@ def define_flags() -> None:
     flags.DEFINE_string("recogniser", "pocketsphinx", "Of the word error: pocketsphinx, whisper:DIR (a local folder) or command:CMD "
                         "(reads paths of WAV files, a line each, prints what it hears, a line each).")
     flags.DEFINE_integer("takes", 3, "Syntheses of an utterance, each with another seed, that diversity compares.", lower_bound=2)
+    flags.DEFINE_list("levels", None, "Numbers of a codec's levels to score besides all of them; 8 and 4 if left out.")
+    flags.DEFINE_list("rivals", None, f"Codecs to score beside ours at about its rates: {rivals.KINDS} (a folder that transformers reads).")
     flags.DEFINE_string("title", "Scores", "Of the report.")
     flags.DEFINE_enum("kind", "mos", list(listening.KINDS), "Of the listening test.")
     flags.DEFINE_bool("save_audio", False, "Also write OUT/audio/<utterance>-<condition>.flac.")
@@ -85,6 +88,12 @@ def read_flags() -> tuple[str | None, Path | None]:
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
     if out and out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file, expected a folder")
+    if not all(level.isdecimal() for level in FLAGS.levels or ()):
+        raise ValueError(f"--levels={','.join(FLAGS.levels)} are no numbers of levels, as in --levels=1,2,4,8")
+    for spec in FLAGS.rivals or ():
+        rivals.find(spec)
+    if FLAGS.rivals and FLAGS.workdir:
+        raise ValueError("--rivals would be made again at every checkpoint and be the same; give the run as --model=DIR")
     if FLAGS.follow and not FLAGS.workdir:
         raise ValueError("--follow needs --workdir=DIR, the run to follow")
     if FLAGS.save_audio and not out:
@@ -104,6 +113,14 @@ def write_table(folders: Sequence[str]) -> None:
         raise ValueError("--out=FILE.md is missing: the file to write the table into")
     skipped = markdown.write_table(folders, FLAGS.out)
     print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {FLAGS.out}")
+
+
+def write_rates(folders: Sequence[str]) -> None:
+    """`rate RESULT... --out=DIR`"""
+    if not FLAGS.out:
+        raise ValueError("--out=DIR is missing: the folder to write rates.md and rates.png into")
+    skipped = rate_distortion.write(folders, FLAGS.out, FLAGS.seed)
+    print("".join(f"skipped {line}\n" for line in skipped) + f"wrote rates.md and rates.png into {FLAGS.out}")
 
 
 def write_test(systems: Sequence[str]) -> None:
@@ -128,14 +145,15 @@ def read_answers(paths: Sequence[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    words = {"report": write_report, "table": write_table, "listen": write_test, "answers": read_answers}
+    words = {"report": write_report, "table": write_table, "rate": write_rates, "listen": write_test, "answers": read_answers}
     if argv[1:]:
         if argv[1] not in words:
             raise ValueError(f"{argv[1]!r} is not a word of this command: expected {', '.join(words)} or flags (see --help)")
         return words[argv[1]](argv[2:])  # without joining a cluster
     path, out = read_flags()
     ask = job.Ask(
-        evals=tuple(FLAGS.evals or ()), sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
+        evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
+        sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
                                               "save_audio")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,13 @@ import tqdm
 
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.evals import lists, pictures, recognisers, scores, speed, statistics
+from ns2_jax.evals import lists, pictures, recognisers, rivals, scores, speed, statistics
 from ns2_jax.evaluate import judges
 from ns2_jax.evaluate.material import Material, from_dataset, from_list
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 TAKE = 1_000_000  # between the seeds of two takes of an utterance
-LEVELS = (8, 4)  # besides all of them and none
+LEVELS = (8, 4)  # besides all of them and none, unless --levels says otherwise
 SPEED_ITEMS = 12  # utterances of a data set that are timed, unless --limit says otherwise
 
 
@@ -46,13 +47,29 @@ class Ask:
     recogniser: str = "pocketsphinx"
     takes: int = 3
     save_audio: bool = False
+    levels: tuple[int, ...] | None = None
+    rivals: tuple[str, ...] = ()
 
 
-def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task: str) -> dict[str, list[np.ndarray]]:
+def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
+    """Numbers of levels, under all of them, that the codec is heard at. Raises ValueError for levels that it does not have."""
+    levels, free = int(model.system.sizes["q"]), "levels" in model.programs["decode"].options
+    wrong = [k for k in asked or () if not 1 <= k <= levels or (k < levels and not free)]
+    if wrong:
+        raise ValueError(f"--levels={wrong[0]}: {model.name} decodes from {'1 to ' * free}{levels} levels")
+    return [k for k in dict.fromkeys(LEVELS if asked is None else asked) if k < levels] if free else []
+
+
+def kbps(model: inference.Model, levels: int) -> float:
+    """kbit/s of so many levels of the codec: each is log2(codes) bits a frame."""
+    return levels * math.log2(model.system.codes) * model.rate / model.hop / 1000
+
+
+def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task: str,
+                 asked: Sequence[int] | None = None) -> dict[str, list[np.ndarray]]:
     """Condition -> audio: `codec`, and where the codec is what is judged, fewer levels and no quantiser too."""
     made: dict[str, list[np.ndarray]] = {"codec": []}
-    levels = int(model.system.sizes["q"])
-    fewer = [k for k in LEVELS if k < levels] if task == "codec" and "levels" in model.programs["decode"].options else []
+    fewer = fewer_levels(model, asked) if task == "codec" else []
     for k in fewer:
         made[f"codec_{k}"] = []
     if task == "codec" and "decode_latents" in model.programs:
@@ -66,6 +83,17 @@ def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task:
             made[f"codec_{k}"] += model.decode_all(codes, levels=k)
         if "codec_unquantised" in made:
             made["codec_unquantised"] += [model.decode_latents(model.latents(audio)) for audio in part]
+    return made
+
+
+def make_rivals(specs: Sequence[str], recordings: Sequence[np.ndarray], rate: int, wanted: Sequence[float]) -> list[rivals.Made]:
+    """What other codecs make of the recordings at about the `wanted` kbit/s."""
+    made = []
+    for spec in specs:
+        found = rivals.find(spec).make(recordings, rate, wanted, cluster.gather, cluster.is_first())
+        if not found:
+            cluster.say(f"{spec} reaches none of the rates {', '.join(f'{kbps:g}' for kbps in wanted)} kbit/s")
+        made += found
     return made
 
 
@@ -142,6 +170,12 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
         raise ValueError(f"{out} holds the audio of an earlier evaluation, which would stand beside other scores; add --save_audio, or give "
                          "another --out")
     evals = tuple(ask.evals or judges.DEFAULTS[task])
+    if (ask.levels or ask.rivals) and task != "codec":
+        raise ValueError(f"--{'levels' if ask.levels else 'rivals'} is about codecs; give a codec as --model, or --task=codec")
+    if task == "codec":
+        fewer_levels(model, ask.levels)
+    for spec in ask.rivals:
+        rivals.find(spec).check()
     material = gather(ask, path, model and model.config)
     judges.check(evals, task, model, material.dataset, material.every, ask.wavs, ask.recogniser)
     return task, evals, material
@@ -158,10 +192,10 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     unrecorded = [item["id"] for item in material.every if not item["source"]]
     if not unrecorded:
         made["recording"] = material.recordings
-    elif task == "codec" or {"acoustic_distance", "codec_quality"} & set(evals):
+    elif task == "codec" or {"acoustic_distance", "codec_quality", "spectral_distance"} & set(evals):
         raise ValueError(
-            f"--list={ask.list} has no recordings to compare with ({unrecorded[0]}, for one); score speech, without acoustic_distance and "
-            "codec_quality")
+            f"--list={ask.list} has no recordings to compare with ({unrecorded[0]}, for one); score speech, without acoustic_distance, "
+            "codec_quality and spectral_distance")
     else:
         cluster.say(f"{len(unrecorded)} utterances have no recording ({unrecorded[0]}, for one): recordings and codec are not scored")
     ours: dict[str, Any] = identity(model and model.path, model and model.step)
@@ -178,7 +212,13 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         shas = [audio is not None and hashlib.sha256(audio.tobytes()).hexdigest() for audio in made["wavs"]]
         theirs = {"system": os.path.basename(os.path.abspath(ask.wavs)), "wavs": statistics.digest(cluster.gather(shas))}
     if model and task != "recordings" and "recording" in made:
-        made |= resynthesise(model, made["recording"], task)
+        made |= resynthesise(model, made["recording"], task, ask.levels)
+    rates, others = {}, {}
+    if task == "codec":
+        levels = {"codec": int(model.system.sizes["q"])} | {f"codec_{k}": k for k in fewer_levels(model, ask.levels)}
+        rates = {condition: kbps(model, k) for condition, k in levels.items()}
+        for one in make_rivals(ask.rivals, made["recording"], rate, sorted(rates.values())):
+            made[one.condition], rates[one.condition], others[one.condition] = one.audios, one.kbps, one.about
     if material.dataset and "align" in material.dataset.groups:
         for item, align in zip(items, material.aligned("index")):
             item["alignment"] = {"recording": pictures.aligned(align["phones"], align["ends"], rate)}
@@ -202,10 +242,14 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
 
     def about(condition: str) -> dict[str, Any]:
         """What a fingerprint says of the system that made the audio, and on what; every line of a checkpoint's evaluation has its step."""
-        mine = {k: v for k, v in ours.items() if k == "step"} | (theirs if condition == "wavs" else {} if condition == "recording" else ours)
+        maker = {"wavs": theirs, "recording": {}, **others}.get(condition, ours)
+        mine = {k: v for k, v in ours.items() if k == "step"} | maker
         return {**material.about, **mine, **(spoken_with if condition == "synthesis" else {})}
 
     lines = judges.judge(ask.recogniser, ask.seed, evals, material, made, speeches, takes, about)
+    for line in lines:
+        if (condition := scores.split(line["name"])[1]) in rates:
+            line["kbps"] = round(rates[condition], 3)
     if "predictability" in evals and cluster.is_first():
         lines += judges.table_of_means(model, material.dataset, ask.seed, {**ours, "data": material.about["data"]})
     if out and ask.save_audio:

@@ -13,14 +13,14 @@ from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
 from ns2_jax.evals import acoustic_distance, codec_quality, diversity, dnsmos, drift, ge2e, predictability, prosody, robustness, room
-from ns2_jax.evals import speaker_similarity, statistics, word_error
+from ns2_jax.evals import speaker_similarity, spectral_distance, statistics, word_error
 from ns2_jax.evaluate.material import Material, read_audio
 from ns2_jax.runtime import cluster
 
 EVALS = (
     "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "diversity", "codec_quality",
-    "predictability", "speed")
-DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "predictability"), "tts": EVALS[:2]}
+    "spectral_distance", "predictability", "speed")
+DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2]}
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
 
 
@@ -31,8 +31,9 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
     names = [item["id"].replace("/", "_") for item in items]
     if len(set(names)) < len(names):
         raise ValueError(f"two utterances would share the file {next(n for n in names if names.count(n) > 1)}.flac; give them other ids")
-    if "codec_quality" in evals and task == "recordings":
-        raise ValueError("--evals=codec_quality compares a codec with the recordings; --task=recordings has none. Give --model")
+    copied = [name for name in ("codec_quality", "spectral_distance") if name in evals and task == "recordings"]
+    if copied:
+        raise ValueError(f"--evals={copied[0]} compares a codec with the recordings; --task=recordings has none. Give --model")
     made = [name for name in ("robustness", "acoustic_distance") if name in evals and task == "recordings" and not wavs]
     if made:
         raise ValueError(f"--evals={made[0]} compares with the recordings; --task=recordings has nothing else. Give --model or --wavs")
@@ -62,31 +63,37 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
 
 
 def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines `predictability_*`: of the latents and, for scale, of log-mel. On train speakers: the table holds their means."""
+    """Lines `predictability_*`, with every channel at unit deviation, and `predictability_power_*`, of all variance: of the latents
+    before and after quantisation and, for scale, of log-mel. On train speakers: the table holds their means."""
     split = "train" if "train" in dataset.splits else dataset.splits[0]
     order = sorted(range(dataset.records(split)), key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
     picks = order[: TABLE_FILL + TABLE_TEST]
     speakers: dict[str, int] = {}
-    latents, mels = [], []
+    columns: dict[str, list[tuple]] = {"latents": [], "quantised": [], "log_mel": []}
     for i in tqdm.tqdm(picks, "predictability", mininterval=2):
         audio, align = read_audio(dataset, split, i), dataset.read(split, "align", i)
         ends = frame_ends(align["ends"], len(audio), dataset.sample_rate, model.hop)
-        z = model.latents(audio)
-        phone, third = predictability.thirds(ends, len(z))
+        found = {name: model.latents(audio, name) for name in ("latents", "quantised")}
+        found["log_mel"] = predictability.log_mel(audio, model.rate, model.hop)
+        frames = len(found["latents"])
+        phone, third = predictability.thirds(ends, frames)
         speaker = dataset.read(split, "meta", i)["speaker"]
         keys = (align["phones"][phone].astype(np.int64), third, speakers.setdefault(speaker, len(speakers)))
-        latents.append((z, *keys))
-        mels.append((predictability.log_mel(audio, model.rate, model.hop)[: len(z)], *keys))
-    fill = max(len(latents) * TABLE_FILL // (TABLE_FILL + TABLE_TEST), 1)
+        for name, z in found.items():
+            columns[name].append((z[:frames], *keys))
+    fill = max(len(picks) * TABLE_FILL // (TABLE_FILL + TABLE_TEST), 1)
     lines = []
-    for name, items in (("latents", latents), ("log_mel", mels)):
+    for name, items in columns.items():
         result = predictability.explained(items[:fill], items[fill:])
-        line = statistics.score(
-            f"predictability_{name}", result["channels"], unit="share", seed=seed, averaging="mean over channels at unit deviation",
-            evaluator="table of means per phone, third and voice", **common, split=split, fill=fill, test=len(items) - fill,
-            picks=statistics.digest(picks))
-        line["fingerprint"]["interval"] = line["fingerprint"]["interval"].replace("items", "channels")
-        lines.append(line | {key: result[key] for key in ("power", "best", "neighbours", "rank90")})
+        about = dict(unit="share", seed=seed, evaluator="table of means per phone, third and voice", **common, split=split, fill=fill,
+                     test=len(items) - fill, picks=statistics.digest(picks))
+        explained, variances = result["channels"], result["variances"]
+        line = statistics.score(f"predictability_{name}", explained, averaging="mean over channels at unit deviation", **about)
+        lines += [line | {key: result[key] for key in ("power", "best", "neighbours", "rank90")},
+                  statistics.score(f"predictability_power_{name}", explained * variances, variances,
+                                   averaging="of the variance of all channels", **about)]
+        for line in lines[-2:]:
+            line["fingerprint"]["interval"] = line["fingerprint"]["interval"].replace("items", "channels")
     return lines
 
 
@@ -98,6 +105,7 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
     items, prompts, rate, recordings = material.items, material.prompts, material.rate, material.recordings
     texts, said = ([item["text"] for item in some] for some in (items, material.every))
     quiet = dict(rate=rate, progress=cluster.is_first())
+    resynthesised = lambda name: name not in ("recording", "synthesis", "wavs")
     lines: list[dict[str, Any]] = []
 
     if "speaker_similarity" in evals:
@@ -116,8 +124,9 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
         "drift": (lambda audios: drift.measure(audios, **quiet), drift.summarise, bool),
         "room": (lambda audios: room.measure(prompts, audios, **quiet), room.summarise, bool),
         "diversity": (lambda audios: diversity.measure(list(zip(audios, *takes)), **quiet), diversity.summarise, lambda name: name == "synthesis"),
-        "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise,
-                          lambda name: name.startswith("codec")),
+        "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise, resynthesised),
+        "spectral_distance": (lambda audios: spectral_distance.measure(recordings, audios, **quiet), spectral_distance.summarise,
+                              resynthesised),
         "prosody": (lambda _: prosody.measure(material.spoken("prompt_index"), material.spoken("index"), spoken(speeches, rate)),
                     prosody.summarise, lambda name: name == "synthesis")}
     for condition, audios in made.items():

@@ -108,12 +108,13 @@ class Model:
         """`encode` of many, those of about one length together."""
         return [out["codes"].astype(np.int32) for out in self._encode(audios)]
 
-    def latents(self, audio: np.ndarray) -> np.ndarray:
-        """`audio [s]` -> latent before quantisation, float32 `[s // hop, c]`. Raises ValueError where encode gives none."""
+    def latents(self, audio: np.ndarray, name: str = "latents") -> np.ndarray:
+        """`audio [s]` -> latent before quantisation (`name="quantised"`: after all its levels), float32 `[s // hop, c]`. Raises
+        ValueError where encode gives none."""
         (out,) = self._encode([audio])
-        if "latents" not in out:
-            raise ValueError(f"system {self.config['system']!r} does not give latents before quantisation")
-        return out["latents"]
+        if name not in out:
+            raise ValueError(f"system {self.config['system']!r} does not give {name} of an audio, only {sorted(out)}")
+        return out[name]
 
     def _encode(self, audios: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
         frames = [len(audio) // self.hop for audio in audios]
