@@ -27,7 +27,7 @@ import tqdm
 from ns2_jax.audio import files, opus
 
 KINDS = "opus, encodec:DIR or dac:DIR"
-ENOUGH, CLOSE, SEARCHES = 0.01, 0.05, 8  # of the rate asked for: where Opus's search ends, what still counts as that rate; passes
+ENOUGH, CLOSE, SEARCHES = 0.02, 0.05, 8  # of the rate asked for: where Opus's search ends, what still counts as that rate; passes
 SUFFIXES = (".bin", ".json", ".safetensors")  # of the files that make a model what it is
 Gather = Callable[[list], list]  # this host's rows -> those of all hosts
 
@@ -72,40 +72,43 @@ class Opus:
 
     def make(self, audios: Sequence[np.ndarray], rate: int, wanted: Sequence[float], gather: Gather = list,
              progress: bool = True) -> list[Made]:
+        @functools.cache
+        def at(aim: float) -> tuple[float, list[bytes], float]:
+            coded = [opus.encode(audio, rate, aim) for audio in tqdm.tqdm(audios, f"opus {aim / 1000:.1f}", mininterval=2, disable=not progress)]
+            return aim, coded, _rate([8 * opus.payload(data) for data in coded], audios, rate, gather)
+
         made = []
         for kbps in sorted(wanted):
-            found = self.search(audios, rate, kbps, gather, progress)
-            if found is not None:
-                aim, coded, reached = found
+            aim, coded, reached = self.search(at, kbps)
+            if abs(reached / kbps - 1) <= CLOSE:
                 whole = _rate([8 * len(data) for data in coded], audios, rate, gather)
                 about = {"encoder": f"{opus.version()}, aiming at {aim:.0f} bit/s", "kbps": round(reached, 3), "kbps_with_ogg": round(whole, 3)}
                 heard = [_fit(opus.decode(data, rate), len(audio)) for data, audio in zip(coded, audios)]
                 made.append(Made(_label("opus", kbps), heard, reached, about))
         return made
 
-    def search(self, audios: Sequence[np.ndarray], rate: int, kbps: float, gather: Gather,
-               progress: bool) -> tuple[float, list[bytes], float] | None:
-        """(bit/s aimed at, files, kbit/s reached) where the packets' rate is nearest to `kbps`; None where that is over CLOSE away.
+    @staticmethod
+    def search(at: Callable[[float], tuple[float, list[bytes], float]], kbps: float) -> tuple[float, list[bytes], float]:
+        """(bit/s aimed at, files, kbit/s reached) where what is reached is nearest to `kbps`, of the passes `at` that are made.
 
-        The rate goes about linearly with the aim, in steps of a byte a packet (0.4 kbit/s): regula falsi, which ends within ENOUGH.
+        It goes about linearly with the aim, in steps of a byte a packet (0.4 kbit/s): regula falsi, which ends within ENOUGH.
         """
-        best, low, high = None, None, None  # (aim, reached) under and over the rate
-        aim = 1000 * kbps
+        low = high = None  # passes under and over the rate
+        best, aim = None, 1000 * kbps
         for _ in range(SEARCHES):
             aim = min(max(aim, opus.LOWEST), opus.HIGHEST)
-            coded = [opus.encode(audio, rate, aim) for audio in tqdm.tqdm(audios, f"opus {kbps:g}", mininterval=2, disable=not progress)]
-            reached = _rate([8 * opus.payload(data) for data in coded], audios, rate, gather)
-            if best is None or abs(reached - kbps) < abs(best[2] - kbps):
-                best = aim, coded, reached
-            low, high = ((aim, reached), high) if reached < kbps else (low, (aim, reached))
+            found = at(aim)
+            reached = found[2]
+            best = found if best is None or abs(reached - kbps) < abs(best[2] - kbps) else best
+            low, high = (found, high) if reached < kbps else (low, found)
             if abs(reached / kbps - 1) <= ENOUGH or (aim == opus.LOWEST and reached > kbps) or (aim == opus.HIGHEST and reached < kbps):
                 break
             if low and high:
-                share = (kbps - low[1]) / (high[1] - low[1])
+                share = (kbps - low[2]) / (high[2] - low[2])
                 aim = low[0] + min(max(share, 0.1), 0.9) * (high[0] - low[0])
             else:
                 aim += 1500 * (kbps - reached)
-        return best if abs(best[2] / kbps - 1) <= CLOSE else None
+        return best
 
 
 class Neural:
