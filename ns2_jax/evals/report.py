@@ -379,7 +379,7 @@ def _utterance(name: str, holders: Sequence[tuple[Result, dict[str, Any]]], draw
             said.append(f"<b>{html.escape(audio.reason)}</b>")
         elif audio is not None and drawn:
             known = item.get("alignment", {})
-            times = known.get(condition) or (known.get("recording") if condition.startswith("codec") else None)  # a copy keeps its times
+            times = known.get(condition) or (known.get("recording") if condition not in ("synthesis", "wavs") else None)  # a copy keeps its times
             picture = pictures.figure(audio, condition, times, longest)
         who = "" if condition == "recording" else f" <small>{html.escape(result.name)}</small>"
         text = f"<div class=said><h4>{html.escape(condition.replace('_', ' '))}{who}</h4>{player}<p>{'<br>'.join(said)}</p></div>"
