@@ -46,6 +46,15 @@ def test_power_counts_channels_by_their_variance():
     assert result["mean"] == pytest.approx(0.5, abs=0.06) and result["power"] > 0.97
 
 
+def test_a_rotation_changes_the_mean_over_channels_and_not_the_share_of_all_variance():
+    rng = np.random.default_rng(3)
+    items = [(z * [3.0, 0.3], *keys) for z, *keys in corpus(rng, rng.normal(size=(10, 3, 2, 2)) * [3.0, 0.0], 1.0)]
+    turn = np.array([[1, 1], [1, -1]]) * 0.5**0.5
+    straight, turned = (predictability.explained(some[:40], some[40:]) for some in (items, [(z @ turn, *keys) for z, *keys in items]))
+    assert turned["power"] == pytest.approx(straight["power"], abs=0.01) and turned["mean"] > straight["mean"] + 0.2
+    assert straight["variances"].sum() == pytest.approx(turned["variances"].sum()) and straight["variances"].shape == (2,)
+
+
 def test_thirds():
     phone, third = predictability.thirds(np.array([3, 9]), 10)
     assert phone.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1]  # a frame after the last end belongs to the last phone
