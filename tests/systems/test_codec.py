@@ -24,12 +24,12 @@ def system(size: str = "smoke", **changes):
 
 
 def batch(b: int = 8, t: int = 16, seed: int = 0) -> dict:
-    """Harmonic tones with a little noise: `b` rows of `t` frames."""
+    """Harmonic tones with some noise: `b` rows of `t` frames."""
     rng = np.random.default_rng(seed)
     s = np.arange(t * 200) / 16000
     f0 = rng.uniform(80, 300, (b, 1))
     tones = sum(np.sin(2 * np.pi * f0 * k * s + rng.uniform(0, 6, (b, 1))) / k for k in range(1, 8))
-    audio = 0.05 * tones + 0.002 * rng.normal(size=(b, len(s)))
+    audio = 0.05 * tones + 0.02 * rng.normal(size=(b, len(s)))
     return {"audio": jnp.asarray(audio, jnp.float32), "weight": jnp.ones((b,), jnp.float32)}
 
 
