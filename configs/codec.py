@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model.balance = False
     if "modern" in words:
         config.model.judge, config.model.commitment_weight = "dac", 0.25
-        config.model.judge_filters = common.choose(size, smoke=2, small=8, base=32)
+        config.model.judge_filters = common.choose(size, smoke=8, small=8, base=32)
         config.model.judge_sizes = common.choose(size, smoke=(256,), small=(1024, 512), base=(2048, 1024, 512))
         if size == "base":
             config.model.mel_scales = DAC_SCALES

@@ -176,6 +176,19 @@ def test_what_is_not_finite_stops_the_run_and_is_named(place):
     assert checkpoints.steps(workdir) == [1]  # only the sound one
 
 
+def test_a_collapsed_codebook_stops_the_run(place):
+    """With the alarm raised to twice the codes, any codebook has collapsed: the run ends, says so, and leaves no checkpoint of it."""
+    workdir = place / "collapsed"
+    words = command(place, workdir, *SMALL, "--config.train.steps=9", "--config.train.save_every=5")[3:]
+    program = ("import runpy, sys; import ns2_jax.systems.codec as codec; codec.COLLAPSED, codec.WATCHED_FROM = 2.0, 7; "
+               f"sys.argv = ['train'] + {words!r}; runpy.run_module('ns2_jax.train', run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, env=environment(place), timeout=600)
+    assert done.returncode == 1, done.stderr
+    assert "error: stopped at step 7, which is not saved: the codebook of level 1 has collapsed" in done.stderr
+    assert "also levels [2]" in json.loads((workdir / "halted.json").read_text())["reason"]
+    assert checkpoints.steps(workdir) == [5]
+
+
 @pytest.mark.slow
 def test_a_run_continues_on_four_devices(place, finished):
     workdir = place / "wider"

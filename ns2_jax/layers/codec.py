@@ -182,7 +182,7 @@ class FrameEncoder(nn.Module):
         bent = level**-0.7  # |x|^0.3 keeps the phase and evens out the level
         h = jnp.concatenate([x.real * bent, x.imag * bent, mel], -1)
         if front.wave:
-            wave = spectral.mdct(audio_bs, front.hop)[..., : front.wave] / front.spread(linear)
+            wave = spectral.mdct(audio_bs, front.hop, front.wave) / front.spread(linear)
             linear = jnp.concatenate([linear, WAVE_LEVEL * jnp.clip(wave, -8.0, 8.0)], -1)
             h = jnp.concatenate([h, wave], -1)
         h = Dense(self.width, dtype=self.dtype)(h)
@@ -221,8 +221,7 @@ class FrameDecoder(nn.Module):
         real, imaginary = scale * cosine, scale * sine
         if low:
             wave = z_btc[..., front.cepstrum : front.cepstrum + front.wave] / WAVE_LEVEL * front.spread(cepstrum)
-            wave = jnp.pad(wave, ((0, 0), (0, 0), (0, front.hop - front.wave)))
-            start = spectral.stft(spectral.imdct(wave), front.size, front.hop)[..., :low]
+            start = spectral.stft(spectral.imdct(wave, front.hop), front.size, front.hop)[..., :low]
             added = Dense(2 * low, kernel_init=small(0.01), dtype=self.dtype, name="added")(h).astype(jnp.float32)
             scale = jnp.exp(jnp.clip(base[..., :low], -12.0, 6.0))
             cosine, sine = jnp.split(added, 2, -1)

@@ -63,15 +63,16 @@ def mdct_matrix(hop: int) -> np.ndarray:
     return (np.sin(np.pi * n / (2 * hop)) * np.cos(np.pi / hop * (n + hop / 2) * k) * np.sqrt(2 / hop)).astype(np.float32)
 
 
-def mdct(x_bs: jax.Array, hop: int) -> jax.Array:
-    """Critically sampled, orthonormal lapped transform: `[b, t * hop] -> [b, t, hop]`. A frame sees half a hop to either side."""
-    return frame(x_bs.astype(jnp.float32), 2 * hop, hop) @ mdct_matrix(hop)
+def mdct(x_bs: jax.Array, hop: int, bins: int | None = None) -> jax.Array:
+    """Critically sampled, orthonormal lapped transform, its lowest `bins` coefficients: `[b, t * hop] -> [b, t, bins or hop]`. A frame
+    sees half a hop to either side."""
+    return frame(x_bs.astype(jnp.float32), 2 * hop, hop) @ mdct_matrix(hop)[:, :bins]
 
 
-def imdct(x_btk: jax.Array) -> jax.Array:
-    """`[b, t, hop] -> [b, t * hop]`, exact but for the half hops at both ends, whose other frame lies outside."""
-    hop = x_btk.shape[-1]
-    return overlap_add(x_btk @ mdct_matrix(hop).T, hop)
+def imdct(x_btk: jax.Array, hop: int) -> jax.Array:
+    """Its inverse, what is missing being zero: `[b, t, <= hop] -> [b, t * hop]`. Exact but for the half hops at both ends, whose other frame
+    lies outside."""
+    return overlap_add(x_btk @ mdct_matrix(hop)[:, : x_btk.shape[-1]].T, hop)
 
 
 def hz_to_mel(hz: np.ndarray) -> np.ndarray:

@@ -280,12 +280,14 @@ class System(Base):
     def flops(self, sizes: Sizes) -> float:
         """Encoder, quantiser and decoder of one batch (judges and losses not counted): 2 per multiply-add."""
         net, frames = self.network, sizes["b"] * sizes["s"] / self.network.hop
-        macs = self.levels * self.codes * net.channels  # distances, per frame
+        macs = self.levels * (self.codes * (net.code_width or net.channels) + 2 * net.code_width * net.channels)  # distances, per frame
         if net.kind == "frame":
             bins, w = net.size // 2 + 1, net.width
             block = 7 * w + 6 * w * w
-            macs += (2 * bins + net.mels) * w + net.channels * w + sum(net.blocks) * block  # encoder in, out; all blocks
-            macs += 3 * net.channels * w + 3 * bins * w + bins * net.mels * 2  # decoder in and head, mel maps
+            macs += (2 * bins + net.mels + net.wave) * w + net.channels * w + sum(net.blocks) * block  # encoder in, out; all blocks
+            macs += 3 * net.channels * w + (3 * bins - net.wave * net.size // (2 * net.hop)) * w + bins * net.mels * 2  # decoder in, head, mel maps
+            macs += net.mels * (net.mels + net.cepstrum)  # cepstrum and back
+            macs += net.wave * (4 * net.hop + 2 * net.mels) + 2 * net.cepstrum * net.mels * bool(net.wave)  # MDCT and back, levels
             return 2.0 * frames * macs
         rate, w = net.hop, net.width  # positions per frame at the input
         macs += rate * 7 * w

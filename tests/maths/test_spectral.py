@@ -121,3 +121,21 @@ def test_dct_is_scipys_and_orthonormal():
 def test_a_hop_that_does_not_divide_the_frame_is_refused(size, hop):
     with pytest.raises(ValueError, match="hop"):
         spectral.frame(jnp.zeros((1, 4000)), size, hop)
+
+
+def test_mdct_is_the_dct_iv_of_folded_frames():
+    """Scipy's DCT-IV of each sine-windowed frame (a, b, c, d) folded into (-c_r - d, a - b_r); orthonormal, inverted inside, cut to few."""
+    hop = 40
+    x = noise(12 * hop)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (hop // 2, hop)))
+    window = np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop))
+    want = []
+    for t in range(12):
+        a, b, c, d = np.split(padded[:, t * hop : t * hop + 2 * hop] * window, 4, axis=1)
+        want.append(scipy.fft.dct(np.concatenate([-c[:, ::-1] - d, a - b[:, ::-1]], 1), type=4, norm="ortho"))
+    ours = np.asarray(spectral.mdct(x, hop))
+    np.testing.assert_allclose(ours, np.stack(want, 1), atol=1e-5)
+    np.testing.assert_allclose(spectral.imdct(ours, hop)[:, hop // 2 : -hop // 2], x[:, hop // 2 : -hop // 2], atol=1e-5)
+    few = spectral.mdct(x, hop, 7)
+    np.testing.assert_allclose(few, ours[..., :7], atol=1e-6)
+    np.testing.assert_allclose(spectral.imdct(few, hop), spectral.imdct(ours * (np.arange(hop) < 7), hop), atol=1e-5)

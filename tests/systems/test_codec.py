@@ -182,8 +182,12 @@ def test_mel_and_complex_losses_equal_librosa(started):
 
     one, _, _ = started
     real, fake = (np.asarray(batch(1, 24, seed)["audio"][0]) for seed in (0, 1))
-    frames = lambda x, size: np.stack([np.fft.rfft(np.pad(x.astype(np.float64), size)[size + i - size // 2 + size // 8 :][:size] * librosa.filters.get_window("hann", size))
-                                       for i in range(0, len(x) - len(x) % (size // 4), size // 4)])
+    def frames(x, size):  # as many whole hops of a quarter as there are, a frame centred on each
+        hop = size // 4
+        padded = np.pad(x[: len(x) // hop * hop].astype(np.float64), size)
+        starts = size + np.arange(len(x) // hop) * hop + hop // 2 - size // 2
+        return np.stack([np.fft.rfft(padded[at : at + size] * librosa.filters.get_window("hann", size)) for at in starts])
+
     mels = lambda x, size, bins: np.log10(np.maximum(np.abs(frames(x, size)) @ librosa.filters.mel(sr=16000, n_fft=size, n_mels=bins).T, 1e-4))
     want = np.mean([np.abs(mels(real, *scale) - mels(fake, *scale)).mean() for scale in one.mel_scales])
     np.testing.assert_allclose(one.mel_loss(real[None], fake[None])[0], want, rtol=1e-3)
@@ -191,8 +195,8 @@ def test_mel_and_complex_losses_equal_librosa(started):
     for size in (512, 1024):
         edge = int(size * 160 / 16000)  # four MDCT coefficients of 40 Hz
         a, b = frames(real, size)[:, :edge], frames(fake, size)[:, :edge]
-        total += 0.5 * np.mean(np.abs(a - b) * np.maximum(np.abs(a), 1e-3) ** -0.7)
-    np.testing.assert_allclose(one.complex_loss(real[None], fake[None])[0], total, rtol=5e-3)
+        total += 0.5 * np.mean(np.abs(a - b) * (np.square(np.abs(a)) + 1e-6) ** -0.35)
+    np.testing.assert_allclose(one.complex_loss(real[None], fake[None])[0], total, rtol=1e-3)
 
 
 def test_generator_gradient_is_the_derivative_of_its_loss(started):
@@ -289,12 +293,14 @@ def test_the_same_on_every_mesh(started):
     meshes.check_system(one, params, rest, batch(), jax.random.key(5), step=50)
 
 
-def test_flops_equal_the_compilers_count():
-    one = system()
+@pytest.mark.parametrize("changes", [{}, dict(wave=32, cepstrum=16)])
+def test_flops_equal_the_compilers_count(changes):
+    numbers = get_config("small").model.codec.to_dict()
+    one = system("small", codec=numbers | changes)
     sizes = {"b": 2, "t": 16, "s": 3200}
     net, x = one.network, jnp.zeros((2, 3200))
     params = net.init(jax.random.key(0), x)
     compiled = jax.jit(lambda p, x: net.apply(p, x)).lower(params, x).compile().cost_analysis()["flops"]
     quantiser = 2.0 * 2 * 16 * one.levels * one.codes * net.channels
     # elementwise work and the FFT are in the compiler's count only
-    assert 0.5 < (one.flops(sizes) - quantiser) / compiled < 1.02
+    assert 0.9 < (one.flops(sizes) - quantiser) / compiled < 1.02
