@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from configs.codec import get_config
-from ns2_jax.layers.codec import Codec
 from ns2_jax.systems.system import make, shapes
 from tests import meshes
 
