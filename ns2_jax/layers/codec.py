@@ -191,7 +191,7 @@ class FrameEncoder(nn.Module):
         known = front.cepstrum + front.wave
         added = Dense(known, kernel_init=small(0.01), dtype=self.dtype, name="cepstrum")(rms_norm(h)).astype(jnp.float32)
         free = Dense(self.channels - known, dtype=self.dtype, name="free")(rms_norm(h)).astype(jnp.float32)
-        return jnp.concatenate([linear + added, 0.5 * free], -1)
+        return jnp.concatenate([linear + added, (0.1 if front.wave else 0.5) * free], -1)  # random at first: few bits for what says nothing
 
 
 class FrameDecoder(nn.Module):
@@ -230,7 +230,7 @@ class FrameDecoder(nn.Module):
         return spectral.istft(jax.lax.complex(real, imaginary), front.size, front.hop)
 
 
-WAVE_LEVEL = 0.45
+WAVE_LEVEL = 0.4
 """Deviation of the latent's waveform channels at the start: how many of the quantiser's bits they get beside the cepstrum."""
 
 LOG_MEL_MEAN, LOG_MEL_DEVIATION = -2.3, 2.2

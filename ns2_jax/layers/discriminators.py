@@ -77,6 +77,8 @@ class Bands(nn.Module):
         spectrum = spectral.stft(audio_bs, self.size, self.size // 4)
         x = jnp.stack([spectrum.real, spectrum.imag], -1)
         edges = [int(share * x.shape[2]) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)]
+        if edges[1] < 8:
+            raise ValueError(f"a multi-band discriminator of window {self.size} has a lowest band of {edges[1]} bins; it halves three times: 256 or more")
         features, ends = [], []
         for first, last in zip(edges, edges[1:]):
             h = x[:, :, first:last]

@@ -98,7 +98,7 @@ def started(module):
 
 @pytest.mark.parametrize("module, by_hand", [
     (discriminators.Spectral2D(64, 3, np.float32), by_2d), (discriminators.Spectral1D(64, 5, np.float32), by_1d),
-    (discriminators.Bands(128, 2, np.float32), by_bands), (discriminators.Period(7, 2, np.float32), by_period)],
+    (discriminators.Bands(256, 2, np.float32), by_bands), (discriminators.Period(7, 2, np.float32), by_period)],
     ids=["2d", "1d", "bands", "period"])
 def test_judges_equal_numpy(module, by_hand):
     params = started(module)
@@ -112,7 +112,7 @@ def test_judges_equal_numpy(module, by_hand):
 
 
 def test_dacs_judges_hear_a_levelled_signal_and_are_eight():
-    judges = discriminators.Discriminators("dac", (128, 64, 32), 2)
+    judges = discriminators.Discriminators("dac", (1024, 512, 256), 2)
     params = started(judges)
     a = judges.apply({"params": params}, AUDIO)
     b = judges.apply({"params": params}, 3.0 * AUDIO + 0.2)
@@ -132,6 +132,8 @@ def test_the_periods_are_hifigans():
     assert abs(sum(int(np.prod(shape)) for shape in kernels) / 8.2e6 - 1) < 0.02
 
 
-def test_an_unknown_kind_is_named():
+def test_an_unknown_kind_and_a_window_too_short_are_named():
+    with pytest.raises(ValueError, match="window 128 has a lowest band of 6 bins"):
+        discriminators.Bands(128, 2, np.float32).init(jax.random.key(0), AUDIO)
     with pytest.raises(ValueError, match="discriminator kind='3d'"):
         discriminators.Discriminators("3d", (64,), 2).init(jax.random.key(0), AUDIO)

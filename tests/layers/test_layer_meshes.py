@@ -83,7 +83,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "codec_wave": (codec.Codec("frame", cepstrum=4, wave=3, width=16, blocks=(1, 1), size=800, mels=40, **CODEC), (AUDIO,)),
     "judge_1d": (discriminators.Discriminators("1d", (256,), 16), (AUDIO,)),
     "judge_2d": (discriminators.Discriminators("2d", (128,), 8), (AUDIO,)),
-    "judge_dac": (discriminators.Discriminators("dac", (128,), 8), (AUDIO,)),
+    "judge_dac": (discriminators.Discriminators("dac", (256,), 8), (AUDIO,)),
     "lstm": (Lstm(), (FRAMES,)),
     "rvq": (Rvq(), (FRAMES,)),
     "rvq_factorised": (Factorised(3, 16, 4, C), (FRAMES,)),

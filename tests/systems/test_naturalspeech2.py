@@ -367,11 +367,12 @@ def test_latents_have_mean_square_one_and_the_proportions_that_whiten_leaves(whi
     books = (rng.normal(size=(1, 4000, deviation.size)) * deviation + 3.0).astype(np.float32)
     own = {"codebooks": books, "mean": books[0].mean(0), "deviation": books[0].std(0)}
     one = system(whiten=whiten)
-    z = np.asarray(one.latents({"codec": {"rest": own}}, np.arange(4000)[None, :, None], np.ones((1, 4000), bool)))[0]
+    codec = {"codec": {"params": {"gen": {}}, "rest": own}}
+    z = np.asarray(one.latents(codec, np.arange(4000)[None, :, None], np.ones((1, 4000), bool)))[0]
     assert np.square(z).mean() == pytest.approx(1.0, rel=1e-3)
     assert np.abs(z.mean(0)).max() < 1e-3
     np.testing.assert_allclose(z.std(0) / z.std(0)[0], (deviation / deviation[0]) ** (1 - whiten), rtol=0.1)
-    np.testing.assert_allclose(z * np.asarray(one.scale({"codec": {"rest": own}})) + own["mean"], books[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(z * np.asarray(one.scale(codec)) + own["mean"], books[0], rtol=1e-3, atol=1e-3)
 
 
 def test_pitch_bins_are_log_spaced_with_unvoiced_apart():
