@@ -8,6 +8,7 @@ the codebooks they meet the paper's 27 M. `kind="frame"` does everything at fram
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -124,6 +125,24 @@ def mel_interpolate(rate: int, mels: int, hz: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(at, centres, row) for row in np.eye(mels)]).astype(np.float32)
 
 
+@functools.lru_cache
+def wave_spectra(hop: int, size: int, wave: int, bins: int) -> np.ndarray:
+    """The STFT of what each MDCT coefficient says, as a convolution over frames: `[taps, wave, 2 * bins]` (real parts, then imaginary).
+
+    An STFT frame hears the MDCT frames that overlap it; it is linear in them, so no waveform is made on the way.
+    """
+    side = (size // 2 + hop - 1) // hop  # windows of `size` and `2 hop` overlap as long as their centres are nearer than half their sum
+    signal = np.zeros((wave, (2 * side + 2) * hop + size))
+    start = signal.shape[1] // 2 - hop
+    signal[:, start : start + 2 * hop] = spectral.mdct_matrix(hop)[:, :wave].T
+    taps = []
+    for tap in range(2 * side + 1):  # the coefficient's frame is `side - tap` frames after the one that hears it
+        first = start + hop + (side - tap) * hop - size // 2
+        spectrum = np.fft.rfft(signal[:, first : first + size] * spectral.hann(size))[:, :bins]
+        taps.append(np.concatenate([spectrum.real, spectrum.imag], -1))
+    return np.stack(taps).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Front:
     """What encoder and decoder of the frame-rate codec share: where a latent's channels come from, and the way back.
@@ -221,12 +240,16 @@ class FrameDecoder(nn.Module):
         real, imaginary = scale * cosine, scale * sine
         if low:
             wave = z_btc[..., front.cepstrum : front.cepstrum + front.wave] / WAVE_LEVEL * front.spread(cepstrum)
-            start = spectral.stft(spectral.imdct(wave, front.hop), front.size, front.hop)[..., :low]
+            kernel = wave_spectra(front.hop, front.size, front.wave, low)
+            side, frames = len(kernel) // 2, wave.shape[1]
+            padded = jnp.pad(wave, ((0, 0), (side, side), (0, 0)))
+            shifts = jnp.concatenate([padded[:, i : i + frames] for i in range(len(kernel))], -1)
+            start = jnp.split(shifts @ kernel.reshape(-1, 2 * low), 2, -1)
             added = Dense(2 * low, kernel_init=small(0.01), dtype=self.dtype, name="added")(h).astype(jnp.float32)
             scale = jnp.exp(jnp.clip(base[..., :low], -12.0, 6.0))
             cosine, sine = jnp.split(added, 2, -1)
-            real = jnp.concatenate([start.real + scale * cosine, real], -1)
-            imaginary = jnp.concatenate([start.imag + scale * sine, imaginary], -1)
+            real = jnp.concatenate([start[0] + scale * cosine, real], -1)
+            imaginary = jnp.concatenate([start[1] + scale * sine, imaginary], -1)
         return spectral.istft(jax.lax.complex(real, imaginary), front.size, front.hop)
 
 
@@ -298,7 +321,7 @@ class Codec(nn.Module):
             if part == "encode":
                 return tuple(window + self.blocks[0] * side for side in (before, after))
             start = (2, 0) if self.causal else (1, 1)
-            waved = 2 * window + 1 if self.wave else 0  # inverse MDCT, STFT, inverse STFT
+            waved = window + (self.size // 2 + self.hop - 1) // self.hop if self.wave else 0  # inverse STFT, `wave_spectra`
             return tuple(max(window + first + self.blocks[1] * side, waved) for first, side in zip(start, (before, after)))
         # From the last layer back: the interval of inputs on which frame 0 depends. (taps, dilation, stride), stride < 0: transposed.
         unit = [(7, d, 1) for d in (1, 3, 9)]

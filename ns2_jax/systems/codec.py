@@ -287,7 +287,8 @@ class System(Base):
             macs += (2 * bins + net.mels + net.wave) * w + net.channels * w + sum(net.blocks) * block  # encoder in, out; all blocks
             macs += 3 * net.channels * w + (3 * bins - net.wave * net.size // (2 * net.hop)) * w + bins * net.mels * 2  # decoder in, head, mel maps
             macs += net.mels * (net.mels + net.cepstrum)  # cepstrum and back
-            macs += net.wave * (4 * net.hop + 2 * net.mels) + 2 * net.cepstrum * net.mels * bool(net.wave)  # MDCT and back, levels
+            low = net.wave * net.size // (2 * net.hop)
+            macs += net.wave * (2 * net.hop + 2 * net.mels + 10 * low) + 2 * net.cepstrum * net.mels * bool(net.wave)  # MDCT, its spectra, levels
             return 2.0 * frames * macs
         rate, w = net.hop, net.width  # positions per frame at the input
         macs += rate * 7 * w

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ns2_jax.audio import files
-from ns2_jax.layers.codec import Codec
+from ns2_jax.layers.codec import Codec, wave_spectra
+from ns2_jax.maths import spectral
 from tests.tiny import SPEECH
 
 CONV = dict(kind="conv", channels=8, width=4, decoder_width=16, strides=(2, 5), hop=10)
@@ -77,6 +78,18 @@ def test_an_untrained_frame_codec_already_follows_the_waveform():
     low = lambda a: np.fft.irfft(np.fft.rfft(np.asarray(a)[0])[: a.shape[1] // 10], a.shape[1])[200:-200]
     a, b = low(x), low(y)
     assert 10 * np.log10(np.square(a).sum() / np.square(a - b).sum()) > 12
+
+
+@pytest.mark.parametrize("hop, size, wave", [(200, 800, 32), (40, 160, 7)])
+def test_wave_spectra_are_the_stft_of_the_inverse_mdct(hop, size, wave):
+    low = wave * size // (2 * hop)
+    x = np.random.default_rng(0).normal(size=(1, 20, wave)).astype(np.float32)
+    want = np.asarray(spectral.stft(spectral.imdct(x, hop), size, hop))[0, 3:-3, :low]
+    kernel = wave_spectra(hop, size, wave, low)
+    side = len(kernel) // 2
+    padded = np.pad(x[0], ((side, side), (0, 0)))
+    got = sum(padded[i : i + 20] @ tap for i, tap in enumerate(kernel))[3:-3]
+    np.testing.assert_allclose(got[:, :low] + 1j * got[:, low:], want, atol=1e-4)
 
 
 def test_unknown_kinds_and_wrong_strides_are_named():

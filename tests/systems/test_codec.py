@@ -83,6 +83,9 @@ def test_zero_padding_on_the_right_changes_only_the_edge():
     np.testing.assert_allclose(short[:, :11], long[:, :11], atol=1e-4)
 
 
+ROUNDING = 1e-3  # of sums over rows in another order, through eight discriminators
+
+
 @pytest.fixture(scope="module", params=["smoke", "smoke,modern"])
 def either(request):
     """Euclidean and factorised codes."""
@@ -102,7 +105,7 @@ def test_a_row_of_weight_zero_changes_nothing(either):
     c = grads(params, rest, {"audio": full["audio"][:6], "weight": weight[:6]}, key, step)
     for other in (b, c):
         for x, y in zip(jax.tree.leaves((a[0], a[1])), jax.tree.leaves((other[0], other[1]))):
-            np.testing.assert_allclose(x, y, atol=2e-4 * (1 + float(jnp.abs(x).max())))
+            np.testing.assert_allclose(x, y, atol=ROUNDING * (1 + float(jnp.abs(x).max())))
     assert float(a[2]["weight"]) == 6
 
 
@@ -115,7 +118,7 @@ def test_micro_batches_add(either):
     halves = [grads(params, rest, jax.tree.map(lambda x: x[i : i + 4], full), key, step) for i in (0, 4)]
     added = jax.tree.map(lambda a, b: a + b, *halves)
     for x, y in zip(jax.tree.leaves((whole[0], whole[1])), jax.tree.leaves((added[0], added[1]))):
-        np.testing.assert_allclose(x, y, atol=2e-4 * (1 + float(jnp.abs(x).max())))
+        np.testing.assert_allclose(x, y, atol=ROUNDING * (1 + float(jnp.abs(x).max())))
 
 
 def test_every_leaf_learns_and_the_discriminator_waits(started):
@@ -198,16 +201,16 @@ def test_mel_and_complex_losses_equal_librosa(started):
     np.testing.assert_allclose(one.complex_loss(real[None], fake[None])[0], total, rtol=1e-3)
 
 
-def test_generator_gradient_is_the_derivative_of_its_loss(started):
-    """Directional finite difference in float32 along the gradient itself."""
-    _, params, rest = started
-    one = system(quantise_from=10**6, commitment_weight=0.0)  # the quantiser's jumps have no derivative
-    grads, _, _ = jax.jit(one.grads)(params, rest, batch(4), jax.random.key(1), jnp.int32(20))
-    norm = optax.global_norm(grads["gen"])
-    loss = jax.jit(lambda gen: one.grads({**params, "gen": gen}, rest, batch(4), jax.random.key(1), jnp.int32(20))[2]["loss"])
-    h = 2e-3
-    moved = lambda sign: jax.tree.map(lambda p, g: p + sign * h * g / norm, params["gen"], grads["gen"])
-    assert abs((loss(moved(1)) - loss(moved(-1))) / (2 * h) / norm - 1) < 0.03
+def test_generator_gradient_is_the_derivative_of_its_loss():
+    """Directional finite difference in float32 along the gradient itself, discriminators included."""
+    one = system(quantise_from=10**6, commitment_weight=0.0, judge="2d", judge_sizes=(256,), judge_filters=4)  # a quantiser's jumps have no derivative
+    params, rest = jax.jit(one.init)(jax.random.key(0), batch())
+    grads = jax.jit(one.grads)
+    at = lambda gen: grads({**params, "gen": gen}, rest, batch(4), jax.random.key(1), jnp.int32(20))
+    slope = at(params["gen"])[0]["gen"]
+    norm, h = optax.global_norm(slope), 4e-4
+    moved = lambda sign: jax.tree.map(lambda p, g: p + sign * h * g / norm, params["gen"], slope)
+    assert abs((at(moved(1))[2]["loss"] - at(moved(-1))[2]["loss"]) / (2 * h) / norm - 1) < 0.01
 
 
 def test_the_generator_loss_does_not_move_the_discriminator(started):
