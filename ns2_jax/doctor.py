@@ -341,8 +341,9 @@ def lines_of(report: Mapping[str, Any]) -> list[str]:
 # Bands, overfit ----------------------------------------------------------------------------------------------------------
 
 
-def make_known(runs: Sequence[str], data: str | None = None, use: bool = True) -> dict[str, Any]:
-    """The known-good file of runs of one recipe. Raises ValueError when they differ in more than seed and length."""
+def make_known(runs: Sequence[str], data: str | None = None, use: bool = True, earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The known-good file of runs of one recipe; of an `earlier` one of the same runs it keeps what was measured on checkpoints that are
+    gone since. Raises ValueError when they differ in more than seed and length."""
     configs = [checkpoints.read_config(run) for run in runs]
     about = [read_beside(run, "run.json") for run in runs]
     for run, config in zip(runs[1:], configs[1:]):
@@ -363,6 +364,9 @@ def make_known(runs: Sequence[str], data: str | None = None, use: bool = True) -
             done = step
             for name, value in measure_use(run, config, step, data).items():
                 uses.setdefault(name, {})[step] = min(value, uses.get(name, {}).get(step, value))
+    if earlier and all(earlier.get(key) == known[key] for key in ("seeds", "dataset", "config")):
+        for name, points in earlier.get("use", {}).items():
+            uses[name] = {int(step): value for step, value in points} | uses.get(name, {})
     return known | {"use": {name: [[step, float(f"{value:.4g}")] for step, value in sorted(found.items())] for name, found in uses.items()}}
 
 
@@ -420,7 +424,7 @@ def main(argv: list[str]) -> int:
         if not os.path.isdir(folder := os.path.dirname(FLAGS.out) or "."):
             raise ValueError(f"--out={FLAGS.out}: there is no folder {folder}")
         cluster.start(lambda text: None)
-        known = make_known(words[1:], FLAGS.data, FLAGS.use)
+        known = make_known(words[1:], FLAGS.data, FLAGS.use, read_json(FLAGS.out) if os.path.exists(FLAGS.out) else None)
         with open(FLAGS.out, "w", encoding="utf8") as f:
             f.write("{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in known.items()) + "\n}\n")
         print(f"{FLAGS.out}: {len(known['bands']['metrics'])} metrics at {len(known['bands']['steps'])} steps, seeds {known['seeds']}")

@@ -335,6 +335,12 @@ def test_bands_from_runs_and_a_verdict_by_them(tmp_path):
     assert known["seeds"] == [0, 1] and known["dataset"] == "tiny" and known["config"]["model.levels"] == "4" and known["use"] == {}
     code, out, err = commands.run("ns2_jax.doctor", str(runs[2]), f"--known_good={file}")
     assert code == 0 and out.startswith("on track at step 3000 of the recipe's 3000: loss "), err
+    # Made again, what was measured on checkpoints that are gone stays; of other runs it does not.
+    for other, kept in ((runs[1], {"text_use": [[500, 0.5]]}), (runs[2], {})):
+        file.write_text(json.dumps(known | {"use": {"text_use": [[500, 0.5]]}}))
+        assert commands.run("ns2_jax.doctor", "bands", str(runs[0]), str(other), f"--out={file}")[0] == 0
+        assert json.loads(file.read_text())["use"] == kept
+    file.write_text(json.dumps(known))
     assert "Note: no checkpoint yet" in out
 
     bad = write_run(tmp_path / "bad", [line | {"data_seconds": 0.3} for line in log(3, 900, loss=1.5)], seed=3)
