@@ -31,7 +31,7 @@ from ns2_jax.systems.system import Base, Batch, Field, Program, Sizes, Tree, tup
 
 STATISTICS_DECAY = 0.995  # of the latent's mean and deviation in `rest`
 BALANCE_DECAY = 0.999  # EnCodec's, of the norms of the losses' gradients
-COLLAPSED = 0.01  # share of a level's codes in effect under which training stops; healthy runs stay over 0.3
+COLLAPSED = 0.01  # share of a level's codes in effect under which training stops; healthy runs stay over 0.14
 WATCHED_FROM = 100
 
 
