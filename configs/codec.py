@@ -11,8 +11,8 @@ Sizes
 
 Variants, as words in the argument:
     modern  factorised codes of 8 channels and DAC's discriminators (periods, multi-band complex STFT) instead of the paper's
-            Euclidean codebooks; `base,modern` has 27.2 M in its networks.
-    causal  convolutions that look back only, for streaming; `small` keeps the look-ahead of its transforms (7 frames, 88 ms).
+            Euclidean codebooks; `base,modern` has 27.3 M with its codes.
+    causal  convolutions that look back only, for streaming; `small` keeps the look-ahead of its transforms (4 frames, 50 ms).
 
 Overrides: `hop=320,levels=12` gives base strides 2-4-5-8 and the 50 Hz codec that SoundStorm's base stands on.
 `--config.model.balance=True` turns on EnCodec's balance of the losses' gradients.
@@ -35,10 +35,10 @@ def codec_numbers(size: str, hop: int = 200, words: tuple[str, ...] = ()) -> dic
     common_numbers = dict(rate=16000, hop=hop, causal="causal" in words, code_width=8 if modern else 0)
     if size == "base":
         return common_numbers | dict(kind="conv", channels=256, width=32, decoder_width=1152 if modern else 1024, strides=STRIDES[hop])
-    frame = common_numbers | dict(kind="frame", size=4 * hop, mels=80, wave=0)
+    frame = common_numbers | dict(kind="frame", size=4 * hop, mels=80, wave=0, coarse=0)
     if size == "small":
         return frame | dict(channels=64, cepstrum=48, width=256, blocks=(4, 8))
-    return frame | dict(channels=16, cepstrum=8, wave=4, width=32, blocks=(1, 1), mels=40)
+    return frame | dict(channels=16, cepstrum=8, wave=4, coarse=0 if modern else 2, width=32, blocks=(1, 1), mels=40)
 
 
 DAC_SCALES = tuple((32 * 2**i, 5 * 2**i) for i in range(7))

@@ -97,12 +97,16 @@ def _against(result: report.Result, seed: int) -> list[str]:
     return said
 
 
+OF = {"latents": "latents", "quantised": "latents, quantised", "coarse": "latents of the coarse levels, which acoustic models predict",
+      "log_mel": "log-mel, for scale"}
+
+
 def _predictability(results: Sequence[report.Result], heads: Sequence[str]) -> list[str]:
     """The share of the latents' variance that text and voice explain, as a table."""
     rows = []
     for result, head in zip(results, heads):
         found = {scores.split(line["name"]): line for line in result.last}
-        for of, name in (("latents", "latents"), ("quantised", "latents, quantised"), ("log_mel", "log-mel, for scale")):
+        for of, name in OF.items():
             cells = [markdown.cell(found.get((measure, of))) for measure in ("predictability", "predictability_power")]
             if any(cells):
                 rows.append(f"| {head} | {name} | {cells[0]} | {cells[1]} |")

@@ -147,9 +147,10 @@ def wave_spectra(hop: int, size: int, wave: int, bins: int) -> np.ndarray:
 class Front:
     """What encoder and decoder of the frame-rate codec share: where a latent's channels come from, and the way back.
 
-    The first `cepstrum` channels start as the DCT of the log-mel spectrum, which an acoustic model can predict from text
-    and voice. The next `wave` start as the lowest MDCT coefficients, divided by the envelope that the cepstrum describes and times
-    `WAVE_LEVEL`: they say how the waveform runs below `wave * rate / (2 hop)` Hz, at one signal-to-noise ratio in every band.
+    The first `cepstrum` channels start as the log-mel spectrum, smoothed to as many bands by cutting its DCT off there: an acoustic
+    model can predict them from text and voice. The last `wave` start as the lowest MDCT coefficients, divided by the envelope that the
+    bands describe and times `WAVE_LEVEL`: they say how the waveform runs below `wave * rate / (2 hop)` Hz, at one signal-to-noise ratio
+    in every band. Without `wave` the first channels are the DCT itself, not turned back into bands.
     """
 
     cepstrum: int
@@ -164,15 +165,21 @@ class Front:
         """How many STFT bins lie in the band whose waveform is coded."""
         return self.wave * self.size // (2 * self.hop)
 
+    @property
+    def smoother(self) -> np.ndarray:
+        """`[mels, cepstrum]`, columns of length 1 at right angles: the log-mel spectrum's first DCT coefficients, as bands where `wave`."""
+        first = spectral.dct_matrix(self.mels)[:, : self.cepstrum]
+        return first @ spectral.dct_matrix(self.cepstrum).T if self.wave else first
+
     def linear(self, level_btf: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """STFT magnitudes -> (log-mel at unit scale `[b, t, mels]`, its cepstrum `[b, t, cepstrum]`)."""
+        """STFT magnitudes -> (log-mel at unit scale `[b, t, mels]`, smoothed `[b, t, cepstrum]`)."""
         mel = jnp.log(jnp.maximum(level_btf @ mel_average(self.rate, self.size, self.mels), 1e-4))
         mel = (mel - LOG_MEL_MEAN) / LOG_MEL_DEVIATION
-        return mel, (mel @ spectral.dct_matrix(self.mels))[..., : self.cepstrum]
+        return mel, mel @ self.smoother
 
     def envelope(self, cepstrum_btc: jax.Array, hz: np.ndarray) -> jax.Array:
         """Log STFT magnitude at `hz [n]`: `[b, t, n]`."""
-        mel = cepstrum_btc @ spectral.dct_matrix(self.mels)[:, : self.cepstrum].T
+        mel = cepstrum_btc @ self.smoother.T
         return (mel * LOG_MEL_DEVIATION + LOG_MEL_MEAN) @ mel_interpolate(self.rate, self.mels, hz)
 
     def spread(self, cepstrum_btc: jax.Array) -> jax.Array:
@@ -202,7 +209,6 @@ class FrameEncoder(nn.Module):
         h = jnp.concatenate([x.real * bent, x.imag * bent, mel], -1)
         if front.wave:
             wave = spectral.mdct(audio_bs, front.hop, front.wave) / front.spread(linear)
-            linear = jnp.concatenate([linear, WAVE_LEVEL * jnp.clip(wave, -8.0, 8.0)], -1)
             h = jnp.concatenate([h, wave], -1)
         h = Dense(self.width, dtype=self.dtype)(h)
         for _ in range(self.blocks):
@@ -210,7 +216,11 @@ class FrameEncoder(nn.Module):
         known = front.cepstrum + front.wave
         added = Dense(known, kernel_init=small(0.01), dtype=self.dtype, name="cepstrum")(rms_norm(h)).astype(jnp.float32)
         free = Dense(self.channels - known, dtype=self.dtype, name="free")(rms_norm(h)).astype(jnp.float32)
-        return jnp.concatenate([linear + added, (0.1 if front.wave else 0.5) * free], -1)  # random at first: few bits for what says nothing
+        added, more = added[..., : front.cepstrum], added[..., front.cepstrum :]
+        if not front.wave:
+            return jnp.concatenate([linear + added, 0.5 * free], -1)
+        last = WAVE_LEVEL * jnp.clip(wave, -8.0, 8.0) + more
+        return jnp.concatenate([linear + added, 0.1 * free, last], -1)  # `free` is random at first: few bits for what says nothing
 
 
 class FrameDecoder(nn.Module):
@@ -239,7 +249,7 @@ class FrameDecoder(nn.Module):
         scale = jnp.exp(jnp.clip(base[..., low:] + level, -12.0, 6.0)) * jax.lax.rsqrt(jnp.square(cosine) + jnp.square(sine) + 1e-6)
         real, imaginary = scale * cosine, scale * sine
         if low:
-            wave = z_btc[..., front.cepstrum : front.cepstrum + front.wave] / WAVE_LEVEL * front.spread(cepstrum)
+            wave = z_btc[..., -front.wave :] / WAVE_LEVEL * front.spread(cepstrum)
             kernel = wave_spectra(front.hop, front.size, front.wave, low)
             side, frames = len(kernel) // 2, wave.shape[1]
             padded = jnp.pad(wave, ((0, 0), (side, side), (0, 0)))
@@ -253,8 +263,9 @@ class FrameDecoder(nn.Module):
         return spectral.istft(jax.lax.complex(real, imaginary), front.size, front.hop)
 
 
-WAVE_LEVEL = 0.4
-"""Deviation of the latent's waveform channels at the start: how many of the quantiser's bits they get beside the cepstrum."""
+WAVE_LEVEL = 2.0
+"""Deviation of the latent's waveform channels at the start: how many of the quantiser's bits they get beside the bands. From 0.4 they grew
+past 3 within 1,000 steps, with an envelope in the bands that was too low by as much."""
 
 LOG_MEL_MEAN, LOG_MEL_DEVIATION = -2.3, 2.2
 """Round figures, not measured ones: they only set the latent's scale."""
@@ -266,7 +277,8 @@ class Codec(nn.Module):
     `kind="conv"`: `width` is the encoder's first width, `decoder_width` the decoder's widest, `strides` multiply to
     the hop. `kind="frame"`: `width` everywhere, `blocks = (encoder, decoder)`, STFT of `size` samples and hop `hop`.
     `cepstrum` and `wave` are in `Front`. `code_width` is not of the networks: the channels of a factorised code, 0 for Euclidean codes
-    of all channels (`layers.quantize`). `causal` pads convolutions on the left only; what the transforms of "frame" look ahead
+    of all channels (`layers.quantize`); nor is `coarse`: so many levels, if any, leave the waveform's channels to the others, and say what an
+    acoustic model predicts in the first `coarse_channels`. `causal` pads convolutions on the left only; what the transforms of "frame" look ahead
     remains (`reach`).
     """
 
@@ -282,6 +294,7 @@ class Codec(nn.Module):
     mels: int = 80
     cepstrum: int = 48
     wave: int = 0
+    coarse: int = 0
     causal: bool = False
     code_width: int = 0
     dtype: Any = jnp.float32
@@ -298,6 +311,11 @@ class Codec(nn.Module):
             self.decoder = FrameDecoder(self.width, self.blocks[1], front, self.causal, self.dtype)
         else:
             raise ValueError(f"codec kind={self.kind!r}; expected 'conv' or 'frame'")
+
+    @property
+    def coarse_channels(self) -> int:
+        """The channels that coarse levels code, the first ones."""
+        return self.channels - self.wave if self.coarse else self.channels
 
     def encode(self, audio_bs: jax.Array) -> jax.Array:
         """Audio float32 `[b, t * hop]` in [-1, 1] -> latent float32 `[b, t, channels]`, not quantised."""

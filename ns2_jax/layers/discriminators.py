@@ -18,6 +18,12 @@ from ns2_jax.layers.linear import Dense
 from ns2_jax.maths import spectral
 
 
+def parts(audio_bs: jax.Array, size: int) -> jax.Array:
+    """Real and imaginary part of the STFT with a hop of a quarter: `[b, t, size // 2 + 1, 2]`."""
+    spectrum = spectral.stft(audio_bs, size, size // 4)
+    return jnp.stack([spectrum.real, spectrum.imag], -1)
+
+
 class Spectral2D(nn.Module):
     """`audio [b, s] -> (logits [b, n], features)`."""
 
@@ -27,8 +33,7 @@ class Spectral2D(nn.Module):
 
     @nn.compact
     def __call__(self, audio_bs: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        spectrum = spectral.stft(audio_bs, self.size, self.size // 4)
-        x = jnp.stack([spectrum.real, spectrum.imag], -1)
+        x = parts(audio_bs, self.size)
         features = []
         layers = [((3, 9), (1, 1), (1, 1)), *[((3, 9), (1, 2), (d, 1)) for d in (1, 2, 4)], ((3, 3), (1, 1), (1, 1))]
         for kernel, stride, dilation in layers:
@@ -62,7 +67,8 @@ class Spectral1D(nn.Module):
 
 
 class Bands(nn.Module):
-    """`audio [b, s] -> (logits [b, n], features)`: DAC's multi-band complex STFT discriminator (section 3.4) at one resolution.
+    """`audio [b, s] -> (logits [b, n], features)`: DAC's multi-band complex STFT discriminator at one resolution (its layers
+    from recollection).
 
     Five bands of the spectrum, cut at 10, 25, 50 and 75 % of it, go through networks of their own; one last convolution
     judges them side by side.
@@ -74,8 +80,7 @@ class Bands(nn.Module):
 
     @nn.compact
     def __call__(self, audio_bs: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        spectrum = spectral.stft(audio_bs, self.size, self.size // 4)
-        x = jnp.stack([spectrum.real, spectrum.imag], -1)
+        x = parts(audio_bs, self.size)
         edges = [int(share * x.shape[2]) for share in (0, 0.1, 0.25, 0.5, 0.75, 1)]
         if edges[1] < 8:
             raise ValueError(f"a multi-band discriminator of window {self.size} has a lowest band of {edges[1]} bins; it halves three times: 256 or more")
@@ -91,7 +96,7 @@ class Bands(nn.Module):
 
 
 class Period(nn.Module):
-    """`audio [b, s] -> (logits [b, n], features)`: HiFi-GAN's discriminator of one period (section 2.3).
+    """`audio [b, s] -> (logits [b, n], features)`: HiFi-GAN's discriminator of one period (its layers from recollection).
 
     The signal is folded into rows of `size` samples and convolved along each column alone. `filters` are the first layer's; the widest
     has 32 times as many (HiFi-GAN: 32 and 1024).

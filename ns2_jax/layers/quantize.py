@@ -1,4 +1,4 @@
-"""Residual vector quantisation: Euclidean codebooks (SoundStream section III-C) or factorised ones (DAC section 3.2).
+"""Residual vector quantisation: Euclidean codebooks (SoundStream section III-C) or factorised ones (DAC).
 
 Euclidean codebooks are state, not parameters: `rest["codebooks"] [q, k, c]`, learned as decayed means of what they were
 nearest to. Factorised ones are parameters: each level projects the residual to a few channels, finds the nearest code by
@@ -98,10 +98,12 @@ def rvq_lookup(codebooks_qkc: jax.Array, codes_btq: jax.Array, levels: int | Non
     return jax.lax.scan(level, start, pairs)[0]
 
 
-def rvq_train(z_btc: jax.Array, codebooks_qkc: jax.Array, depth_b: jax.Array, weight_b: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+def rvq_train(z_btc: jax.Array, codebooks_qkc: jax.Array, depth_b: jax.Array, weight_b: jax.Array,
+              task_qc: jax.Array | None = None) -> tuple[jax.Array, jax.Array, dict]:
     """Quantises with gradients: `(z_quantised [b, t, c], commitment [b], stats)`.
 
-    `depth_b` is how many levels each row uses (quantiser dropout, SoundStream III-D). The residual subtracts
+    A level sees and codes the channels where its row of `task_qc` is 1 (all of them by default), the others being left to the levels
+    below: its codes are zero there, so that encoding and looking up need not know of it. `depth_b` is how many levels each row uses (quantiser dropout, SoundStream III-D). The residual subtracts
     `stop_gradient(code)`, so the commitment loss reaches every level (without it it reaches only the first:
     encodec issue 25); the straight-through estimator is applied once, to the sum. `commitment` is the squared
     distance to the code per channel, averaged over frames and the levels in use. The stats are sums over rows:
@@ -112,26 +114,27 @@ def rvq_train(z_btc: jax.Array, codebooks_qkc: jax.Array, depth_b: jax.Array, we
 
     def level(carry, inputs):
         residual, total, commitment = carry
-        codebook, index_of_level = inputs
-        flat = jax.lax.stop_gradient(residual).reshape(b * t, c)
+        codebook, index_of_level, task = inputs
+        flat = (jax.lax.stop_gradient(residual) * task).reshape(b * t, c)
         active_b = (index_of_level < depth_b).astype(jnp.float32)
         hits = jax.nn.one_hot(nearest(flat, codebook), codebook.shape[0], dtype=jnp.float32)
         code = (hits @ codebook).reshape(b, t, c)
         hits = hits * jnp.repeat(active_b * weight_b, t)[:, None]
-        commitment += active_b * jnp.square(residual - code).mean((1, 2))
+        commitment += active_b * jnp.square(task * residual - code).mean((1, 2))
         stats = {"counts": hits.sum(0), "sums": hits.T @ flat}
         return (residual - code, total + active_b[:, None, None] * code, commitment), stats
 
     start = (z, jnp.zeros_like(z), jnp.zeros((b,), jnp.float32))
     codebooks = jax.lax.stop_gradient(codebooks_qkc)
-    (_, total, commitment), stats = jax.lax.scan(level, start, (codebooks, jnp.arange(codebooks.shape[0])))
+    task = jnp.ones((codebooks.shape[0], c)) if task_qc is None else task_qc
+    (_, total, commitment), stats = jax.lax.scan(level, start, (codebooks, jnp.arange(codebooks.shape[0]), task))
     return z + jax.lax.stop_gradient(total - z), commitment / depth_b, stats
 
 
 def factorised_train(z_btc: jax.Array, own: Any, depth_b: jax.Array, weight_b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, dict]:
     """Quantises by the parameters of `Factorised`: `(z_quantised [b, t, c], commitment [b], codebook [b], stats {counts [q, k]})`.
 
-    Per level: project, nearest code by cosine, straight through in the projected space, project back (DAC section 3.2). Both losses are
+    Per level: project, nearest code by cosine, straight through in the projected space, project back (DAC). Both losses are
     squared distances there, per channel, averaged over frames and levels in use, each with its other side held fast. The residual
     subtracts `stop_gradient(code)`; DAC's code does not, so that a level also pushes those above it (descript-audio-codec issue 107).
     """
@@ -158,15 +161,17 @@ def factorised_train(z_btc: jax.Array, own: Any, depth_b: jax.Array, weight_b: j
     return total, commitment / depth_b, following / depth_b, {"counts": counts}
 
 
-def rvq_start(rng: jax.Array, z_btc: jax.Array, levels: int, codes: int, rounds: int = 6) -> dict:
-    """Codebooks from k-means on real latents, level by level: `{codebooks [q,k,c], counts [q,k], sums [q,k,c]}`.
+def rvq_start(rng: jax.Array, z_btc: jax.Array, levels: int, codes: int, task_qc: jax.Array | None = None, rounds: int = 6) -> dict:
+    """Codebooks from k-means on real latents, level by level: `{codebooks [q,k,c], counts [q,k], sums [q,k,c]}`; `task_qc` as in `rvq_train`.
 
     With fewer frames than codes the starting points are frames drawn with replacement and spread by a third of
     the deviation, so that no two codes coincide.
     """
     x = z_btc.astype(jnp.float32).reshape(-1, z_btc.shape[-1])
 
-    def level(residual, key):
+    def level(whole, inputs):
+        key, task = inputs
+        residual = whole * task
         draw, spread = jax.random.split(key)
         start = residual[jax.random.choice(draw, residual.shape[0], (codes,), replace=residual.shape[0] < codes)]
         start += 0.3 * residual.std(0) * jax.random.normal(spread, start.shape) * (residual.shape[0] < 4 * codes)
@@ -177,9 +182,10 @@ def rvq_start(rng: jax.Array, z_btc: jax.Array, levels: int, codes: int, rounds:
             return jnp.where(count > 0, (hits.T @ residual) / jnp.maximum(count, 1), codebook), None
 
         codebook = jax.lax.scan(lloyd, start, None, length=rounds)[0]
-        return residual - jnp.take(codebook, nearest(residual, codebook), axis=0), codebook
+        return whole - jnp.take(codebook, nearest(residual, codebook), axis=0), codebook
 
-    _, codebooks = jax.lax.scan(level, x, jax.random.split(rng, levels))
+    task = jnp.ones((levels, x.shape[-1])) if task_qc is None else task_qc
+    _, codebooks = jax.lax.scan(level, x, (jax.random.split(rng, levels), task))
     counts = jnp.full((levels, codes), x.shape[0] / codes, jnp.float32)
     return {"codebooks": codebooks, "counts": counts, "sums": codebooks * counts[..., None]}
 

@@ -69,12 +69,6 @@ def mdct(x_bs: jax.Array, hop: int, bins: int | None = None) -> jax.Array:
     return frame(x_bs.astype(jnp.float32), 2 * hop, hop) @ mdct_matrix(hop)[:, :bins]
 
 
-def imdct(x_btk: jax.Array, hop: int) -> jax.Array:
-    """Its inverse, what is missing being zero: `[b, t, <= hop] -> [b, t * hop]`. Exact but for the half hops at both ends, whose other frame
-    lies outside."""
-    return overlap_add(x_btk @ mdct_matrix(hop)[:, : x_btk.shape[-1]].T, hop)
-
-
 def hz_to_mel(hz: np.ndarray) -> np.ndarray:
     """Slaney's mel scale: linear below 1 kHz, logarithmic above."""
     hz = np.asarray(hz, np.float64)

@@ -63,6 +63,12 @@ class System(Base):
     exported = (r"params/gen/.*", r"rest/(codebooks|mean|deviation)")
     fields = {"audio": Field("bs", "float32"), "weight": Field("b", "float32")}
 
+    def __post_init__(self):
+        net = self.network
+        if net.coarse and (net.code_width or not net.wave or net.coarse >= self.levels):
+            raise ValueError(f"coarse={net.coarse} levels of {self.levels} need Euclidean codes (code_width={net.code_width}), channels for the "
+                             f"waveform (wave={net.wave}) and finer levels that code them")
+
     @property
     def network(self) -> Codec:
         numbers = tuples(self.codec)
@@ -94,10 +100,16 @@ class System(Base):
             params["gen"]["quantiser"] = quantiser.init(means)["params"]
             rest = {"counts": jnp.ones((self.levels, self.codes))}
         else:
-            rest = quantize.rvq_start(means, z, self.levels, self.codes)
+            rest = quantize.rvq_start(means, z, self.levels, self.codes, self.task)
         if self.balance:
             rest["balance"] = {name: {"norm": jnp.zeros(()), "seen": jnp.zeros(())} for name in self.weights}
         return params, rest | {"mean": z.mean((0, 1)), "square": jnp.square(z).mean((0, 1)), "deviation": z.std((0, 1))}
+
+    @property
+    def task(self) -> jax.Array:
+        """Which channels each level codes, 0 or 1 `[q, c]`: the coarse levels leave those of the waveform to the others."""
+        late = jnp.arange(self.levels)[:, None] >= self.network.coarse
+        return (late | (jnp.arange(self.network.channels) < self.network.coarse_channels)).astype(jnp.float32)
 
     def mel_loss(self, real_bs: jax.Array, fake_bs: jax.Array) -> jax.Array:
         """Multi-scale L1 of log10 mel magnitudes (DAC's, floor 1e-4), mean over scales: `[b]`."""
@@ -147,7 +159,7 @@ class System(Base):
     def pull(self, disc: Tree, rest: Tree, audio_bs: jax.Array, fake_bs: jax.Array, weight_b: jax.Array, judged: jax.Array):
         """(gradient of the losses at the waveform `[b, s]`, losses, their gradients' norms as sums over rows).
 
-        With `balance` every loss pulls with its share of the weights however large its gradient is (EnCodec section 3.4, equation 5): rows
+        With `balance` every loss pulls with its share of the weights however large its gradient is (EnCodec's balancer): rows
         are divided by the decayed mean norm of that loss's gradients.
         """
         if not self.balance:
@@ -172,8 +184,11 @@ class System(Base):
         audio, weight = batch["audio"], batch["weight"]
         depth_key, which_key = jax.random.split(rng)
         depth = jax.random.randint(depth_key, weight.shape, 1, self.levels + 1)
-        full = jax.random.uniform(which_key, weight.shape) >= self.quantiser_dropout
+        drawn = jax.random.uniform(which_key, weight.shape)
+        full = drawn >= self.quantiser_dropout
         depth = jnp.where(full, self.levels, depth)
+        if self.network.coarse:
+            depth = jnp.where(drawn < self.quantiser_dropout / 2, self.network.coarse, depth)
         judged = step >= self.adversarial_from
 
         def generator(gen: Tree):
@@ -181,7 +196,7 @@ class System(Base):
             if self.network.code_width:
                 quantised, commitment, following, stats = quantize.factorised_train(z, gen["quantiser"], depth, weight)
             else:
-                quantised, commitment, stats = quantize.rvq_train(z, rest["codebooks"], depth, weight)
+                quantised, commitment, stats = quantize.rvq_train(z, rest["codebooks"], depth, weight, self.task)
                 following = jnp.zeros_like(commitment)
             heard = jnp.where(step >= self.quantise_from, quantised, z)
             fake = self.network.apply({"params": gen}, heard, method="decode")
@@ -252,11 +267,13 @@ class System(Base):
         return new
 
     def encode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
-        """Program: audio `[b, s]` -> codes int32 `[b, t, q]` and the latents `[b, t, c]` before quantisation and after."""
+        """Program: audio `[b, s]` -> codes int32 `[b, t, q]` and the latents `[b, t, c]` before quantisation and after; `coarse` are those that
+        an acoustic model predicts, in the channels and after the levels that are its own."""
         del rng, sizes
         z, books = self.network.apply({"params": params["gen"]}, inputs["audio"], method="encode"), quantize.books(params["gen"], rest)
         codes = quantize.rvq_encode(z, books)
-        return {"codes": codes, "latents": z, "quantised": quantize.rvq_lookup(books.codes, codes)}
+        coarse = quantize.rvq_lookup(books.codes, codes, self.network.coarse or None)[..., : self.network.coarse_channels]
+        return {"codes": codes, "latents": z, "quantised": quantize.rvq_lookup(books.codes, codes), "coarse": coarse}
 
     def decode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, levels: int) -> dict[str, jax.Array]:
         """Program: codes `[b, t, q]` -> audio `[b, s]`, from the first `levels` levels."""
@@ -272,7 +289,7 @@ class System(Base):
     def programs(self) -> dict[str, Program]:
         audio, codes, latents = Field("bs", "float32"), Field("btq", "int32"), Field("btc", "float32")
         return {
-            "encode": Program(self.encode, {"audio": audio}, {"codes": codes, "latents": latents, "quantised": latents}),
+            "encode": Program(self.encode, {"audio": audio}, {"codes": codes, "latents": latents, "quantised": latents, "coarse": latents}),
             "decode": Program(self.decode, {"codes": codes}, {"audio": audio}, {"levels": self.levels}),
             "decode_latents": Program(self.decode_latents, {"latents": latents}, {"audio": audio}),
         }
@@ -282,12 +299,11 @@ class System(Base):
         net, frames = self.network, sizes["b"] * sizes["s"] / self.network.hop
         macs = self.levels * (self.codes * (net.code_width or net.channels) + 2 * net.code_width * net.channels)  # distances, per frame
         if net.kind == "frame":
-            bins, w = net.size // 2 + 1, net.width
+            bins, w, low = net.size // 2 + 1, net.width, net.wave * net.size // (2 * net.hop)
             block = 7 * w + 6 * w * w
             macs += (2 * bins + net.mels + net.wave) * w + net.channels * w + sum(net.blocks) * block  # encoder in, out; all blocks
-            macs += 3 * net.channels * w + (3 * bins - net.wave * net.size // (2 * net.hop)) * w + bins * net.mels * 2  # decoder in, head, mel maps
+            macs += 3 * net.channels * w + (3 * bins - low) * w + bins * net.mels * 2  # decoder in, head, mel maps
             macs += net.mels * (net.mels + net.cepstrum)  # cepstrum and back
-            low = net.wave * net.size // (2 * net.hop)
             macs += net.wave * (2 * net.hop + 2 * net.mels + 10 * low) + 2 * net.cepstrum * net.mels * bool(net.wave)  # MDCT, its spectra, levels
             return 2.0 * frames * macs
         rate, w = net.hop, net.width  # positions per frame at the input

@@ -125,7 +125,7 @@ def test_dacs_judges_hear_a_levelled_signal_and_are_eight():
 
 
 def test_the_periods_are_hifigans():
-    """Its widest layers have 1,024 filters; a discriminator of one period has 8.2 M parameters (section 2.3: five of 41.1 M)."""
+    """Its widest layers have 1,024 filters; a discriminator of one period has 8.2 M parameters by the layers we know it to have."""
     shapes = jax.eval_shape(discriminators.Period(2, 32, np.float32).init, jax.random.key(0), AUDIO)["params"]
     kernels = [leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(shapes)) if "kernel" in str(path)]
     assert sorted(shape[-1] for shape in kernels) == [1, 32, 128, 512, 1024, 1024]

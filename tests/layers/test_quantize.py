@@ -55,6 +55,27 @@ def test_training_form_equals_encoding_and_counts():
     np.testing.assert_allclose(stats["sums"], sums, atol=1e-4)
 
 
+def test_a_level_codes_only_the_channels_of_its_task():
+    """From start through training and update to encoding: codes of the first two levels are zero outside their channels, and what they
+    leave there reaches the third level whole."""
+    task = np.ones((Q, C), np.float32)
+    task[:2, 4:] = 0
+    many = RNG.normal(size=(1, 200, C)).astype(np.float32)
+    rest = quantize.rvq_start(jax.random.key(0), many, Q, K, task)
+    for step in range(3):
+        quantised, commitment, stats = quantize.rvq_train(many, rest["codebooks"], jnp.full(1, Q), jnp.ones(1), task)
+        rest = quantize.rvq_update(jax.random.key(step), rest, stats, 0.5, 0.5)  # half of the codes are dead: they move
+    books = np.asarray(rest["codebooks"])
+    assert not books[:2, :, 4:].any() and books[:2, :, :4].std() > 0.1 and books[2:, :, 4:].std() > 0.1
+    quantised, commitment, stats = quantize.rvq_train(many, books, jnp.full(1, Q), jnp.ones(1), task)
+    codes, total, befores = greedy(many, books)
+    np.testing.assert_allclose(quantised, total, atol=1e-5)  # encoding knows nothing of tasks
+    np.testing.assert_array_equal(quantize.rvq_encode(many, quantize.books({}, rest)), codes)
+    np.testing.assert_allclose(befores[2][..., 4:], many[..., 4:], atol=1e-6)
+    errors = [np.square(task[q] * befores[q] - books[q][codes[..., q]]).mean() for q in range(Q)]
+    np.testing.assert_allclose(commitment[0], np.mean(errors), rtol=1e-4)
+
+
 def test_straight_through_gradient_is_one():
     grad = jax.grad(lambda z: quantize.rvq_train(z, BOOKS, jnp.full(3, Q), jnp.ones(3))[0].sum())(jnp.asarray(Z))
     np.testing.assert_allclose(grad, 1.0, atol=1e-6)

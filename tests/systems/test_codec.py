@@ -83,14 +83,16 @@ def test_zero_padding_on_the_right_changes_only_the_edge():
     np.testing.assert_allclose(short[:, :11], long[:, :11], atol=1e-4)
 
 
-ROUNDING = 1e-3  # of sums over rows in another order, through eight discriminators
-
-
 @pytest.fixture(scope="module", params=["smoke", "smoke,modern"])
 def either(request):
     """Euclidean and factorised codes."""
     one = system(request.param, quantiser_dropout=0.0, balance=request.param != "smoke")
     return one, *jax.jit(one.init)(jax.random.key(0), batch())
+
+
+def rounding(one) -> float:
+    """Of sums over rows in another order; DAC's six judges amplify it."""
+    return 1e-3 if one.judge == "dac" else 2e-4
 
 
 def test_a_row_of_weight_zero_changes_nothing(either):
@@ -105,7 +107,7 @@ def test_a_row_of_weight_zero_changes_nothing(either):
     c = grads(params, rest, {"audio": full["audio"][:6], "weight": weight[:6]}, key, step)
     for other in (b, c):
         for x, y in zip(jax.tree.leaves((a[0], a[1])), jax.tree.leaves((other[0], other[1]))):
-            np.testing.assert_allclose(x, y, atol=ROUNDING * (1 + float(jnp.abs(x).max())))
+            np.testing.assert_allclose(x, y, atol=rounding(fixed) * (1 + float(jnp.abs(x).max())))
     assert float(a[2]["weight"]) == 6
 
 
@@ -118,7 +120,7 @@ def test_micro_batches_add(either):
     halves = [grads(params, rest, jax.tree.map(lambda x: x[i : i + 4], full), key, step) for i in (0, 4)]
     added = jax.tree.map(lambda a, b: a + b, *halves)
     for x, y in zip(jax.tree.leaves((whole[0], whole[1])), jax.tree.leaves((added[0], added[1]))):
-        np.testing.assert_allclose(x, y, atol=ROUNDING * (1 + float(jnp.abs(x).max())))
+        np.testing.assert_allclose(x, y, atol=rounding(one) * (1 + float(jnp.abs(x).max())))
 
 
 def test_every_leaf_learns_and_the_discriminator_waits(started):
@@ -140,7 +142,7 @@ def test_every_leaf_of_the_modern_codec_learns():
 
 
 def test_balanced_losses_pull_by_their_weights_alone(started):
-    """EnCodec's equation 5: each loss's gradient at the waveform over its own mean norm, times its share of the weights."""
+    """EnCodec's balancer: each loss's gradient at the waveform over its own mean norm, times its share of the weights."""
     one, params, rest = started
     fair = system(balance=True)
     audio, fake, ones = batch(2)["audio"], batch(2, seed=1)["audio"], jnp.ones(2)

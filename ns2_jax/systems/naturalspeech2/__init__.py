@@ -127,7 +127,7 @@ class System(SingleLoss):
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"q": self.levels, "c": self.codec_network.channels}
+        return {"q": self.levels, "c": self.codec_network.coarse_channels}
 
     @property
     def process(self) -> process.VP:
@@ -150,13 +150,13 @@ class System(SingleLoss):
             "prompt": PromptEncoder(encoder=encoder(self.prompt_encoder), **own),
             "duration": _make(Predictor, numbers(self.duration), outputs=1, dtype=dtype),
             "pitch": _make(Predictor, numbers(self.pitch), outputs=2, dtype=dtype),
-            "denoiser": _make(WaveNet, numbers(self.denoiser), channels=self.codec_network.channels, dtype=dtype),
+            "denoiser": _make(WaveNet, numbers(self.denoiser), channels=self.sizes["c"], dtype=dtype),
         }
 
     def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         """Random networks around a codec that `config.init_from` is to fill (its codebooks are random here)."""
         nets, keys = self.networks, iter(jax.random.split(rng, 7))
-        b, c = 1, self.codec_network.channels
+        b, net, c = 1, self.codec_network, self.sizes["c"]
         ids, row, yes = jnp.ones((b, 2), jnp.int32), jnp.zeros((b, 2, self.width)), jnp.ones((b, 2), bool)
         latents, prompt, no = jnp.zeros((b, 2, c)), (row, yes), jnp.zeros((b,), bool)
         params = {
@@ -166,7 +166,7 @@ class System(SingleLoss):
             "pitch": nets["pitch"].init(next(keys), row, yes, *prompt)["params"],
             "denoiser": nets["denoiser"].init(next(keys), latents, jnp.zeros((b,)), row, *prompt, yes)["params"],
         }
-        net, codec = self.codec_network, {"mean": jnp.zeros((c,)), "deviation": jnp.ones((c,))}
+        c, codec = net.channels, {"mean": jnp.zeros((net.channels,)), "deviation": jnp.ones((net.channels,))}
         gen = dict(net.init(next(keys), jnp.zeros((1, 8 * net.hop)))["params"])
         if net.code_width:
             gen["quantiser"] = quantize.Factorised(self.levels, self.codes, net.code_width, c).init(next(keys))["params"]
@@ -177,6 +177,13 @@ class System(SingleLoss):
     def books(self, rest: Tree) -> quantize.Books:
         """The frozen codec's codes."""
         return quantize.books(rest["codec"]["params"]["gen"], rest["codec"]["rest"])
+
+    def coarse(self, rest: Tree) -> tuple[quantize.Books, jax.Array, jax.Array]:
+        """Of the codec, what this model predicts: (its coarse levels' codes, mean and deviation of their channels `[c]`)."""
+        books, own, c = self.books(rest), rest["codec"]["rest"], self.sizes["c"]
+        if self.codec_network.coarse:
+            books = jax.tree.map(lambda x: x[: self.codec_network.coarse, :, :c], books)
+        return books, own["mean"][:c], jnp.maximum(own["deviation"][:c], 1e-4)
 
     def apply(self, params: Tree, name: str, *args: Any, rng: jax.Array | None = None) -> Any:
         """A network's forward pass; with a key it is in training mode and drops out."""
@@ -191,12 +198,12 @@ class System(SingleLoss):
 
     def latents(self, rest: Tree, codes_btq: jax.Array, mask_bt: jax.Array) -> jax.Array:
         """Codes -> sum of their vectors, centred and scaled, zero at padding, float32 `[b, t, c]`."""
-        own = rest["codec"]["rest"]
-        return (quantize.rvq_lookup(self.books(rest).codes, codes_btq) - own["mean"]) / self.scale(rest) * mask_bt[..., None]
+        books, mean, _ = self.coarse(rest)
+        return (quantize.rvq_lookup(books.codes, codes_btq) - mean) / self.scale(rest) * mask_bt[..., None]
 
     def scale(self, rest: Tree) -> jax.Array:
         """What a channel's latents are divided by, `[c]`: deviation ** whiten, times what makes their mean square 1."""
-        deviation = jnp.maximum(rest["codec"]["rest"]["deviation"], 1e-4)
+        _, _, deviation = self.coarse(rest)
         return deviation**self.whiten * jnp.sqrt(jnp.mean(deviation ** (2 - 2 * self.whiten)))
 
     def prompts(self, params: Tree, rest: Tree, inputs: Batch, dropped_b: jax.Array, rng: jax.Array | None = None) -> dict[str, tuple]:
@@ -290,13 +297,17 @@ class System(SingleLoss):
         score = process.score_loss(self.score_loss, error, alpha, sigma, self.snr_cap)
         terms = {"data": jnp.square(error).mean(-1), "score": score.mean(-1)}
         if self.ce_weight:
-            own = rest["codec"]["rest"]
-            z = x0_hat * self.scale(rest) + own["mean"]
-            levels = self.ce_levels or self.levels
-            loss, right = ce_rvq(z, codes_btq[..., :levels], self.books(rest), self.unroll)
+            books, mean, _ = self.coarse(rest)
+            z = x0_hat * self.scale(rest) + mean
+            loss, right = ce_rvq(z, codes_btq[..., : self.ce_depth], books, self.unroll)
             weight = jnp.square(alpha[..., 0]) if self.ce_by_signal else 1.0
             terms |= {"ce": loss.mean(0) * weight, "ce_accuracy_first": right[0], "ce_accuracy_last": right[-1]}
         return terms
+
+    @property
+    def ce_depth(self) -> int:
+        """How many levels of codes the cross entropy is of."""
+        return min(self.ce_levels or self.levels, self.codec_network.coarse or self.levels)
 
     def prior_terms(self, log_duration_bp: jax.Array, pitch_bt2: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Equation 7's L1 losses, as `[b, t]`."""
@@ -326,6 +337,8 @@ class System(SingleLoss):
         return {"audio": self._decode(rest, quantize.rvq_lookup(self.books(rest).codes, inputs["codes"]))}
 
     def _decode(self, rest: Tree, z_btc: jax.Array) -> jax.Array:
+        """Coarse latents have no waveform channels: the decoder makes up what they would say."""
+        z_btc = jnp.pad(z_btc, ((0, 0), (0, 0), (0, self.codec_network.channels - z_btc.shape[-1])))
         return self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, z_btc, method="decode")
 
     def durations(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, speed: float) -> dict[str, jax.Array]:
@@ -373,11 +386,10 @@ class System(SingleLoss):
 
         valid = mask[..., None].astype(jnp.float32)
         start = temperature * jax.random.normal(rng, (rows, size, self.sizes["c"])) * valid
-        own = rest["codec"]["rest"]
+        books, mean, _ = self.coarse(rest)
         x0 = samplers.run(denoise, start, samplers.table(sampler, self.process, steps))
-        latents = (x0 * self.scale(rest) + own["mean"]) * valid
+        latents = (x0 * self.scale(rest) + mean) * valid
         if snap:
-            books = self.books(rest)
             latents = quantize.rvq_lookup(books.codes, quantize.rvq_encode(latents, books, snap)) * valid
         audio = self._decode(rest, latents) * jnp.repeat(mask, self.codec_network.hop, 1)
         return {"audio": audio, "latents": latents, "f0": f0, "frames": mask.sum(-1).astype(jnp.int32)}

@@ -35,6 +35,6 @@ def forward(system: Any, sizes: Sizes) -> float:
     denoiser += attention(net.queries, u, d, w) if net.queries else 0
     phones = encoder(system.phone_encoder, p) + system.prenet * p * 5 * w * w + p * t * w + 3 * t * w * system.phone_position
     prompt = encoder(system.prompt_encoder, u) + u * c * w
-    levels = (system.ce_levels or system.levels) if system.ce_weight else 0
+    levels = system.ce_depth if system.ce_weight else 0
     macs = phones + prompt + predictor(nets["duration"], p) + predictor(nets["pitch"], t) + denoiser + levels * t * system.codes * c
     return 2.0 * b * macs

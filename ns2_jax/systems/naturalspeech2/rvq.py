@@ -25,8 +25,8 @@ def ce_rvq(z_btc: jax.Array, codes_btq: jax.Array, books: quantize.Books, unroll
     """Cross entropy of the stored codes given a predicted latent (section 3.2): (loss, accuracy), each `[q, b, t]`.
 
     The residual of level j subtracts the *true* codes of the levels above; logits are negative squared distances to the
-    level's codes where these are told apart (projected, at length 1, for factorised codes), divided by the level's scale. `z_btc` is in the codec's units, not normalised. float32; one level at a
-    time, so that the logits of one level are all that is in memory.
+    level's codes where these are told apart (projected, at length 1, for factorised codes), divided by the level's scale.
+    `z_btc` is in the codec's units, not normalised. float32; one level at a time, so that the logits of one level are all that is in memory.
     """
     b, t, c = z_btc.shape
     scales = level_scales(books.keys)
