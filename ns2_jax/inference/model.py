@@ -169,7 +169,7 @@ class Model:
 
     def reach(self, part: str) -> tuple[int, int]:
         """(left, right): programs "encode" and "decode" make frame t of frames t-left..t+right. Raises ValueError where there are none."""
-        network = getattr(self.system, "codec_network", getattr(self.system, "network", None))
+        network = getattr(self.system, "codec_network", None)
         if part not in self.programs or network is None:
             raise ValueError(f"{self.name} has no program {part!r} on a codec; it has {sorted(self.programs)}")
         return network.reach(part)

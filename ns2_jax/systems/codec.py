@@ -74,6 +74,8 @@ class System(Base):
         numbers = tuples(self.codec)
         return Codec(**numbers, dtype=jnp.dtype(self.dtype))
 
+    codec_network = network  # the name it has in systems that decode with it
+
     @property
     def judges(self) -> Discriminators:
         return Discriminators(self.judge, tuple(self.judge_sizes), self.judge_filters, jnp.dtype(self.dtype))

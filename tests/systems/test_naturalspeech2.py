@@ -36,6 +36,14 @@ def system(size: str = "smoke", **changes) -> System:
     return make("naturalspeech2", numbers(size, **changes))
 
 
+def predicted(one: System, rest) -> dict:
+    """Of the codec in `rest`, what the model predicts: the smoke codec's coarse levels, the channels before those of its waveform."""
+    own, net = rest["codec"]["rest"], one.codec_network
+    c = net.channels - net.wave
+    assert 0 < net.coarse < one.levels and c == one.sizes["c"] < net.channels
+    return {"codebooks": own["codebooks"][: net.coarse, :, :c], "mean": own["mean"][:c], "deviation": own["deviation"][:c]}
+
+
 QUIET = {
     "encoder_dropout": 0.0, "denoiser": {"dropout": 0.0, "remat": ()}, "duration": {"dropout": 0.0, "attention_dropout": 0.0},
     "pitch": {"dropout": 0.0, "attention_dropout": 0.0}}
@@ -249,9 +257,9 @@ def test_loss_terms_are_the_papers_equations(prediction, whiten):
         return loss, metrics, {k: seen[k] for k in ("denoiser", "duration", "pitch")}
 
     loss, metrics, out = jax.device_get(jax.jit(run)(params, rest, data, draws))
-    own = rest["codec"]["rest"]
+    own = predicted(one, rest)
     valid = np.arange(24) < data["frames"][:, None]
-    z = sum(own["codebooks"][j][data["codes"][..., j]] for j in range(one.levels))
+    z = sum(book[data["codes"][..., j]] for j, book in enumerate(own["codebooks"]))
     scale = own["deviation"] ** whiten
     x0 = (z - own["mean"]) / (scale * np.sqrt(np.mean((own["deviation"] / scale) ** 2)))
     alpha = np.exp(-0.5 * (0.05 * draws["t"] + 9.975 * draws["t"] ** 2))[:, None, None]
@@ -362,11 +370,11 @@ def test_a_prompt_taken_away_has_no_say():
 
 @pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
 def test_latents_have_mean_square_one_and_the_proportions_that_whiten_leaves(whiten):
-    rng, (_, rest) = np.random.default_rng(0), started()
-    deviation = np.geomspace(5.0, 0.1, rest["codec"]["rest"]["deviation"].size).astype(np.float32)
+    rng = np.random.default_rng(0)
+    one = system(whiten=whiten)
+    deviation = np.geomspace(5.0, 0.1, one.sizes["c"]).astype(np.float32)
     books = (rng.normal(size=(1, 4000, deviation.size)) * deviation + 3.0).astype(np.float32)
     own = {"codebooks": books, "mean": books[0].mean(0), "deviation": books[0].std(0)}
-    one = system(whiten=whiten)
     codec = {"codec": {"params": {"gen": {}}, "rest": own}}
     z = np.asarray(one.latents(codec, np.arange(4000)[None, :, None], np.ones((1, 4000), bool)))[0]
     assert np.square(z).mean() == pytest.approx(1.0, rel=1e-3)
@@ -503,7 +511,7 @@ def test_no_velocity_leaves_the_noise_where_it_is():
     program = jax.jit(one.programs()["sample"].bind(SIZES, steps=5, sampler="euler_literal", temperature=0.7))
     found = np.asarray(program(params, rest, inputs, jax.random.key(4))["latents"])
     start = 0.7 * np.asarray(jax.random.normal(jax.random.key(4), (8, 24, one.sizes["c"])))
-    own, valid = rest["codec"]["rest"], np.arange(24) < data["frames"][:, None]
+    own, valid = predicted(one, rest), np.arange(24) < data["frames"][:, None]
     np.testing.assert_allclose(found, np.where(valid[..., None], start * own["deviation"] + own["mean"], 0), atol=1e-4)
 
 
@@ -516,7 +524,7 @@ def test_guidance_moves_samples_and_one_is_the_plain_model():
 
 def test_snapping_lands_on_the_nearest_codes():
     plain, out = sampled(FEW), sampled(FEW + (("snap", 1),))
-    book = started()[1]["codec"]["rest"]["codebooks"][0]
+    book = predicted(system(), started()[1])["codebooks"][0]
     first = slice(0, int(out["frames"][0]))
     nearest = np.square(plain["latents"][0, first, None] - book).sum(-1).argmin(-1)
     np.testing.assert_allclose(out["latents"][0, first], book[nearest], atol=1e-5)
