@@ -106,13 +106,9 @@ def defaults(system: str, size: str = "base") -> ml_collections.ConfigDict:
     return config
 
 
-def finish(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
-    """Applies `key=value` overrides and locks the config against misspelt fields.
-
-    Raises ValueError for a key that does not exist or is not unique (naming those that do) and for a value of the
-    wrong type.
-    """
-    for key, value in (overrides or {}).items():
+def override(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Applies `key=value` overrides. Raises ValueError as `finish`."""
+    for key, value in overrides.items():
         path = _find(config, key)
         *parents, name = path.split(".")
         node = config
@@ -123,6 +119,15 @@ def finish(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | Non
         except (ValueError, SyntaxError, TypeError) as error:
             expected = type(node[name]).__name__
             raise ValueError(f"config argument {key}={value}: expected {expected}, as in {key}={node[name]!r}") from error
+
+
+def finish(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | None = None) -> ml_collections.ConfigDict:
+    """Applies `key=value` overrides and locks the config against misspelt fields.
+
+    Raises ValueError for a key that does not exist or is not unique (naming those that do) and for a value of the
+    wrong type.
+    """
+    override(config, overrides or {})
     config.lock()
     config.optim.by_key.unlock()
     config.init_from.unlock()  # open dictionaries: their keys are paths

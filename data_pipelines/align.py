@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipelines import shards
 from ns2_jax.audio import files
 from ns2_jax.text import front, phones, sphinx
 
@@ -86,3 +87,20 @@ def align(audio: np.ndarray, rate: int, text: str) -> tuple[np.ndarray, np.ndarr
             starts.append(start)
     ends = (np.asarray(starts[1:], np.int64) * FRAME + LATE) * rate // RATE
     return phones.ids(merged).astype(np.uint8), np.append(np.minimum(ends, len(audio)), len(audio)).astype(np.int32)
+
+
+def align_shard(root: str, rate: int, split: str, shard: int, total: int) -> int:
+    """Writes one shard of `align` for English recordings at `rate` Hz; what can't be aligned stays empty, and its marker counts it."""
+
+    def make(rows: dict[str, dict]) -> dict[str, np.ndarray]:
+        audio = rows["audio"]["audio"].astype(np.float32) / 32768
+        try:
+            ids, ends = align(audio, rate, rows["meta"]["text"])
+        except ValueError as error:
+            raise shards.Rejected("align_failed", str(error)) from error
+        return {"phones": ids, "ends": ends}
+
+    sphinx.restart()  # it adapts to what it hears: a shard must not depend on the shard before it
+    empty = {"phones": np.zeros(0, np.uint8), "ends": np.zeros(0, np.int32)}
+    info = {"aligner": "pocketsphinx", "phones": phones.inventory_hash()}
+    return shards.derive(root, "align", split, shard, total, make, empty=empty, sources=["audio"], info=info)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -14,6 +16,18 @@ LENGTHS = (2, 4, 8, 15, 30)  # seconds; each is one compilation, and about a fif
 def padded_seconds(seconds: float) -> int:
     """The static length for an utterance of `seconds`: of LENGTHS, or a multiple of the longest."""
     return next((length for length in LENGTHS if seconds <= length), -(-int(np.ceil(seconds)) // LENGTHS[-1]) * LENGTHS[-1])
+
+
+@functools.lru_cache(maxsize=1)
+def _dataset(root: str, changed: int) -> Dataset:
+    del changed
+    return Dataset.open(root)
+
+
+def open_dataset(root: str) -> Dataset:
+    """`Dataset.open`, once a process for a manifest that stays the same: a stage asks for every shard."""
+    path = pathlib.Path(root) / "manifest.json"
+    return _dataset(root, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 def shard_rows(dataset: Dataset, split: str, shard: int) -> range:

@@ -52,16 +52,38 @@ class Encoder:
 def _encode_shard(dataset: Dataset, encoder: Encoder, split: str, batch_seconds: float, shard: int) -> int:
     """Writes one shard of codes and returns how many records it has."""
     total, group = dataset.manifest["splits"][split]["shards"], f"codes-{encoder.hash}"
-    if shards.committed(dataset.root, [group], split, shard, total):
+    info = {"codec": encoder.hash, "hop": encoder.hop, "levels": encoder.levels}
+    inputs = {"audio": dataset.reader("audio", split, shard).marker["sha256"]}
+    if shards.committed(dataset.root, [group], split, shard, total, info=info, inputs=inputs):
         return len(batches.shard_rows(dataset, split, shard))
     rows = batches.map_audio(encoder, dataset, split, shard, batch_seconds, encoder.hop)
-    info = {"codec": encoder.hash, "hop": encoder.hop, "levels": encoder.levels}
     tools = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
-    with shards.ShardWriter(dataset.root, group, split, shard, total, base_hop=dataset.base_hop, info=info, tools=tools) as writer:
+    about = {"base_hop": dataset.base_hop, "info": info, "tools": tools, "inputs": inputs}
+    with shards.ShardWriter(dataset.root, group, split, shard, total, **about) as writer:
         for i in sorted(rows):
             codes, samples = rows[i]
             writer.write({"codes": codes[: frame_count(samples, encoder.hop)]}, samples)
     return len(rows)
+
+
+def _check_rate(dataset: Dataset, encoder: Encoder) -> None:
+    if encoder.sample_rate != dataset.sample_rate:
+        raise ValueError(f"{encoder.model.path} is a codec for {encoder.sample_rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz")
+
+
+@functools.lru_cache(maxsize=1)
+def load(codec: str) -> Encoder:
+    """The encoder of an export or a run, loaded once a process."""
+    return Encoder(inference.load(codec))
+
+
+def encode_shard(root: str, settings: tuple[str, float], split: str, shard: int, total: int) -> int:
+    """`_encode_shard` of the data set at `root`, `settings` the codec's path and the seconds of a batch: the stage of `data_pipelines.run`."""
+    del total
+    codec, batch_seconds = settings
+    dataset, encoder = batches.open_dataset(root), load(codec)
+    _check_rate(dataset, encoder)
+    return _encode_shard(dataset, encoder, split, batch_seconds, shard)
 
 
 def encode(root: str | os.PathLike, model: inference.Model, batch_seconds: float = 60.0) -> str:
@@ -71,8 +93,7 @@ def encode(root: str | os.PathLike, model: inference.Model, batch_seconds: float
     """
     dataset = Dataset.open(root)
     encoder = Encoder(model)
-    if encoder.sample_rate != dataset.sample_rate:
-        raise ValueError(f"{model.path} is a codec for {encoder.sample_rate} Hz, {root} is at {dataset.sample_rate} Hz")
+    _check_rate(dataset, encoder)
     for split in dataset.splits:
         work = functools.partial(_encode_shard, dataset, encoder, split, batch_seconds)
         shards.run_shards(work, dataset.manifest["splits"][split]["shards"], 0, f"codes {split}")

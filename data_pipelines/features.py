@@ -20,19 +20,25 @@ from ns2_jax.runtime import cluster
 
 def _f0_shard(dataset: Dataset, split: str, batch_seconds: float, shard: int) -> int:
     """Writes one shard of `f0` and returns how many records it has."""
-    total = dataset.manifest["splits"][split]["shards"]
-    if shards.committed(dataset.root, ["f0"], split, shard, total):
+    total, period = dataset.manifest["splits"][split]["shards"], dataset.f0_period
+    info, inputs = {"period": period}, {"audio": dataset.reader("audio", split, shard).marker["sha256"]}
+    if shards.committed(dataset.root, ["f0"], split, shard, total, info=info, inputs=inputs):
         return len(batches.shard_rows(dataset, split, shard))
-    period = dataset.f0_period
     track = lambda audio, samples: pitch.track(audio, dataset.sample_rate, period, samples_b=samples)
     rows = batches.map_audio(track, dataset, split, shard, batch_seconds, period)
     tools = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
-    info = {"period": period}
-    with shards.ShardWriter(dataset.root, "f0", split, shard, total, base_hop=dataset.base_hop, info=info, tools=tools) as writer:
+    about = {"base_hop": dataset.base_hop, "info": info, "tools": tools, "inputs": inputs}
+    with shards.ShardWriter(dataset.root, "f0", split, shard, total, **about) as writer:
         for i in sorted(rows):
             f0, samples = rows[i]
             writer.write({"f0": f0[: samples // period].astype(np.float16)}, samples)
     return len(rows)
+
+
+def f0_shard(root: str, batch_seconds: float, split: str, shard: int, total: int) -> int:
+    """`_f0_shard` of the data set at `root`: the stage of `data_pipelines.run`."""
+    del total
+    return _f0_shard(batches.open_dataset(root), split, batch_seconds, shard)
 
 
 def add_f0(root: str | os.PathLike, batch_seconds: float = 60.0) -> dict:

@@ -6,10 +6,15 @@ path below `--wavs`, without suffix. WAV, FLAC, OGG and MP3 files are found in a
 
 What can't be used is never mended in silence: every file and every transcript line ends up in the data set or in
 `DIR/rejects.jsonl` with its reason. Running the command again goes on where it stopped.
+
+This is the short way in for a folder of recordings; `python -m data_pipelines.run` brings in whole corpora with the same functions:
+`plan` lists what each shard holds, `ingest_shard` makes one shard of `meta` and `audio`.
 """
 
 from __future__ import annotations
 
+import array
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -17,32 +22,25 @@ import importlib.util
 import json
 import os
 import pathlib
-from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import soundfile
 from absl import flags, logging
 
-from data_pipelines import features, shards
+from data_pipelines import corpora, shards, transcripts
+from data_pipelines.corpora import Reject, Utterance
+from data_pipelines.shards import Rejected
 from ns2_jax.audio import files
 from ns2_jax.data import records
-from ns2_jax.runtime import cluster
-from ns2_jax.text import front, phones
+from ns2_jax.text import front, phones, sphinx
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 ALIGNERS = ("pocketsphinx", "none")
 FULL_SCALE, CLIPPED = 0.999, 1e-3  # a recording with more than this share of samples at full scale is distorted
 PER_SHARD = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """A recording with its transcript."""
-
-    utt_id: str
-    path: str
-    speaker: str
-    text: str
+OVERHANG = 0.05  # seconds that a segment may reach beyond its recording: lists are rounded
+SPLITS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,110 +48,179 @@ class Settings:
     """What a data set is made with; kept in `plan.json`, so that a run that goes on makes the same one."""
 
     rate: int = 16000  # Hz
-    align: str = "pocketsphinx"
+    align: str = "pocketsphinx"  # in the same go, so that what can't be aligned is left out; "none" leaves it to the stage `align`
     min_seconds: float = 0.5
     max_seconds: float = 30.0
     valid: int = 20
     level: bool = True  # bring every recording to the level that prompts are brought to (audio.files.LEVEL)
+    transcribed: bool = True  # whether a recording without text is refused
 
 
-def read_transcripts(path: str | os.PathLike) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """(id -> text, rejects): the last column of each line. Raises FileNotFoundError, or ValueError when no line is `id|text`.
+# Planning ------------------------------------------------------------------------------------------------------------
 
-    An id with two different texts is left out, for either may be wrong.
+
+def find(wavs: str | os.PathLike, texts: str | os.PathLike, speaker: str = "") -> tuple[list[Utterance], list[dict[str, str]], int]:
+    """(items, rejects, inputs): files paired with texts, in order of their ids; see `corpora.transcribed`.
+
+    `inputs` counts the files and the transcript lines without a file of their own. Raises FileNotFoundError for a missing folder or
+    file, ValueError when the folder holds no audio file.
     """
-    texts: dict[str, str] = {}
-    rejects, ambiguous = [], set()
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--transcripts={path} is not UTF-8 text") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        columns = [column.strip() for column in line.split("|")]
-        name, at = columns[0], f"{path}:{number}"
-        if len(columns) < 2 or not name:
-            rejects.append({"item": at, "reason": "bad_line", "detail": "expected id|text"})
-            continue
-        name = name[: -len(pathlib.Path(name).suffix)] if pathlib.Path(name).suffix.lower() in SUFFIXES else name
-        text = next((column for column in reversed(columns[1:]) if column), "")
-        if name in texts:
-            rejects.append({"item": at, "reason": "duplicate_id", "detail": f"{name} has a line before"})
-            if texts[name] != text:
-                ambiguous.add(name)
-        else:
-            texts[name] = text
-    if not texts:
-        raise ValueError(f"--transcripts={path} has no line of the form id|text")
-    return {name: "" if name in ambiguous else text for name, text in texts.items()} | {name: None for name in ambiguous}, rejects
+    found = list(corpora.transcribed(wavs, texts, speaker))
+    items = sorted((item for item in found if isinstance(item, Utterance)), key=lambda item: item.utt_id)
+    rejects = [dataclasses.asdict(item) for item in found if isinstance(item, Reject)]
+    if not items and not any(row["item"].lower().endswith(corpora.SUFFIXES) for row in rejects):
+        raise ValueError(f"--wavs={wavs} has no audio files ({' '.join(corpora.SUFFIXES)})")
+    return items, rejects, len(found)
 
 
-def find(wavs: str | os.PathLike, transcripts: str | os.PathLike, speaker: str = "") -> tuple[list[Item], list[dict[str, str]], int]:
-    """(items, rejects, inputs): files paired with texts, in order of their ids.
-
-    `inputs` counts the files and the transcript lines without a file of their own. The speaker is `speaker`, else the first
-    folder below `wavs`, else the folder around `wavs`. Raises FileNotFoundError for a missing folder or file, ValueError
-    when the folder holds no audio file.
-    """
-    root = pathlib.Path(wavs)
-    if not root.is_dir():
-        raise FileNotFoundError(f"--wavs={wavs} is not a folder")
-    if not pathlib.Path(transcripts).is_file():
-        raise FileNotFoundError(f"--transcripts={transcripts} is not a file")
-    texts, rejects = read_transcripts(transcripts)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not paths:
-        raise ValueError(f"--wavs={wavs} has no audio files ({' '.join(SUFFIXES)})")
-    inputs = len(paths) + len(rejects)
-    items: list[Item] = []
-    used: set[str] = set()
-    for path in paths:
-        below = path.relative_to(root)
-        long = below.with_suffix("").as_posix()
-        name = long if long in texts else below.stem
-        reason = (
-            ("no_transcript", "no line in the transcripts has its id") if name not in texts
-            else ("duplicate_id", "another file has the same id") if name in used
-            else ("ambiguous_transcript", "two lines with different texts have its id") if texts[name] is None
-            else ("empty_text", "its line has no text") if not texts[name]
-            else None
-        )  # fmt: skip
-        used.add(name)
-        if reason:
-            rejects.append({"item": str(path), "reason": reason[0], "detail": reason[1]})
-            continue
-        who = speaker or (below.parts[0] if len(below.parts) > 1 else root.resolve().parent.name) or "speaker"
-        items.append(Item(name, str(path), who, texts[name]))
-    for name in sorted(set(texts) - used):
-        inputs += 1
-        rejects.append({"item": name, "reason": "no_audio", "detail": "no file has its id"})
-    return sorted(items, key=lambda item: item.utt_id), rejects, inputs
-
-
-def assign_splits(items: list[Item], valid: int) -> dict[str, list[Item]]:
+def assign_splits(items: list[Utterance], valid: int) -> list[Utterance]:
     """`valid` items (at most a tenth) by the hash of their id: adding recordings keeps most of them where they were."""
     number = min(valid, len(items) // 10)
-    chosen = set(sorted((hashlib.sha256(item.utt_id.encode()).digest(), item.utt_id) for item in items)[:number])
-    held = {name for _, name in chosen}
-    splits = {"train": [item for item in items if item.utt_id not in held], "valid": [item for item in items if item.utt_id in held]}
-    return {split: members for split, members in splits.items() if members}
+    held = set(sorted((hashlib.sha256(item.utt_id.encode()).digest(), item.utt_id) for item in items)[:number])
+    names = {name for _, name in held}
+    return [dataclasses.replace(item, split="valid" if item.utt_id in names else "train") for item in items]
 
 
-def prepare(item: Item, settings: Settings) -> dict[str, dict]:
+def bucket(name: str) -> int:
+    """A number from 0 to 999 that belongs to a name for ever: which split a speaker (or an utterance) is in."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % 1000
+
+
+def split_of(item: Utterance, by: str, valid: int, test: int) -> str:
+    """The split of an utterance: `valid` thousandths of the speakers are in valid, the next `test` in test.
+
+    `by` is what is hashed, "speaker" or "utterance" (for a corpus of one speaker), or "corpus": the corpus's own split, and the
+    speaker's hash for what has none. Adding data moves nobody. Raises ValueError for a split that is not ours.
+    """
+    if by == "corpus" and item.split:
+        if item.split not in SPLITS:
+            raise ValueError(f"{item.utt_id}: the corpus puts it into split {item.split!r}, which is none of {SPLITS}")
+        return item.split
+    place = bucket(item.utt_id if by == "utterance" else item.speaker)
+    return "valid" if place < valid else "test" if place < valid + test else "train"
+
+
+def _line(item: Utterance) -> str:
+    usual = {field.name: field.default for field in dataclasses.fields(Utterance)}
+    return json.dumps({key: value for key, value in dataclasses.asdict(item).items() if value != usual[key]}) + "\n"
+
+
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def _repeated(lines: Iterable[str], suspects: set[int], seen: dict[str, str], rejects: list[dict]) -> Iterator[str]:
+    """`lines` without those whose id came before."""
+    for line in lines:
+        name = json.loads(line)["utt_id"] if suspects else ""
+        if suspects and _digest(name) in suspects:
+            if name in seen:
+                rejects.append({"item": json.loads(line)["path"], "reason": "duplicate_id", "detail": f"{name} is also {seen[name]}"})
+                continue
+            seen[name] = json.loads(line)["path"]
+        yield line
+
+
+def list_path(root: str | os.PathLike, split: str, shard: int, total: int) -> pathlib.Path:
+    """What a shard is made of, one utterance a line."""
+    return pathlib.Path(root) / "plan" / f"{split}-{shard:05d}-of-{total:05d}.jsonl"
+
+
+def plan(
+    out: str | os.PathLike, found: Iterable[Utterance | Reject], about: Mapping[str, Any], split: Callable[[Utterance], str],
+    per_shard: int = PER_SHARD,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes which utterances each shard holds (`<out>/plan/`), and `<out>/plan.json` last; returns what that says.
+
+    The plan is written once. A later call with the same `about` returns it without looking at `found`, so that a run that goes on
+    does not walk through the corpus again. Memory: 8 bytes an utterance. Raises ValueError when `out` holds something else.
+    """
+    root, path = pathlib.Path(out), pathlib.Path(out) / "plan.json"
+    if root.exists() and not path.exists() and (not root.is_dir() or any(child.name != "plan" for child in root.iterdir())):
+        raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
+    if path.exists():
+        old = json.loads(path.read_text())
+        if {key: value for key, value in old.items() if key not in ("splits", "inputs", "languages")} != json.loads(json.dumps(about)):
+            raise ValueError(f"--out={out} was made from other recordings, transcripts or settings; choose another folder or delete it")
+        return old
+    folder = root / "plan"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        left.unlink()  # of a plan that was interrupted
+    spools = {name: open(folder / f"{name}.spool", "w+", encoding="utf8") for name in SPLITS}
+    ids, rejects, languages, inputs = array.array("Q"), [], set(), 0
+    for item in found:
+        inputs += 1
+        if isinstance(item, Reject):
+            rejects.append(dataclasses.asdict(item))
+            continue
+        ids.append(_digest(item.utt_id))
+        languages.add(item.lang)
+        spools[split(item)].write(_line(item))
+    values, counts = np.unique(np.frombuffer(ids, np.uint64) if ids else np.zeros(0, np.uint64), return_counts=True)
+    suspects, seen, splits = {int(value) for value in values[counts > 1]}, {}, {}
+    for name, spool in spools.items():
+        spool.seek(0)
+        total = sum(1 for _ in _repeated(spool, suspects, dict(seen), []))
+        spool.seek(0)
+        lines = _repeated(spool, suspects, seen, rejects)
+        for k in range(shards.shards_for(total, per_shard) if total else 0):
+            part = [line for _, line in zip(range(per_shard), lines)]
+            list_path(root, name, k, shards.shards_for(total, per_shard)).write_text("".join(part), encoding="utf8")
+        splits |= {name: {"shards": shards.shards_for(total, per_shard), "utterances": total}} if total else {}
+        collections.deque(lines, maxlen=0)  # duplicates behind the last
+        spool.close()
+        os.unlink(spool.name)
+    shards.write_lines(folder / "rejects.jsonl", rejects)
+    made = {**about, "splits": splits, "inputs": inputs, "languages": sorted(languages)}
+    records.write_atomic(path, json.dumps(made, indent=1).encode() + b"\n")
+    return made
+
+
+# One shard -----------------------------------------------------------------------------------------------------------
+
+
+def read(item: Utterance, settings: Settings) -> tuple[np.ndarray, float]:
+    """(audio float32 `[s]` at `settings.rate`, share of samples at full scale before resampling rounds them off).
+
+    Raises files.AudioError, and Rejected for a segment that lies outside its recording.
+    """
+    if item.path.startswith("tfds:"):
+        from data_pipelines import tfds_source
+
+        samples, rate = tfds_source.read(item.path)
+    else:
+        with files.Recording(item.path) as recording:
+            rate, frames = recording.rate, recording.frames
+        start = 0 if item.start is None else round(item.start * rate)
+        end = frames if item.end is None or item.end < 0 else round(item.end * rate)  # Kaldi writes -1 for the end
+        if not 0 <= start < max(end, 1) or end > frames + OVERHANG * rate:
+            raise Rejected("bad_segment", f"{item.path} has {frames / rate:.2f} s, the segment is {item.start} to {item.end}")
+        if min(end, frames) - start > settings.max_seconds * rate:
+            raise files.AudioError("long", f"{item.path}: {(end - start) / rate:.0f} s long, at most {settings.max_seconds:g} s are accepted")
+        try:
+            samples = soundfile.read(item.path, start=start, stop=min(end, frames), dtype="float32", always_2d=True)[0]
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise files.AudioError("unreadable", f"{item.path}: not an audio file we can read: {error}") from error
+    audio = files.check(samples, rate, item.path, settings.min_seconds, settings.max_seconds)
+    loudest = np.abs(samples.astype(np.float32) / (1 if samples.dtype.kind == "f" else -float(np.iinfo(samples.dtype).min)))
+    return files.resample(audio, rate, settings.rate), float(np.mean(loudest >= FULL_SCALE))
+
+
+def prepare(item: Utterance, settings: Settings) -> dict[str, dict]:
     """Group -> record of one recording. Raises files.AudioError and `Rejected` with a reason."""
-    audio = files.read(item.path, settings.rate, settings.min_seconds, settings.max_seconds)
-    share = np.mean(np.abs(soundfile.read(item.path, dtype="float32")[0]) >= FULL_SCALE)  # before resampling rounds it off
+    audio, share = read(item, settings)
     if share > CLIPPED:
         raise Rejected("clipped", f"{share:.1%} of the samples are at full scale")
     if settings.level:
         audio = files.match_loudness(audio, settings.rate)
-    try:
-        spoken = front.normalise(item.text)
-        front.phonemise(item.text)
-    except ValueError as error:
-        raise Rejected("unpronounceable", str(error)) from error
-    who = {"speaker": item.speaker, "source": "recording", "voice": item.speaker}
+    spoken = ""
+    if item.text.strip() or settings.transcribed:
+        if not item.text.strip():
+            raise Rejected("empty_text", "it has no text")
+        spoken = transcripts.normalise(item.text, item.lang)
+        transcripts.phonemise(item.text, item.lang)
+    who = {"speaker": item.speaker, "source": item.source, "voice": item.speaker, "book": item.book, "lang": item.lang}
     values = {
         "meta": {"utt_id": item.utt_id, **who, "text": item.text, "text_norm": spoken},
         "audio": {"audio": np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)},
@@ -169,33 +236,18 @@ def prepare(item: Item, settings: Settings) -> dict[str, dict]:
     return values
 
 
-class Rejected(ValueError):
-    """A recording that is left out; `reason` is one word."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-
-def _rejects_path(root: pathlib.Path, split: str, shard: int) -> pathlib.Path:
-    return root / "rejects" / f"{split}-{shard:05d}.jsonl"
-
-
-def process_shard(root: str, splits: dict[str, list[Item]], settings: Settings, k: int) -> None:
-    """Writes shard `k` of all groups and its list of rejects; `k` counts through the shards of all splits."""
-    for split, members in splits.items():
-        count = shards.shards_for(len(members), PER_SHARD)
-        if k < count:
-            break
-        k -= count
+def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: int) -> None:
+    """Writes one shard of `meta` and `audio` (and `align`, when `settings` says so) and its list of rejects."""
     groups = ["audio", "meta"] + (["align"] if settings.align != "none" else [])
-    if shards.committed(root, groups, split, k, count):
+    if shards.committed(root, groups, split, shard, total):
         return
+    lines = list_path(root, split, shard, total).read_text(encoding="utf8").splitlines()
+    sphinx.restart()  # the recogniser adapts to what it hears: a shard must not depend on the shard before it
     tools = {"soundfile": soundfile.__version__}
-    writers = {group: shards.ShardWriter(root, group, split, k, count, tools=tools) for group in groups}
+    writers = {group: shards.ShardWriter(root, group, split, shard, total, tools=tools) for group in groups}
     rejects = []
     try:
-        for item in members[k::count]:
+        for item in (Utterance(**json.loads(line)) for line in lines):
             try:
                 values = prepare(item, settings)
             except (files.AudioError, Rejected) as error:
@@ -205,7 +257,7 @@ def process_shard(root: str, splits: dict[str, list[Item]], settings: Settings, 
             samples = len(values["audio"]["audio"])
             for group, writer in writers.items():
                 writer.write(values[group], samples)
-        shards.write_lines(_rejects_path(pathlib.Path(root), split, k), rejects)
+        shards.write_lines(shards.rejects_path(root, split, shard), rejects)
         for writer in writers.values():
             writer.commit()
     except BaseException:
@@ -214,9 +266,45 @@ def process_shard(root: str, splits: dict[str, list[Item]], settings: Settings, 
         raise
 
 
+def task(function: Callable[..., Any], root: str, settings: Any, splits: Mapping[str, int], k: int) -> Any:
+    """`function(root, settings, split, shard, total)` for the `k`-th shard of all splits (split -> shards)."""
+    for split, total in splits.items():
+        if k < total:
+            return function(root, settings, split, k, total)
+        k -= total
+    raise ValueError(f"there are {sum(splits.values())} shards")
+
+
+def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[str] = ()) -> dict[str, int]:
+    """Writes `rejects.jsonl` and the manifest and returns {"in": ..., "out": ..., reason: count}, where in = out + all reasons.
+
+    `made` is what `plan` returned. Raises ValueError when nothing is left, RuntimeError when something was lost.
+    """
+    root = pathlib.Path(root)
+    lists = [root / "plan" / "rejects.jsonl"]
+    lists += [shards.rejects_path(root, split, k) for split, about in made["splits"].items() for k in range(about["shards"])]
+    rejects = [json.loads(line) for path in lists for line in path.read_text().splitlines()]
+    shards.write_lines(root / "rejects.jsonl", rejects)
+    reasons = collections.Counter(row["reason"] for row in rejects)
+    if not made["splits"]:
+        raise ValueError(f"no recording can be used; see {root / 'rejects.jsonl'} ({dict(reasons)})")
+    rate = made["rate"]
+    manifest = shards.write_manifest(root, name=root.name, sample_rate=rate, f0_period=rate // 100, phones=phones.inventory_hash(),
+                                     needed=list(needed))  # fmt: skip
+    kept = sum(split["records"] for split in manifest["splits"].values())
+    if made["inputs"] != kept + sum(reasons.values()):
+        raise RuntimeError(f"{made['inputs']} inputs but {kept} records and {dict(reasons)} rejects: a recording was lost")
+    if not kept:
+        raise ValueError(f"no recording can be used; see {root / 'rejects.jsonl'} ({dict(reasons)})")
+    return {"in": made["inputs"], "out": kept, **reasons}
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
 def ingest(
     wavs: str | os.PathLike,
-    transcripts: str | os.PathLike,
+    texts: str | os.PathLike,
     out: str | os.PathLike,
     *,
     speaker: str = "",
@@ -234,43 +322,26 @@ def ingest(
     front.phonemise("one")  # a package that is missing is no reason to reject every recording
     if settings.align == "pocketsphinx" and importlib.util.find_spec("pocketsphinx") is None:
         raise ImportError("--align=pocketsphinx needs the package pocketsphinx: pip install -e '.[eval]'; or give --align=none")
-    items, rejects, inputs = find(wavs, transcripts, speaker)
-    root = pathlib.Path(out)
+    items, rejects, _ = find(wavs, texts, speaker)
     digest = hashlib.sha256(json.dumps([dataclasses.astuple(item) for item in items]).encode()).hexdigest()
-    plan = {"command": "ingest", "items": digest, **dataclasses.asdict(settings)}
-    path = root / "plan.json"
-    if root.exists() and not path.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
-    root.mkdir(parents=True, exist_ok=True)
-    if path.exists() and json.loads(path.read_text()) != plan:
-        raise ValueError(f"--out={out} was made from other recordings, transcripts or settings; choose another folder or delete it")
-    records.write_atomic(path, json.dumps(plan, indent=1).encode() + b"\n")
-    splits = assign_splits(items, settings.valid)
-    total = sum(shards.shards_for(len(members), PER_SHARD) for members in splits.values())
-    shards.run_shards(functools.partial(process_shard, str(root), splits, settings), total, workers, "recordings")
-    for split, members in splits.items():
-        for k in range(shards.shards_for(len(members), PER_SHARD)):
-            rejects += [json.loads(line) for line in _rejects_path(root, split, k).read_text().splitlines()]
-    shards.write_lines(root / "rejects.jsonl", rejects)
-    reasons = Counter(row["reason"] for row in rejects)
-    if not splits:
-        raise ValueError(f"no recording can be used; see {root / 'rejects.jsonl'} ({dict(reasons)})")
-    manifest = shards.write_manifest(
-        root, name=root.name, sample_rate=settings.rate, f0_period=settings.rate // 100, phones=phones.inventory_hash(),
-        needed=["align"] if settings.align != "none" else []
-    )
-    kept = sum(split["records"] for split in manifest["splits"].values())
-    if inputs != kept + sum(reasons.values()):
-        raise RuntimeError(f"{inputs} inputs but {kept} records and {dict(reasons)} rejects: a recording was lost")
-    if not kept:
-        raise ValueError(f"no recording can be used; see {root / 'rejects.jsonl'} ({dict(reasons)})")
+    about = {"command": "ingest", "items": digest, **dataclasses.asdict(settings)}
+    found = [*assign_splits(items, settings.valid), *(Reject(**row) for row in rejects)]
+    made = plan(out, found, about, lambda item: item.split)
+    splits = {split: about["shards"] for split, about in made["splits"].items()}
+    work = functools.partial(task, ingest_shard, str(out), settings, splits)
+    shards.run_shards(work, sum(splits.values()), workers, "recordings")
+    counts = balance(out, made, ["align"] if settings.align != "none" else [])
     if f0:
-        features.add_f0(root)
-    return {"in": inputs, "out": kept, **reasons}
+        from data_pipelines import features  # imports jax, which the workers do without
+
+        features.add_f0(out)
+    return counts
 
 
 def main(argv: list[str]) -> None:
     del argv
+    from ns2_jax.runtime import cluster
+
     given = flags.FLAGS
     for name in ("wavs", "transcripts", "out"):
         if not given[name].value:
@@ -282,6 +353,8 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    from ns2_jax.runtime import cluster  # here, because it imports jax and every worker imports this module
+
     flags.DEFINE_string("wavs", "", "folder of recordings")
     flags.DEFINE_string("transcripts", "", "file of id|text or id|text|normalised text lines")
     flags.DEFINE_string("out", "", "the data set to make")

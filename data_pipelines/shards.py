@@ -25,14 +25,76 @@ from absl import logging
 from ns2_jax.data import records
 from ns2_jax.data.records import ShardWriter  # stages write through it; re-exported so that they need one import
 
-__all__ = ["ShardWriter", "committed", "run_shards", "shards_for", "write_lines", "write_manifest"]
+__all__ = ["Rejected", "ShardWriter", "committed", "derive", "rejects_path", "run_shards", "shards_for", "write_lines", "write_manifest"]
 
 FORMAT = 1
 
 
-def committed(root: str | os.PathLike, groups: Iterable[str], split: str, shard: int, shards: int) -> bool:
-    """Whether every one of `groups` has finished this shard; a stage returns at once when it has."""
-    return all(records.marker_path(records.shard_path(root, group, split, shard, shards)).exists() for group in groups)
+class Rejected(ValueError):
+    """An utterance that is left out; `reason` is one word."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def committed(
+    root: str | os.PathLike, groups: Iterable[str], split: str, shard: int, shards: int, *,
+    info: Mapping[str, Any] | None = None, inputs: Mapping[str, str] | None = None,
+) -> bool:  # fmt: skip
+    """Whether every one of `groups` has finished this shard; a stage returns at once when it has.
+
+    A shard whose file is gone or of another length is not finished, nor one made with another `info` or from other `inputs`
+    (group -> sha256), where these are given.
+    """
+    for group in groups:
+        path = records.shard_path(root, group, split, shard, shards)
+        try:
+            marker = json.loads(records.marker_path(path).read_text())
+            whole = path.stat().st_size == marker["bytes"]
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+            return False
+        if not whole or info is not None and marker["info"] != info or inputs is not None and marker.get("inputs", inputs) != inputs:
+            return False
+    return True
+
+
+def rejects_path(root: str | os.PathLike, split: str, shard: int, group: str = "") -> pathlib.Path:
+    """Where a shard's rejects are listed: of ingest, or of a `group` made from it."""
+    return pathlib.Path(root) / "rejects" / group / f"{split}-{shard:05d}.jsonl"
+
+
+def derive(
+    root: str | os.PathLike, group: str, split: str, shard: int, shards: int, make: Callable[[dict[str, dict]], Mapping[str, Any]], *,
+    empty: Mapping[str, Any], sources: Sequence[str] = (), info: Mapping[str, Any] | None = None, tools: Mapping[str, str] | None = None,
+) -> int:  # fmt: skip
+    """Writes one shard of `group` from the same shard of `meta` and `sources`, and returns how many records had to stay empty.
+
+    `make` takes group -> record and gives the new record; where it raises Rejected the record is `empty`, so that groups stay in
+    step, the marker counts it and `rejects/<group>/` lists it. A finished shard is left alone unless `info` or the shards it was
+    made from have changed. Raises FileNotFoundError when those are not finished.
+    """
+    readers = {name: records.ShardReader(records.shard_path(root, name, split, shard, shards), name) for name in ("meta", *sources)}
+    inputs = {name: reader.marker["sha256"] for name, reader in readers.items()}
+    if committed(root, [group], split, shard, shards, info=info or {}, inputs=inputs):
+        return 0
+    rejects = []
+    try:
+        with ShardWriter(root, group, split, shard, shards, info=info, tools=tools, inputs=inputs) as writer:
+            for i in range(len(readers["meta"].index)):
+                rows = {name: reader.read(i) for name, reader in readers.items()}
+                try:
+                    values = make(rows)
+                except Rejected as error:
+                    writer.reject(error.reason)
+                    rejects.append({"item": rows["meta"]["utt_id"], "group": group, "reason": error.reason, "detail": str(error)})
+                    values = empty
+                writer.write(values, rows["meta"]["num_samples"])
+            write_lines(rejects_path(root, split, shard, group), rejects)
+    finally:
+        for reader in readers.values():
+            reader.close()
+    return len(rejects)
 
 
 def shards_for(count: int, per_shard: int = 1000) -> int:

@@ -36,18 +36,23 @@ __all__ = [
 
 BASE_HOP = 200  # samples per base frame at the data set's rate; the unit of `count` in the index
 INDEX = np.dtype([("offset", "<u8"), ("length", "<u4"), ("count", "<u4")])
-"""`offset` of the record's header and `length` of its payload, in bytes. `count`: phones in `align`, elsewhere base frames
+"""`offset` of the record's header and `length` of its payload, in bytes. `count`: phones in `align` and `phones`, elsewhere base frames
 (`num_samples // base_hop`); lengths are all that ordering and bucketing need, so a plan is made without opening a record."""
 
 SCHEMAS: dict[str, dict[str, str]] = {
     "meta": {"utt_id": "utf8", "speaker": "utf8", "source": "utf8", "voice": "utf8", "text": "utf8", "text_norm": "utf8"},
     "audio": {"audio": "int16"},
+    "text": {"text_norm": "utf8"},
+    "phones": {"phones": "uint8"},
     "align": {"phones": "uint8", "ends": "int32"},
     "f0": {"f0": "float16"},
     "codes": {"codes": "uint16"},
 }
 """Field -> "utf8" or the dtype of an array, by the part of the group's name before "-". Every record of every group also has
 `num_samples` (int), so that a group can be checked against another and an index be rebuilt from the shard alone."""
+
+DEFAULTS: dict[str, dict[str, str]] = {"meta": {"book": "", "lang": "en"}}
+"""Fields that are stored only where they differ from this."""
 
 # Groups --------------------------------------------------------------------------------------------------------------
 
@@ -63,10 +68,11 @@ def schema(group: str) -> dict[str, str]:
 def pack(group: str, values: Mapping[str, Value], num_samples: int) -> bytes:
     """The payload of one record. Arrays of rank above one carry their shape. Raises ValueError for wrong fields or dtypes."""
     fields = schema(group)
-    if set(values) - {"num_samples"} != set(fields):
+    further = {name for name, usual in DEFAULTS.get(group, {}).items() if values.get(name, usual) != usual}
+    if set(values) - {"num_samples"} - set(DEFAULTS.get(group, {})) != set(fields):
         raise ValueError(f"group {group!r} takes the fields {sorted(fields)}, not {sorted(values)}")
     features: dict[str, Value] = {"num_samples": int(num_samples)}
-    for name, kind in fields.items():
+    for name, kind in {**fields, **dict.fromkeys(further, "utf8")}.items():
         value = values[name]
         if kind != "utf8":
             value = np.asarray(value)
@@ -88,6 +94,7 @@ def unpack(group: str, payload: bytes | memoryview) -> dict[str, Value]:
     if missing:
         raise ValueError(f"a record of group {group!r} has no field {missing[0]!r}")
     out: dict[str, Value] = {"num_samples": features["num_samples"][0]}
+    out |= {name: bytes(features[name][0]).decode() if name in features else usual for name, usual in DEFAULTS.get(group, {}).items()}
     for name, kind in fields.items():
         raw = features[name][0]
         if kind == "utf8":
@@ -166,7 +173,7 @@ def _header(head: bytes | memoryview, offset: int, name: str) -> tuple[int, int]
 
 def count_of(group: str, values: Mapping[str, Value], base_hop: int = BASE_HOP) -> int:
     """The `count` column of the index for one record."""
-    return len(values["phones"]) if group.split("-")[0] == "align" else int(values["num_samples"]) // base_hop
+    return len(values["phones"]) if group.split("-")[0] in ("align", "phones") else int(values["num_samples"]) // base_hop
 
 
 def build_index(path: pathlib.Path, group: str, base_hop: int = BASE_HOP) -> np.ndarray:
@@ -206,7 +213,8 @@ class ShardWriter:
 
     Temp file, fsync, rename data, rename index, and the commit marker last: a killed writer leaves no marker, so the shard is
     made again, and two writers of the same shard rename the same bytes. `info` (e.g. a codec's hash and hop) and `tools`
-    (versions) go into the marker; `rejects` counts what was left out, by reason.
+    (versions) go into the marker, and so do `inputs`, the sha256 of the shards that this one was derived from; `rejects`
+    counts what was left out, by reason.
     """
 
     def __init__(
@@ -220,6 +228,7 @@ class ShardWriter:
         base_hop: int = BASE_HOP,
         info: Mapping[str, Any] | None = None,
         tools: Mapping[str, str] | None = None,
+        inputs: Mapping[str, str] | None = None,
     ):
         schema(group)
         if not 0 <= shard < shards:
@@ -227,6 +236,7 @@ class ShardWriter:
         self.path = shard_path(root, group, split, shard, shards)
         self.group, self.split, self.shard, self.shards = group, split, shard, shards
         self.base_hop, self.info, self.tools = base_hop, dict(info or {}), dict(tools or {})
+        self.inputs = dict(inputs or {})
         self.rejects: dict[str, int] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temp = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
@@ -272,6 +282,7 @@ class ShardWriter:
             "rejects": dict(sorted(self.rejects.items())),
             "info": self.info,
             "tools": self.tools,
+            **({"inputs": self.inputs} if self.inputs else {}),
         }
         os.replace(self._temp, self.path)
         write_atomic(index_path(self.path), index)

@@ -1,0 +1,209 @@
+"""Makes a data set of a corpus, in stages: `python -m data_pipelines.run --config=configs/data/<corpus>.py --stages=ingest,f0,index`.
+
+| stage | makes | of |
+|---|---|---|
+| `ingest` | groups `meta`, `audio`: what can be used, the rest in `rejects.jsonl` with its reason | the corpus |
+| `normalise` | group `text`: what is said | meta |
+| `phonemise` | group `phones`: its phones, as the front end says them at synthesis | meta |
+| `tokenizer` | `tokenizer/<kind>-<size>.model`: SentencePiece units | text |
+| `align` | group `align`: phones as spoken, and where they end (pocketsphinx, English) | meta, audio |
+| `f0` | group `f0` | audio |
+| `encode` | group `codes-<hash>`: a codec's codes | audio |
+| `index` | lost side indexes, `rejects.jsonl`, `manifest.json`; the counts must balance | all groups |
+| `verify` | `verify/`: every checksum and invariant, and exit code 2 when one does not hold | all groups |
+
+A stage is a pure function of a shard; a shard that is finished, whole and made with the same settings from the same input is left alone.
+So the same command goes on after an interruption, and a stage with a new lexicon or codec remakes its own group and no other.
+
+`--runner=local` runs shards in `--workers` processes (f0 and encode in this one, because the accelerator belongs to one).
+`--runner=beam` maps the same functions with Apache Beam (extra `beam`); what follows `--` are its pipeline options, e.g.
+`-- --runner=FlinkRunner --flink_master=HOST:8081`. The corpus and the data set must be at the same path on all machines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags, logging
+
+from data_pipelines import corpora, ingest, shards, transcripts, verify
+from ns2_jax.data import records
+from ns2_jax.data.dataset import Dataset
+
+STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "index", "verify")
+RUNNERS = ("local", "beam")
+TAKES_WORDS = True  # what follows `--` is the runner's
+FIXED = ("corpus", "root", "layout", "rate", "min_seconds", "max_seconds", "level", "transcribed", "split_by", "valid", "test", "per_shard")
+
+Work = Callable[[int], Any]
+Runner = Callable[[Work, int, str, bool], None]
+"""`runner(work, n, description, device)` has called `work(0) ... work(n - 1)`; `device` says that the work wants the accelerator."""
+
+
+def local(workers: int) -> Runner:
+    """A pool of `workers` processes; work for an accelerator stays in this one."""
+    def run(work: Work, n: int, description: str, device: bool) -> None:
+        shards.run_shards(work, n, 0 if device else workers, description)
+
+    return run
+
+
+def on_beam(options: Sequence[str]) -> Runner:
+    """Apache Beam with these pipeline options. Raises ImportError without it."""
+    from data_pipelines import beam
+
+    return lambda work, n, description, device: beam.run_shards(work, n, options, description)
+
+
+@dataclasses.dataclass
+class Job:
+    """A config on its way: `made` is the plan, `root` the data set."""
+
+    config: Mapping[str, Any]
+    runner: Runner
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def root(self) -> str:
+        return str(self.config["out"])
+
+    def plan(self) -> None:
+        """What the data set is made of: listed by `ingest`, known afterwards. Raises ValueError for a plan of something else."""
+        config, path = self.config, pathlib.Path(self.root, "plan.json")
+        if not config["root"] and path.exists():
+            self.made = json.loads(path.read_text())
+            return
+        about = {"command": "run", **{name: config[name] for name in FIXED}, "root": os.path.abspath(config["root"]) if config["root"] else ""}
+        split = functools.partial(ingest.split_of, by=config["split_by"], valid=config["valid"], test=config["test"])
+        found = corpora.find(config["corpus"], config["root"], **config["layout"])
+        self.made = ingest.plan(self.root, found, about, split, config["per_shard"])
+
+    def splits(self) -> dict[str, int]:
+        """Split -> shards, of the plan; of a data set that another command made, from its manifest."""
+        about = self.made.get("splits") or Dataset.open(self.root).manifest["splits"]
+        return {split: numbers["shards"] for split, numbers in about.items()}
+
+    def each(self, function: Callable[..., Any], settings: Any, description: str, device: bool = False) -> None:
+        """`function(root, settings, split, shard, total)` for every shard."""
+        splits = self.splits()
+        self.runner(functools.partial(ingest.task, function, self.root, settings, splits), sum(splits.values()), description, device)
+
+
+def _ingest(job: Job) -> None:
+    config = job.config
+    if config["transcribed"]:
+        transcripts.check_languages(job.made["languages"])
+    names = ("rate", "min_seconds", "max_seconds", "level", "transcribed")
+    job.each(ingest.ingest_shard, ingest.Settings(align="none", **{name: config[name] for name in names}), "ingest")
+    counts = ingest.balance(job.root, job.made)
+    logging.info("%d in, %d out; rejects: %s", counts.pop("in"), counts.pop("out"), counts or "none")
+
+
+def _normalise(job: Job) -> None:
+    job.each(transcripts.normalise_shard, job.config["lexicon"], "normalise")
+    shards.write_manifest(job.root, needed=["text"])
+
+
+def _phonemise(job: Job) -> None:
+    job.each(transcripts.phonemise_shard, job.config["lexicon"], "phonemise")
+    shards.write_manifest(job.root, needed=["phones"])
+
+
+def _tokenizer(job: Job) -> None:
+    train = Dataset.open(job.root).manifest["splits"].get("train", {"shards": 0, "records": 0})
+    path = transcripts.train_tokenizer(job.root, train["shards"], train["records"], **job.config["tokenizer"])
+    logging.info("wrote %s", path)
+
+
+def _align(job: Job) -> None:
+    from data_pipelines import align
+
+    if strange := [lang for lang in job.made.get("languages", ()) if lang.split("-")[0] != "en"]:
+        raise ValueError(f"stage align: pocketsphinx has an English model only, the corpus has {strange}; leave the stage out")
+    job.each(align.align_shard, Dataset.open(job.root).sample_rate, "align")
+    shards.write_manifest(job.root, needed=["align"])
+
+
+def _f0(job: Job) -> None:
+    from data_pipelines import features
+
+    job.each(features.f0_shard, job.config["batch_seconds"], "f0", device=True)
+    shards.write_manifest(job.root, needed=["f0"])
+
+
+def _encode(job: Job) -> None:
+    from data_pipelines import encode
+
+    if not job.config["codec"]:
+        raise ValueError("config.codec is empty: give the run or export of a codec, e.g. --config.codec=results/codec/model")
+    codec = os.path.abspath(job.config["codec"])
+    group = f"codes-{encode.load(codec).hash}"
+    job.each(encode.encode_shard, (codec, job.config["batch_seconds"]), "encode", device=True)
+    shards.write_manifest(job.root, needed=[group])
+
+
+def _index(job: Job) -> None:
+    """Indexes that were lost are rebuilt from their shards, one that belongs to another shard is refused."""
+    for marker in sorted(pathlib.Path(job.root).glob("*/*-of-*.json")):
+        group = marker.parent.name
+        if not records.index_path(marker.with_suffix(".tfrecord")).exists():
+            records.ShardReader(marker.with_suffix(".tfrecord"), group).index  # noqa: B018  reading it rebuilds it
+    if "splits" in job.made:
+        ingest.balance(job.root, job.made)
+    else:
+        shards.write_manifest(job.root)
+
+
+def _verify(job: Job) -> None:
+    job.each(verify.verify_shard, None, "verify")
+    checked = verify.collect(job.root)
+    logging.info("verified: %s", ", ".join(f"{group} {count}" for group, count in sorted(checked.items())))
+
+
+def run(config: Mapping[str, Any], stages: Sequence[str], runner: Runner) -> None:
+    """Runs `stages` in the order of STAGES. Raises ValueError for what is wrong with them, and what the stages raise."""
+    if wrong := [name for name in stages if name not in STAGES]:
+        raise ValueError(f"--stages has {wrong[0]!r}; there are {','.join(STAGES)}")
+    if not stages:
+        raise ValueError(f"--stages is empty; there are {','.join(STAGES)}")
+    if not config["out"]:
+        raise ValueError("config.out is empty: name the data set to make, e.g. --config.out=data/ljspeech")
+    if "://" in config["out"]:
+        raise ValueError(f"config.out={config['out']}: mount the bucket and give the mounted folder; shards are renamed into place")
+    job = Job(config, runner)
+    if "ingest" in stages or os.path.exists(os.path.join(job.root, "plan.json")):
+        job.plan()
+    for name in STAGES:
+        if name in stages:
+            globals()[f"_{name}"](job)
+
+
+def main(argv: list[str]) -> None:
+    from ns2_jax.runtime import cluster
+
+    given = flags.FLAGS
+    if given.config is None:
+        raise ValueError("--config is missing; for example --config=configs/data/ljspeech.py (see --help)")
+    if argv[1:] and given.runner != "beam":
+        raise ValueError(f"{argv[1]!r} is no flag; options behind -- are for --runner=beam")
+    cluster.start(lambda line: None)
+    options = argv[1:] or [f"--direct_num_workers={given.workers}"]
+    run(given.config.to_dict(), given.stages, on_beam(options) if given.runner == "beam" else local(given.workers))
+
+
+if __name__ == "__main__":
+    from ml_collections import config_flags
+
+    from ns2_jax.runtime import cluster  # here, because it imports jax and every worker imports this module
+
+    config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/data/mls.py:german.", lock_config=True)
+    flags.DEFINE_list("stages", [], f"what to do, of {','.join(STAGES)}")
+    flags.DEFINE_enum("runner", "local", RUNNERS, "who runs the shards")
+    flags.DEFINE_integer("workers", os.cpu_count() or 1, "processes; 0 is this one", lower_bound=0)
+    cluster.run(main)

@@ -1,0 +1,77 @@
+"""Reads everything back: every checksum, every invariant, every index against its data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from ns2_jax.data import records
+from ns2_jax.data.frames import frame_count
+
+
+def _invariants(group: str, record: dict[str, Any], marker: dict[str, Any]) -> str:
+    """What is wrong with a record, "" for nothing."""
+    kind, samples = group.split("-")[0], record["num_samples"]
+    if kind == "audio" and len(record["audio"]) != samples:
+        return f"{len(record['audio'])} samples of audio, num_samples says {samples}"
+    if kind == "align" and len(record["phones"]) != len(record["ends"]):
+        return f"{len(record['phones'])} phones and {len(record['ends'])} ends"
+    if kind == "align" and len(record["ends"]) and (record["ends"][-1] != samples or (np.diff(record["ends"], prepend=0) <= 0).any()):
+        return f"phone ends must rise to num_samples={samples}, not to {record['ends'][-1]}"
+    if kind == "f0" and (len(record["f0"]) != samples // marker["info"]["period"] or not (record["f0"] >= 0).all()):
+        return f"{len(record['f0'])} values of F0 for {samples} samples, or one that is not a frequency"
+    if kind == "codes" and record["codes"].shape != (frame_count(samples, marker["info"]["hop"]), marker["info"]["levels"]):
+        return f"codes {record['codes'].shape} for {samples} samples"
+    return ""
+
+
+def check_shard(path: pathlib.Path, group: str) -> tuple[list[str], list[int]]:
+    """(problems, num_samples of every record) of one shard of `group`: its bytes, its index, its records."""
+    problems, lengths = [], []
+    try:
+        reader = records.ShardReader(path, group)
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != reader.marker["sha256"]:
+                return [f"{path}: its bytes are not those that were written"], []
+        for i, count in enumerate(reader.index["count"].tolist()):
+            record = reader.read(i)
+            lengths.append(record["num_samples"])
+            if what := _invariants(group, record, reader.marker):
+                problems.append(f"{path}: record {i}: {what}")
+            if count != records.count_of(group, record):
+                problems.append(f"{records.index_path(path)}: record {i}: a count of {count}, the data say {records.count_of(group, record)}")
+        reader.close()
+    except (ValueError, FileNotFoundError) as error:
+        return [str(error)], []
+    return problems, lengths
+
+
+def verify_shard(root: str, settings: None, split: str, shard: int, total: int) -> None:
+    """Checks one shard of every group and writes what it found to `verify/`."""
+    del settings
+    problems, checked, lengths = [], {}, {}
+    for folder in sorted(pathlib.Path(root).iterdir()):
+        if not any(folder.glob("*-of-*.tfrecord")):
+            continue
+        found, lengths[folder.name] = check_shard(records.shard_path(root, folder.name, split, shard, total), folder.name)
+        problems += found
+        checked[folder.name] = len(lengths[folder.name])
+    if not problems and len({tuple(samples) for samples in lengths.values()}) > 1:
+        problems.append(f"{root}: the groups disagree on the lengths of the utterances of {split} {shard}")
+    path = pathlib.Path(root) / "verify" / f"{split}-{shard:05d}.json"
+    path.parent.mkdir(exist_ok=True)
+    records.write_atomic(path, json.dumps({"problems": problems, "checked": checked}).encode())
+
+
+def collect(root: str) -> dict[str, int]:
+    """Records checked, by group. Raises ValueError with the problems of all shards."""
+    found = [json.loads(path.read_text()) for path in sorted((pathlib.Path(root) / "verify").glob("*.json"))]
+    if problems := [problem for shard in found for problem in shard["problems"]]:
+        listed = "\n  - ".join(problems[:20])
+        raise ValueError(f"{len(problems)} problems in {root}; delete the markers (.json) of these shards and run their stages again:\n  - {listed}")
+    return dict(sum((Counter(shard["checked"]) for shard in found), Counter()))
