@@ -330,20 +330,20 @@ def kaldi(root: str | os.PathLike, lang: str = "en", lower: bool = False) -> Fou
 
 def tfds(
     root: str | os.PathLike, name: str = "", splits: Mapping[str, str] | None = None, columns: Mapping[str, str] | None = None,
-    speaker: str = "speaker", lang: str = "en",
+    speaker: str = "speaker", lang: str = "en", rate: int = 0,
 ) -> Found:  # fmt: skip
     """A data set of TensorFlow Datasets, prepared as ArrayRecord below `root` (its `data_dir`); TensorFlow is not needed.
 
-    `name` as in `tfds.data_source` ("libritts", "ljspeech:1.1.1"). `splits`: its split -> ours. `columns` maps `audio`, `text`, `id`,
-    `speaker`, `book` to features.
+    `name` as in `tfds.data_source` ("libritts", "ljspeech:1.1.1"). `splits`: its split -> ours, "" for by the speaker's hash. `columns`
+    maps `audio`, `text`, `id`, `speaker`, `book` to features; `rate` in Hz for audio that does not say it. Listing it reads all of it.
     """
     from data_pipelines import tfds_source
 
     names = {"audio": "audio", "text": "text", "id": "id", "speaker": "speaker", "book": "book", **dict(columns or {})}
     for theirs, ours in dict(splits or {"train": ""}).items():
-        about = urllib.parse.urlencode({"data_dir": os.fspath(root), "audio": names["audio"]})
+        about = urllib.parse.urlencode({"data_dir": os.fspath(root), "audio": names["audio"], **({"rate": rate} if rate else {})})
         place = f"tfds:{name}:{theirs}?{about}"
-        for i, row in enumerate(tfds_source.rows(place, [names["audio"]])):
+        for i, row in enumerate(tfds_source.rows(place)):
             text = lambda key, usual: tfds_source.text(row[names[key]]) if names[key] in row else usual
             yield Utterance(text("id", f"{theirs}-{i:08d}"), f"{place}#{i}", text("speaker", speaker), text("text", ""), text("book", ""),
                             lang, split=ours, source=f"tfds {name}")  # fmt: skip

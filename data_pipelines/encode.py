@@ -78,7 +78,7 @@ def load(codec: str) -> Encoder:
 
 
 def encode_shard(root: str, settings: tuple[str, float], split: str, shard: int, total: int) -> int:
-    """`_encode_shard` of the data set at `root`, `settings` the codec's path and the seconds of a batch: the stage of `data_pipelines.run`."""
+    """`_encode_shard` of the data set at `root`, as a stage of `data_pipelines.run`; `settings` are the codec's path and a batch's seconds."""
     del total
     codec, batch_seconds = settings
     dataset, encoder = batches.open_dataset(root), load(codec)

@@ -36,7 +36,7 @@ def _f0_shard(dataset: Dataset, split: str, batch_seconds: float, shard: int) ->
 
 
 def f0_shard(root: str, batch_seconds: float, split: str, shard: int, total: int) -> int:
-    """`_f0_shard` of the data set at `root`: the stage of `data_pipelines.run`."""
+    """`_f0_shard` of the data set at `root`, as a stage of `data_pipelines.run`."""
     del total
     return _f0_shard(batches.open_dataset(root), split, batch_seconds, shard)
 

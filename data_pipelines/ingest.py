@@ -197,7 +197,7 @@ def read(item: Utterance, settings: Settings) -> tuple[np.ndarray, float]:
         if not 0 <= start < max(end, 1) or end > frames + OVERHANG * rate:
             raise Rejected("bad_segment", f"{item.path} has {frames / rate:.2f} s, the segment is {item.start} to {item.end}")
         if min(end, frames) - start > settings.max_seconds * rate:
-            raise files.AudioError("long", f"{item.path}: {(end - start) / rate:.0f} s long, at most {settings.max_seconds:g} s are accepted")
+            raise files.AudioError("long", f"{item.path}: {(end - start) / rate:.0f} s long, at most {settings.max_seconds:g} s are taken")
         try:
             samples = soundfile.read(item.path, start=start, stop=min(end, frames), dtype="float32", always_2d=True)[0]
         except (soundfile.SoundFileError, RuntimeError) as error:

@@ -17,7 +17,8 @@ So the same command goes on after an interruption, and a stage with a new lexico
 
 `--runner=local` runs shards in `--workers` processes (f0 and encode in this one, because the accelerator belongs to one).
 `--runner=beam` maps the same functions with Apache Beam (extra `beam`); what follows `--` are its pipeline options, e.g.
-`-- --runner=FlinkRunner --flink_master=HOST:8081`. The corpus and the data set must be at the same path on all machines.
+`-- --runner=FlinkRunner --flink_master=HOST:8081`; without any, Beam's own runner uses `--workers` processes here. The corpus and the
+data set must be at the same path on all machines. See launch/beam.sh.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Job:
         if not config["root"] and path.exists():
             self.made = json.loads(path.read_text())
             return
-        about = {"command": "run", **{name: config[name] for name in FIXED}, "root": os.path.abspath(config["root"]) if config["root"] else ""}
+        where = os.path.abspath(config["root"]) if config["root"] else ""
+        about = {"command": "run", **{name: config[name] for name in FIXED}, "root": where}
         split = functools.partial(ingest.split_of, by=config["split_by"], valid=config["valid"], test=config["test"])
         found = corpora.find(config["corpus"], config["root"], **config["layout"])
         self.made = ingest.plan(self.root, found, about, split, config["per_shard"])
@@ -193,8 +195,8 @@ def main(argv: list[str]) -> None:
     if argv[1:] and given.runner != "beam":
         raise ValueError(f"{argv[1]!r} is no flag; options behind -- are for --runner=beam")
     cluster.start(lambda line: None)
-    options = argv[1:] or [f"--direct_num_workers={given.workers}"]
-    run(given.config.to_dict(), given.stages, on_beam(options) if given.runner == "beam" else local(given.workers))
+    own = [f"--direct_num_workers={given.workers}", "--direct_running_mode=multi_processing"] if given.workers > 1 else []
+    run(given.config.to_dict(), given.stages, on_beam(argv[1:] or own) if given.runner == "beam" else local(given.workers))
 
 
 if __name__ == "__main__":

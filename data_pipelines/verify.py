@@ -43,8 +43,8 @@ def check_shard(path: pathlib.Path, group: str) -> tuple[list[str], list[int]]:
             lengths.append(record["num_samples"])
             if what := _invariants(group, record, reader.marker):
                 problems.append(f"{path}: record {i}: {what}")
-            if count != records.count_of(group, record):
-                problems.append(f"{records.index_path(path)}: record {i}: a count of {count}, the data say {records.count_of(group, record)}")
+            if count != (true := records.count_of(group, record)):
+                problems.append(f"{records.index_path(path)}: record {i}: a count of {count}, its data say {true}")
         reader.close()
     except (ValueError, FileNotFoundError) as error:
         return [str(error)], []
@@ -73,5 +73,5 @@ def collect(root: str) -> dict[str, int]:
     found = [json.loads(path.read_text()) for path in sorted((pathlib.Path(root) / "verify").glob("*.json"))]
     if problems := [problem for shard in found for problem in shard["problems"]]:
         listed = "\n  - ".join(problems[:20])
-        raise ValueError(f"{len(problems)} problems in {root}; delete the markers (.json) of these shards and run their stages again:\n  - {listed}")
+        raise ValueError(f"{len(problems)} problems in {root}; delete these shards and run their stages again:\n  - {listed}")
     return dict(sum((Counter(shard["checked"]) for shard in found), Counter()))
