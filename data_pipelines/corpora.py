@@ -187,6 +187,20 @@ def folder(root: str | os.PathLike, transcripts: str = "", speaker: str = "", la
         yield Utterance(below.with_suffix("").as_posix(), str(path), who, next((text for text in texts if text), ""), lang=lang)
 
 
+def _segments(path: pathlib.Path) -> Callable[[str], str]:
+    """`id -> url#t=start,end` of MLS's segments.txt, "mls" where it says nothing. Asked in the file's order it remembers nothing."""
+    rows = (line.split() for _, line in _lines(path)) if path.is_file() else iter(())
+    passed: dict[str, str] = {}
+
+    def source(utt_id: str) -> str:
+        while utt_id not in passed and (words := next(rows, None)):
+            if len(words) == 4:
+                passed[words[0]] = f"{words[1]}#t={words[2]},{words[3]}"
+        return passed.pop(utt_id, "mls")
+
+    return source
+
+
 MLS_SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 
 
@@ -202,19 +216,15 @@ def mls(root: str | os.PathLike, lang: str = "en", subsets: Sequence[str] = ("tr
     for name in there:
         audio = _folder(top, name, "audio")
         kind = next((path.suffix for path in _audio(audio)), ".flac")
-        spans = {}
-        if (top / name / "segments.txt").is_file():
-            spans = {words[0]: f"{words[1]}#t={words[2]},{words[3]}" for _, line in _lines(top / name / "segments.txt")
-                     if len(words := line.split()) == 4}  # fmt: skip
+        source = _segments(top / name / "segments.txt")
         for at, line in _lines(top / name / "transcripts.txt"):
             utt_id, _, text = line.partition("\t")
             parts = utt_id.strip().split("_")
             if len(parts) != 3:
                 yield Reject(at, "bad_line", "expected speaker_book_number, a tab and the text")
                 continue
-            path = audio / parts[0] / parts[1] / f"{utt_id}{kind}"
-            source = spans.get(utt_id, "mls")
-            yield Utterance(utt_id, str(path), parts[0], text.strip().lower(), parts[1], lang, split=MLS_SPLITS[name], source=source)
+            path = f"{audio}/{parts[0]}/{parts[1]}/{utt_id}{kind}"
+            yield Utterance(utt_id, path, parts[0], text.strip().lower(), parts[1], lang, split=MLS_SPLITS[name], source=source(utt_id))
 
 
 def libritts(root: str | os.PathLike, subsets: Sequence[str] = (), text: str = "normalized") -> Found:

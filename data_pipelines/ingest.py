@@ -81,9 +81,13 @@ def assign_splits(items: list[Utterance], valid: int) -> list[Utterance]:
     return [dataclasses.replace(item, split="valid" if item.utt_id in names else "train") for item in items]
 
 
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
 def bucket(name: str) -> int:
     """A number from 0 to 999 that belongs to a name for ever: which split a speaker (or an utterance) is in."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % 1000
+    return _digest(name) % 1000
 
 
 def split_of(item: Utterance, by: str, valid: int, test: int) -> str:
@@ -100,20 +104,21 @@ def split_of(item: Utterance, by: str, valid: int, test: int) -> str:
     return "valid" if place < valid else "test" if place < valid + test else "train"
 
 
+_USUAL = {field.name: field.default for field in dataclasses.fields(Utterance)}
+
+
 def _line(item: Utterance) -> str:
-    usual = {field.name: field.default for field in dataclasses.fields(Utterance)}
-    return json.dumps({key: value for key, value in dataclasses.asdict(item).items() if value != usual[key]}) + "\n"
-
-
-def _digest(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return json.dumps({key: value for key, value in vars(item).items() if value != _USUAL[key]}) + "\n"
 
 
 def _repeated(lines: Iterable[str], suspects: set[int], seen: dict[str, str], rejects: list[dict]) -> Iterator[str]:
     """`lines` without those whose id came before."""
+    if not suspects:
+        yield from lines
+        return
     for line in lines:
-        name = json.loads(line)["utt_id"] if suspects else ""
-        if suspects and _digest(name) in suspects:
+        name = json.loads(line)["utt_id"]
+        if _digest(name) in suspects:
             if name in seen:
                 rejects.append({"item": json.loads(line)["path"], "reason": "duplicate_id", "detail": f"{name} is also {seen[name]}"})
                 continue

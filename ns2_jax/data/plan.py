@@ -21,7 +21,7 @@ def assign(
     """The bucket of every utterance, int16 `[n]`: the smallest that fits, or -1 when none does.
 
     `frames` int `[n]` are lengths, `phones` int `[n]` phone counts (None: not limited). With `crop`, an utterance longer than all
-    buckets goes to the largest. An utterance of zero frames fits nowhere.
+    buckets goes to the largest. An utterance of zero frames fits nowhere, nor one without phones (its text could not be aligned).
     """
     frames = np.asarray(frames)
     out = np.full(len(frames), -1, np.int16)
@@ -29,7 +29,7 @@ def assign(
     for i in order:
         fits = (out < 0) & (frames > 0) & (frames <= buckets[i]["t"])
         if phones is not None:
-            fits &= np.asarray(phones) <= buckets[i]["p"]
+            fits &= (np.asarray(phones) > 0) & (np.asarray(phones) <= buckets[i]["p"])
         out[fits] = i
     if crop and order:
         out[(out < 0) & (frames > 0)] = order[-1]

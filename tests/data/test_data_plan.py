@@ -72,6 +72,11 @@ def test_smallest_bucket_that_fits(frames):
     assert assign(np.array(frames), shapes, phones=np.full(len(frames), 10)).tolist() == [-1] * len(frames)
 
 
+def test_without_frames_or_phones_it_is_left_out():
+    """A record without phones is one that could not be aligned."""
+    assert assign(np.array([5, 5, 0]), [{"t": 8, "p": 4}], np.array([3, 0, 3])).tolist() == [0, -1, -1]
+
+
 def test_order_depends_on_seed_epoch_and_data():
     frames = np.full(64, 10)
     shapes = [{"b": 8, "t": 10}]
