@@ -141,3 +141,66 @@ def test_the_command(lj, tmp_path):
     ):
         done = go(*wrong)
         assert done.returncode == 2 and words in done.stderr.strip().splitlines()[-1], done.stderr
+
+
+def test_an_aligned_shard_does_not_depend_on_what_was_heard_before(lj, tmp_path):
+    stages(config("ljspeech", lj, tmp_path / "out", per_shard=1), "ingest")
+    (tmp_path / "out" / "align").mkdir()
+    total = Dataset.open(tmp_path / "out").manifest["splits"]["train"]["shards"]
+    made = []
+    for order in ((0, 1, 2), (2, 1, 0)):
+        shutil.rmtree(tmp_path / "out" / "align")
+        for shard in order:
+            align.align_shard(str(tmp_path / "out"), RATE, "train", shard, total)
+        made.append(digests(tmp_path / "out" / "align"))
+    assert made[0] == made[1] and len(made[0]) == 9
+
+
+def small(root: pathlib.Path, **changed) -> None:
+    """One record of every group, with what is `changed` (group -> values)."""
+    n = 4000
+    values = {
+        "meta": dict(utt_id="u", speaker="s", source="x", voice="s", text="t", text_norm="t"), "text": {"text_norm": "t"},
+        "audio": {"audio": np.ones(n, np.int16)}, "phones": {"phones": np.ones(3, np.uint8)},
+        "align": {"phones": np.ones(2, np.uint8), "ends": np.array([100, n], np.int32)}, "f0": {"f0": np.ones(n // 160, np.float16)},
+        "codes-abc": {"codes": np.zeros((n // 200, 2), np.uint16)}}  # fmt: skip
+    info = {"f0": {"period": 160}, "codes-abc": {"codec": "abc", "hop": 200, "levels": 2}}
+    for group, record in {**values, **changed}.items():
+        with shards.ShardWriter(root, group, "train", 0, 1, info=info.get(group)) as writer:
+            writer.write(record, record.pop("num_samples", n))
+
+
+def flip(root: pathlib.Path) -> None:
+    path = records.shard_path(root, "phones", "train", 0, 1)
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("changed", "words"), [
+    ({}, ""),
+    ({"audio": {"audio": np.ones(3999, np.int16)}}, "3999 samples of audio, num_samples says 4000"),
+    ({"align": {"phones": np.ones(1, np.uint8), "ends": np.array([100, 4000], np.int32)}}, "1 phones and 2 ends"),
+    ({"align": {"phones": np.ones(2, np.uint8), "ends": np.array([100, 3999], np.int32)}}, "must rise to num_samples=4000, not to 3999"),
+    ({"align": {"phones": np.ones(2, np.uint8), "ends": np.array([4000, 4000], np.int32)}}, "must rise"),
+    ({"align": {"phones": np.ones(0, np.uint8), "ends": np.array([], np.int32)}}, ""),
+    ({"f0": {"f0": np.ones(24, np.float16)}}, "24 values of F0 for 4000 samples"),
+    ({"f0": {"f0": np.full(25, np.nan, np.float16)}}, "is not a frequency"),
+    ({"codes-abc": {"codes": np.zeros((19, 2), np.uint16)}}, r"codes \(19, 2\) for 4000 samples"),
+    ({"text": {"text_norm": "t", "num_samples": 3000}}, "disagree on the lengths"),
+    (flip, "its bytes are not those that were written"),
+    (lambda root: records.index_path(records.shard_path(root, "f0", "train", 0, 1)).write_bytes(b"x"), "is not the index that was written"),
+    (lambda root: records.marker_path(records.shard_path(root, "f0", "train", 0, 1)).unlink(), "was never finished"),
+])  # fmt: skip
+def test_verify_finds(tmp_path, changed, words):
+    if callable(changed):
+        small(tmp_path)
+        changed(tmp_path)
+    else:
+        small(tmp_path, **{group: dict(values) for group, values in changed.items()})
+    verify.verify_shard(str(tmp_path), None, "train", 0, 1)
+    if not words:
+        assert verify.collect(str(tmp_path)) == dict.fromkeys(("meta", "text", "audio", "phones", "align", "f0", "codes-abc"), 1)
+        return
+    with pytest.raises(ValueError, match=f"1 problems in (?s:.*){words}"):
+        verify.collect(str(tmp_path))
