@@ -50,6 +50,7 @@ TAKES_WORDS = True  # RUN; bands RUN RUN...
 KNOWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "*", "known_good.json")
 NOT_RECIPE = ("seed", "data.path", "data.workers", "mesh.", "init_from.", "train.log_every", "train.save_every", "train.keep")
 USE_BATCHES, USE_ROWS = 8, 12  # rows of a batch, at most
+WITHOUT = ("0", "0.0", "false", "null", '""', '"[]"', "{}")  # as JSON; lists are text in it
 WAITING = 0.2  # of a step's time spent on data
 FACTOR, OVERFIT_STEPS, KEYS = 1.5, 120, 4  # healthy runs of smoke and small reach 1.9 to 5.8; cut or diverging ones 0.3 to 1.1
 MOVED = 0.01  # of its norm: a part of the params that moved less got no gradient
@@ -104,8 +105,8 @@ def find_known(config: Mapping[str, Any], path: str | None) -> dict[str, Any] | 
 
 
 def differences(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """`{"optim.peak": [here, recipe]}` for every field of the recipe that differs."""
-    here, there = recipe(config), known["config"]
+    """`{"optim.peak": [here, recipe]}` for every field of the recipe that differs. What an older one does not name, it does without."""
+    here, there = ({path: None if leaf in WITHOUT else leaf for path, leaf in found.items()} for found in (recipe(config), known["config"]))
     return {path: [here.get(path), there.get(path)] for path in sorted({*here, *there}) if here.get(path) != there.get(path)}
 
 
