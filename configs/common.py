@@ -72,9 +72,10 @@ def defaults(system: str, size: str = "base") -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()  # System(**model)
 
     config.data = data = ml_collections.ConfigDict()
-    data.path = ""  # a data set: a folder with manifest.json (a bucket: its mounted folder)
+    data.path = ""  # a data set: a folder with manifest.json, or its URL (gs://, s3://, http://); several with commas between them
+    data.weights = ()  # of several: ((0, (3, 1)), (50000, (1, 1))), from which step each has which share; () shares by size
     data.split = "train"
-    data.transform = "crop"  # crop | cut_prompt
+    data.transform = "crop"  # crop | whole | cut_prompt | speaker_prompt
     data.buckets = ()  # dicts of static lengths: b rows (of all hosts), t frames, p phones, u prompt frames
     data.sample_rate = 16000  # Hz
     data.hop = 200  # samples a frame

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ns2_jax.data import records
-
-OPEN_SHARDS = 256  # file descriptors kept; the least recently used is closed first
+from ns2_jax.data import records, storage
 
 MAKERS = {
     "align": "python -m data_pipelines.ingest --align=pocketsphinx (or data_pipelines.synth)",
@@ -24,44 +22,54 @@ MAKERS = {
 class Dataset:
     """Random access to the records of every group. Make one with `Dataset.open(root)`.
 
-    Attributes: `root`, `manifest` (dict), `fingerprint` (str), `groups` and `splits` (tuples of names), `sample_rate` (Hz),
-    `base_hop` and `f0_period` (samples), `speakers` (split -> names).
+    Attributes: `root` (a path, or a URL as str), `manifest` (dict), `fingerprint` (str), `groups` and `splits` (tuples of names),
+    `sample_rate` (Hz), `base_hop` and `f0_period` (samples), `speakers` (split -> names), `remote` (bool).
     """
 
-    def __init__(self, root: pathlib.Path, manifest: dict[str, Any]):
-        self.root, self.manifest = root, manifest
+    def __init__(self, store: storage.Folder | storage.Bucket, manifest: dict[str, Any]):
+        self.root, self.manifest, self._store = store.root, manifest, store
+        self.remote = store.remote
         self.fingerprint: str = manifest["fingerprint"]
         self.groups, self.splits = tuple(manifest["groups"]), tuple(manifest["splits"])
         self.sample_rate: int = manifest["sample_rate"]
         self.base_hop: int = manifest["base_hop"]
         self.f0_period: int = manifest["f0_period"]
         self.speakers: dict[str, list[str]] = manifest["speakers"]
-        self._counts: dict[tuple[str, str], np.ndarray] = {}
+        self._indices: dict[tuple[str, str], np.ndarray] = {}
+        self._names: dict[tuple[str, str], list[str]] = {}
         self._starts: dict[str, np.ndarray] = {}
-        self._readers: collections.OrderedDict[tuple[str, str, int], records.ShardReader] = collections.OrderedDict()
 
     @classmethod
     def open(cls, root: str | os.PathLike) -> Dataset:
-        """Raises FileNotFoundError when there is no data set at `root`, ValueError for one that this code cannot read."""
+        """The data set in a folder or at a URL (gs://, s3://, http://).
+
+        Raises FileNotFoundError when there is none at `root`, ValueError for one that this code cannot read.
+        """
         if not str(root):
             raise ValueError(
                 "config.data.path is empty: name a data set, e.g. one made by "
                 "python -m data_pipelines.synth --out=DIR --hours=1"
             )
-        path = pathlib.Path(root).expanduser() / "manifest.json"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"no data set at {root} ({path.name} is missing); make one with "
-                f"python -m data_pipelines.synth or .ingest --out={root}"
-            )
+        store = storage.at(root)
         try:
-            manifest = json.loads(path.read_text())
+            text = store.read(["manifest.json"])[0]
+        except ConnectionError as error:
+            raise FileNotFoundError(f"no data set at {root}: {error}") from error
+        if text is None:
+            several = "; to score or inspect one of several data sets, name it alone (--data)" if "," in str(root) else ""
+            raise FileNotFoundError(
+                f"no data set at {root} (manifest.json is missing); make one with "
+                f"python -m data_pipelines.synth or .ingest --out={root}{several}"
+            )
+        path = f"{store.root}/manifest.json"
+        try:
+            manifest = json.loads(text)
             version = manifest["format"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a manifest: {error!r}") from error
         if version != 1:
             raise ValueError(f"{path} has format {version}; this code reads format 1")
-        return cls(path.parent, manifest)
+        return cls(store, manifest)
 
     def check_split(self, split: str) -> None:
         """Raises ValueError for a split that does not exist."""
@@ -74,36 +82,50 @@ class Dataset:
             maker = MAKERS.get(group.split("-")[0], "the pipeline that made the data set").format(root=self.root)
             raise ValueError(f"{self.root} has no group {group!r} (it has {list(self.groups)}); make it with {maker}")
 
+    def file(self, name: str) -> bytes | None:
+        """A whole file by its name below the root; None when it is not there."""
+        return self._store.read([name])[0]
+
     def records(self, split: str) -> int:
         """How many utterances `split` has."""
         self.check_split(split)
         return self.manifest["splits"][split]["records"]
 
-    def reader(self, group: str, split: str, shard: int) -> records.ShardReader:
-        """The open shard `shard` of `group`."""
-        key = group, split, shard
-        if key not in self._readers:
+    def index(self, split: str, group: str) -> np.ndarray:
+        """`[n]` of records.INDEX for the whole split, its shards one after the other; all files are asked for at once."""
+        if (split, group) not in self._indices:
             self.check_split(split)
             self.check_group(group)
-            path = records.shard_path(self.root, group, split, shard, self.manifest["splits"][split]["shards"])
-            self._readers[key] = records.ShardReader(path, group, self.base_hop)
-            while len(self._readers) > OPEN_SHARDS:
-                self._readers.popitem(last=False)[1].close()
-        self._readers.move_to_end(key)
-        return self._readers[key]
+            count = self.manifest["splits"][split]["shards"]
+            names = self._names[split, group] = [records.shard_path("", group, split, k, count).as_posix() for k in range(count)]
+            files = self._store.read([str(file(pathlib.Path(name))) for name in names for file in (records.marker_path, records.index_path)])
+            columns = []
+            for name, marker, index in zip(names, files[::2], files[1::2]):
+                path = pathlib.Path(name)
+                if marker is None:
+                    raise records.unfinished(f"{self.root}/{records.marker_path(path)}", group)
+                if index is not None:
+                    columns.append(records.load_index(index, json.loads(marker), f"{self.root}/{records.index_path(path)}"))
+                elif self.remote:
+                    raise FileNotFoundError(f"{self.root}/{records.index_path(path)} does not exist; copy the whole data set there")
+                else:
+                    columns.append(records.ShardReader(self.root / name, group, self.base_hop).index)  # made again from the shard
+            starts = np.cumsum([0] + [len(column) for column in columns])
+            if starts[-1] != self.records(split):
+                raise ValueError(f"{self.root}/{group}: split {split!r} has {starts[-1]} records, the manifest says {self.records(split)}")
+            if not np.array_equal(self._starts.setdefault(split, starts), starts):
+                raise ValueError(f"{self.root}/{group}: the shards of split {split!r} are not cut as those of the other groups; make it again")
+            self._indices[split, group] = np.concatenate(columns)
+        return self._indices[split, group]
+
+    def starts(self, split: str) -> np.ndarray:
+        """Position of the first record of every shard, and at last how many there are, int64 `[shards + 1]`."""
+        self.index(split, "meta")
+        return self._starts[split]
 
     def counts(self, split: str, group: str) -> np.ndarray:
         """The `count` column of the whole split, int64 `[n]`: phones for `align`, base frames for any other group."""
-        if (split, group) not in self._counts:
-            self.check_split(split)
-            shards = self.manifest["splits"][split]["shards"]
-            columns = [self.reader(group, split, shard).index["count"] for shard in range(shards)]
-            counts = np.concatenate(columns).astype(np.int64)
-            if len(counts) != self.records(split):
-                raise ValueError(f"{self.root}/{group}: split {split!r} has {len(counts)} records, the manifest says {self.records(split)}")
-            self._counts[split, group] = counts
-            self._starts.setdefault(split, np.cumsum([0] + [len(column) for column in columns]))
-        return self._counts[split, group]
+        return self.index(split, group)["count"].astype(np.int64)
 
     def frames(self, split: str, hop: int | None = None) -> np.ndarray:
         """Lengths in frames, int64 `[n]`, from the index alone; exact at the base hop (the default), else an upper bound."""
@@ -119,16 +141,28 @@ class Dataset:
 
         Raises ValueError for an unknown split or group and for a damaged file (`records.Corrupt`), IndexError for `i`.
         """
-        if split not in self._starts:
-            self.counts(split, "meta")
-        starts = self._starts[split]
-        if not 0 <= i < starts[-1]:
-            raise IndexError(f"{self.root}: split {split!r} has records 0..{starts[-1] - 1}, not {i}")
-        shard = int(np.searchsorted(starts, i, "right")) - 1
-        return self.reader(group, split, shard).read(int(i - starts[shard]))
+        return self.read_many(split, {group: [i]})[group][0]
+
+    def read_many(self, split: str, wanted: Mapping[str, Sequence[int]]) -> dict[str, list[dict[str, Any]]]:
+        """Records `wanted[group]` of each group, as `read` gives them, in the order asked for; all reads are under way at once."""
+        asked, places = [], []
+        for group, rows in wanted.items():
+            index = self.index(split, group)
+            ids = np.asarray(rows, np.int64)
+            if len(ids) and not 0 <= ids.min() <= ids.max() < len(index):
+                raise IndexError(f"{self.root}: split {split!r} has records 0..{len(index) - 1}, not {ids[(ids < 0) | (ids >= len(index))][0]}")
+            names = self._names[split, group]
+            shards = np.searchsorted(self._starts[split], ids, "right") - 1
+            for shard, (offset, length, _) in zip(shards.tolist(), index[ids].tolist()):
+                places.append((group, length))
+                asked.append((names[shard], offset, length + records.OVERHEAD))
+        found: dict[str, list[dict[str, Any]]] = {group: [] for group in wanted}
+        for (name, offset, _), (group, length), data in zip(asked, places, self._store.ranges(asked)):
+            found[group].append(records.unpack(group, records.check_record(data, offset, length, f"{self.root}/{name}")))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": collections.OrderedDict()}
+        return {**self.__dict__, "_indices": {}}  # read again in another process, not carried there
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.root)!r}, fingerprint={self.fingerprint[:12]!r})"

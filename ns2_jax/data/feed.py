@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +21,16 @@ import numpy as np
 from absl import flags, logging
 
 from ns2_jax.data import frames as frames_lib
-from ns2_jax.data import transforms
+from ns2_jax.data import speakers, transforms
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.data.plan import PADDING, StepPlan
+from ns2_jax.data.plan import PADDING, Mixture, Segment, StepPlan
 
 Batch = dict[str, np.ndarray]
 
 ENDLESS = 1 << 40  # steps; Grain wants a length
 MOST_LEFT_OUT = 0.5  # of the hours: a feed that leaves out more is a mistake
 PROMPT_SECONDS = 0.5  # the least a prompt should have
+REMOTE_THREADS = 4  # batches of a URL that are read at the same time
 
 # Field -> the group it comes from (None: known without reading); `prompt_` fields come from the same groups.
 SOURCES = {
@@ -39,16 +42,43 @@ SOURCES = {
     "frames": None,
     "weight": None,
 }
+PROMPTED = (*SOURCES, "prompt_audio", "prompt_f0", "prompt_codes", "prompt_frames")
 OFFERS = {
     "crop": ("audio", "f0", "codes", "frames", "weight"),
     "whole": tuple(SOURCES),
-    "cut_prompt": (*SOURCES, "prompt_audio", "prompt_f0", "prompt_codes", "prompt_frames"),
+    "cut_prompt": PROMPTED,
+    "speaker_prompt": PROMPTED,
 }
 
 
+def paths(data: Mapping[str, Any]) -> list[str]:
+    """The data sets of `data.path`: one folder or URL, several with commas between them, or a list."""
+    path = data["path"]
+    return [part.strip() for part in os.fspath(path).split(",")] if isinstance(path, (str, os.PathLike)) else [os.fspath(p) for p in path]
+
+
+def segments(data: Mapping[str, Any]) -> list[Segment]:
+    """`data.weights`: ((from step, (a weight for each data set)), ...), or empty. Raises ValueError for anything else."""
+    try:
+        return [(int(start), tuple(map(float, weights))) for start, weights in data.get("weights") or ()]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.data.weights={data['weights']}; expected ((0, (3, 1)), (50000, (1, 1))): from which step, "
+                         "a weight for each data set of config.data.path") from error
+
+
 def fingerprint(data: Mapping[str, Any]) -> str:
-    """The fingerprint of the data set at `data.path`. Raises FileNotFoundError when there is none."""
-    return Dataset.open(data["path"]).fingerprint
+    """The fingerprint of the data set at `data.path`, or those of all with a space between. Raises FileNotFoundError."""
+    return " ".join(Dataset.open(path).fingerprint for path in paths(data))
+
+
+def order(data: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """What decides, beside the data sets and the seed, which utterances the batches before `step` had: config field -> JSON value.
+
+    A checkpoint keeps it. Weights that begin at `step` or later are left out: they may still change.
+    """
+    fields = {name: data[name] for name in ("split", "transform", "buckets", "sample_rate", "hop")}
+    fields["weights"] = [segment for segment in segments(data) if segment[0] < step]
+    return {f"config.data.{name}": json.loads(json.dumps(value, default=dict)) for name, value in fields.items()}
 
 
 def codes_group(data: Mapping[str, Any], dataset: Dataset) -> str:
@@ -67,7 +97,7 @@ def groups_for(fields: Mapping[str, Any], data: Mapping[str, Any], dataset: Data
     transform = data["transform"]
     if transform not in OFFERS:
         raise ValueError(f"config.data.transform={transform!r} is not one of {sorted(OFFERS)}")
-    kinds = {"align"} if transform == "cut_prompt" else set()
+    kinds = {"align"} if "prompt" in transform else set()
     for name in fields:
         if name not in OFFERS[transform]:
             raise ValueError(f"field {name!r} does not come out of transform {transform!r}, which offers {sorted(OFFERS[transform])}")
@@ -108,80 +138,43 @@ class StepSource:
     """Grain's random-access protocol over batches: `source[i]` is this host's rows of batch `start_step + i`."""
 
     def __init__(
-        self, dataset: Dataset, plan: StepPlan, data: Mapping[str, Any], fields: Mapping[str, Any], constants: Mapping[str, int],
-        groups: Mapping[str, str], *, split: str, start_step: int, parts: tuple[Sequence[int], int], epochs: int | None,
+        self, datasets: Sequence[Dataset], plan: Mixture, data: Mapping[str, Any], fields: Mapping[str, Any],
+        constants: Mapping[str, int], groups: Mapping[str, str], *, split: str, start_step: int, parts: tuple[Sequence[int], int],
+        epochs: int | None,
     ):  # fmt: skip
-        self.dataset, self.plan, self.groups, self.split = dataset, plan, dict(groups), split
+        self.datasets, self.plan, self.groups, self.split = list(datasets), plan, dict(groups), split
         self.transform, self.hop = data["transform"], int(data["hop"])
         self.gain_db = float(data.get("gain_db", 0.0))
         self.fields = {name: (field.axes, np.dtype(field.dtype)) for name, field in fields.items()}
         self.constants = dict(constants)
         self.start_step, (self.parts, self.total), self.epochs = start_step, parts, epochs
+        asked = {SOURCES[name.removeprefix("prompt_")] for name in fields if name.startswith("prompt_")} - {None}
+        self.prompt_groups = {kind: self.groups[kind] for kind in asked or {"align"} & set(groups)}
+        self.speakers = [speakers.load(dataset, split) for dataset in self.datasets] if self.transform == "speaker_prompt" else []
 
     def __len__(self) -> int:
         return ENDLESS if self.epochs is None else max(0, self.epochs * self.plan.steps_per_epoch - self.start_step)
 
     def __repr__(self) -> str:
         place = f"split={self.split!r}, start_step={self.start_step}, parts={list(self.parts)} of {self.total}"
-        return f"StepSource({self.dataset!r}, {self.plan!r}, {place})"
-
-    def utterance(self, i: int) -> dict[str, Any]:
-        """What the transforms take, from the groups the fields need."""
-        out: dict[str, Any] = {}
-        lengths = set()
-        for kind, group in self.groups.items():
-            record = self.dataset.read(self.split, group, i)
-            lengths.add(record["num_samples"])
-            samples = record["num_samples"]
-            frames = frames_lib.frame_count(samples, self.hop)
-            if kind == "audio":
-                out["audio"] = record["audio"].astype(np.float32) / 32768
-            elif kind == "align":
-                out["phones"] = record["phones"]
-                out["durations"] = frames_lib.durations(record["ends"], samples, self.dataset.sample_rate, self.hop)
-            elif kind == "f0":
-                out["f0"] = frames_lib.f0_at_frames(record["f0"], self.dataset.f0_period, self.hop, frames)
-            elif kind == "codes":
-                if len(record["codes"]) != frames:
-                    raise ValueError(
-                        f"{self.dataset.root}/{group}: utterance {i} of {self.split!r} has "
-                        f"{len(record['codes'])} code frames, its audio has {frames}"
-                    )
-                out["codes"] = record["codes"][:, : self.constants.get("q")]
-        if len(lengths) != 1:
-            raise ValueError(
-                f"{self.dataset.root}: groups {list(self.groups.values())} disagree on the "
-                f"length of utterance {i} of {self.split!r}: {sorted(lengths)}"
-            )
-        out["frames"] = frames
-        return out
-
-    def row(self, i: int, bucket: Mapping[str, int], rng: np.random.Generator) -> dict[str, Any]:
-        """Utterance `i` after the transform, unpadded."""
-        utterance = self.utterance(i)
-        if "audio" in utterance and self.gain_db:
-            utterance["audio"] = transforms.gain(utterance["audio"], self.gain_db, rng)
-        if self.transform == "crop":
-            return transforms.crop(utterance, bucket["t"], self.hop, rng)
-        if self.transform == "cut_prompt":
-            least = int(PROMPT_SECONDS * self.dataset.sample_rate / self.hop)
-            return transforms.cut_prompt(utterance, bucket["u"], self.hop, least, rng)
-        return transforms.whole(utterance)
+        return f"StepSource({self.datasets!r}, {self.plan!r}, {place})"
 
     def __getitem__(self, index: int) -> Batch:
         if index < 0:
             raise IndexError("a feed has no end to count from")
         step = self.start_step + int(index)
-        at, ids = self.plan.step(step)
-        bucket = self.plan.buckets[at]
+        source, at, ids = self.plan.step(step)
+        dataset, bucket = self.datasets[source], self.plan.buckets[at]
         size = len(ids) // self.total
         rows = [row for part in self.parts for row in range(part * size, (part + 1) * size)]
         sizes = {**self.constants, **bucket, "s": bucket["t"] * self.hop, "b": len(rows)}
         batch = {name: np.zeros([sizes[axis] for axis in axes], dtype) for name, (axes, dtype) in self.fields.items()}
-        for place, row in enumerate(rows):
-            if ids[row] == PADDING:
-                continue
-            values = {"weight": 1.0, **self.row(int(ids[row]), bucket, self.plan.row_rng(step, row))}
+        real = [(place, int(ids[row])) for place, row in enumerate(rows) if ids[row] != PADDING]
+        chance = self.transform != "whole" or self.gain_db
+        rngs = [self.plan.row_rng(step, rows[place]) if chance else None for place, _ in real]
+        others = [self.speakers[source].another(i, rng) for (_, i), rng in zip(real, rngs)] if self.speakers else [None] * len(real)
+        for (place, _), row in zip(real, self.rows(dataset, [i for _, i in real], others, bucket, rngs)):
+            values = {"weight": 1.0, **row}
             for name, array in batch.items():
                 value = np.asarray(values[name])
                 if value.ndim:
@@ -191,6 +184,58 @@ class StepSource:
                     array[place] = value
         return batch
 
+    def rows(
+        self, dataset: Dataset, ids: Sequence[int], others: Sequence[int | None], bucket: Mapping[str, int],
+        rngs: Sequence[np.random.Generator | None],
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """The utterances after the transform, unpadded; everything they need is read at once."""
+        prompting = [i for i in others if i is not None]
+        wanted = {group: [*ids, *(prompting if kind in self.prompt_groups else ())] for kind, group in self.groups.items()}
+        found = dataset.read_many(self.split, wanted)
+        prompts = iter(range(len(ids), len(ids) + len(prompting)))
+        least = int(PROMPT_SECONDS * dataset.sample_rate / self.hop)
+        for place, (i, other, rng) in enumerate(zip(ids, others, rngs)):
+            utterance = self.utterance(dataset, i, {kind: found[group][place] for kind, group in self.groups.items()})
+            if "audio" in utterance and self.gain_db:
+                utterance["audio"] = transforms.gain(utterance["audio"], self.gain_db, rng)
+            if self.transform == "crop":
+                yield transforms.crop(utterance, bucket["t"], self.hop, rng)
+            elif self.transform == "whole":
+                yield transforms.whole(utterance)
+            elif other is None:  # also for a speaker's only utterance
+                yield transforms.cut_prompt(utterance, bucket["u"], self.hop, least, rng)
+            else:
+                at = next(prompts)
+                prompt = self.utterance(dataset, other, {kind: found[group][at] for kind, group in self.prompt_groups.items()})
+                yield transforms.speaker_prompt(utterance, prompt, bucket["u"], self.hop, rng)
+
+    def utterance(self, dataset: Dataset, i: int, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """What the transforms take, from utterance `i`'s record of each group that the fields need (`found`: kind -> record)."""
+        lengths = {record["num_samples"] for record in found.values()}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"{dataset.root}: groups {list(self.groups.values())} disagree on the "
+                f"length of utterance {i} of {self.split!r}: {sorted(lengths)}"
+            )
+        samples = lengths.pop()
+        frames = frames_lib.frame_count(samples, self.hop)
+        out: dict[str, Any] = {"frames": frames}
+        for kind, record in found.items():
+            if kind == "audio":
+                out["audio"] = record["audio"].astype(np.float32) / 32768
+            elif kind == "align":
+                out["phones"] = record["phones"]
+                out["durations"] = frames_lib.durations(record["ends"], samples, dataset.sample_rate, self.hop)
+            elif kind == "f0":
+                out["f0"] = frames_lib.f0_at_frames(record["f0"], dataset.f0_period, self.hop, frames)
+            elif kind == "codes":
+                if len(record["codes"]) != frames:
+                    raise ValueError(
+                        f"{dataset.root}/{self.groups[kind]}: utterance {i} of {self.split!r} has "
+                        f"{len(record['codes'])} code frames, its audio has {frames}"
+                    )
+                out["codes"] = record["codes"][:, : self.constants.get("q")]
+        return out
 
 def _worker(index: int, count: int) -> None:
     """A killed trainer takes its workers and their shared memory along. One that is asked to end, with its whole group, needs
@@ -204,6 +249,28 @@ def _worker(index: int, count: int) -> None:
 def _end_workers() -> None:
     for process in multiprocessing.active_children():
         process.kill()
+
+
+def plan_of(
+    dataset: Dataset, data: Mapping[str, Any], buckets: Sequence[Mapping[str, int]], split: str, seed: int, phones: bool
+) -> StepPlan:
+    """The plan of one data set. Raises ValueError when its utterances do not fit the buckets, warns when some do not."""
+    frames = dataset.frames(split, data["hop"])
+    plan = StepPlan(
+        frames,
+        buckets,
+        fingerprint=f"{dataset.fingerprint} {split}",
+        seed=seed,
+        phones=dataset.phones(split) if phones else None,
+        crop=data["transform"] == "crop",
+    )
+    if plan.left_out:
+        lost = plan.left_out_frames / max(int(frames.sum()), 1)
+        about = f"{plan.left_out} of {dataset.records(split)} utterances of {split} ({100 * lost:.0f} % of its hours)"
+        if lost > MOST_LEFT_OUT:
+            raise ValueError(f"{about} fit no bucket of config.data.buckets; add a longer bucket (t frames, p phones)")
+        logging.warning("%s fit no bucket of config.data.buckets and are left out", about)
+    return plan
 
 
 def make_feed(
@@ -220,8 +287,8 @@ def make_feed(
     """Batches from step `start_step` on: exactly `fields`, each of its bucket's static shape.
 
     Args:
-      data: `config.data`: path, split, transform ("crop", "cut_prompt" or "whole"), buckets, sample_rate (Hz), hop (samples), codes
-        (hash), workers (processes; 0 = one thread), optional gain_db.
+      data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt" or "speaker_prompt"),
+        buckets, sample_rate (Hz), hop (samples), codes (hash), workers (processes; 0 = one thread), optional gain_db and weights.
       fields: name -> anything with `.axes` and `.dtype`; axis letters get lengths from the bucket, `s` is `t * hop`, and
         `constants` fills the others (`q`).
       split: instead of `data.split`.
@@ -233,37 +300,28 @@ def make_feed(
     Raises FileNotFoundError without a data set; ValueError when it is not what the config says (rate, hop, codec, phones,
     groups, split) or when nothing fits a bucket.
     """
-    dataset = Dataset.open(data["path"])
-    split = split or data["split"]
-    dataset.check_split(split)
-    groups = groups_for(fields, data, dataset)
-    check(dataset, data, groups, constants, inventory)
+    datasets = [Dataset.open(path) for path in paths(data)]
+    split, weights = split or data["split"], segments(data)
+    for dataset in datasets:
+        dataset.check_split(split)
+        groups = groups_for(fields, data, dataset)
+        check(dataset, data, groups, constants, inventory)
+    if epochs is not None and weights:
+        raise ValueError("a weighted mixture (config.data.weights) has no common epoch: its data sets come round at different times")
     buckets = [{axis: int(length) for axis, length in bucket.items()} for bucket in data["buckets"]]
     for bucket in buckets:
         needed = {axis for field in fields.values() for axis in field.axes} - set(constants) - {"s"} | {"b", "t"}
-        needed |= {"u", "p"} if data["transform"] == "cut_prompt" else set()
+        needed |= {"u", "p"} if "prompt" in data["transform"] else set()
         if missing := sorted(needed - set(bucket)):
             raise ValueError(f"config.data.buckets: {bucket} has no {missing[0]!r}, which {sorted(fields)} need")
         if bucket["b"] % parts[1]:
             raise ValueError(f"config.data.buckets: b={bucket['b']} does not divide into {parts[1]} parts")
-    plan = StepPlan(
-        dataset.frames(split, data["hop"]),
-        buckets,
-        fingerprint=f"{dataset.fingerprint} {split}",
-        seed=seed,
-        phones=dataset.phones(split) if "align" in groups else None,
-        crop=data["transform"] == "crop",
-    )
-    if plan.left_out:
-        lost = plan.left_out_frames / max(int(dataset.frames(split, data["hop"]).sum()), 1)
-        about = f"{plan.left_out} of {dataset.records(split)} utterances of {split} ({100 * lost:.0f} % of its hours)"
-        if lost > MOST_LEFT_OUT:
-            raise ValueError(f"{about} fit no bucket of config.data.buckets; add a longer bucket (t frames, p phones)")
-        logging.warning("%s fit no bucket of config.data.buckets and are left out", about)
+    plan = Mixture([plan_of(dataset, data, buckets, split, seed, "align" in groups) for dataset in datasets], weights)
     source = StepSource(
-        dataset, plan, data, fields, constants, groups, split=split, start_step=start_step, parts=parts, epochs=epochs
+        datasets, plan, data, fields, constants, groups, split=split, start_step=start_step, parts=parts, epochs=epochs
     )
-    feed = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=3))
+    threads = REMOTE_THREADS if any(dataset.remote for dataset in datasets) else 1
+    feed = grain.MapDataset.source(source).to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 2))
     if workers := int(data.get("workers", 0)):
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its flags even in programs that have none

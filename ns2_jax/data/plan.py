@@ -6,13 +6,18 @@ workers may come and go. Pure numpy, no files.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 PADDING = -1  # an id that fills a batch; its row has weight 0
+CYCLE = 10_000  # batches after which the turns of a weighted mixture repeat: weights are kept to a ten-thousandth
+
+Segment = tuple[int, Sequence[float]]  # from this step on, these weights
 
 
 def assign(
@@ -113,3 +118,85 @@ class StepPlan:
 
     def __repr__(self) -> str:
         return f"StepPlan(fingerprint={self.fingerprint[:12]!r}, seed={self.seed}, buckets={self.buckets}, batches={self.batches})"
+
+
+class Mixture:
+    """The plan of one or several data sets: every batch is of one of them, and each has epochs of its own.
+
+    Weights are shares of the batches. Within a cycle the turns are spread evenly (the i-th of n turns of a data set stands at
+    (i + 1/2) / n of the cycle), so that after any k steps data set s of S has had its share of k to within (S + 1) / 2 batches. How
+    many it has had is known without counting, so a step is a pure function of k.
+
+    Args:
+      plans: of every data set, with the same buckets.
+      segments: (from step, weights), the first from step 0. A later weight is a segment more, and what was before it stays as it
+        was. Empty: each data set in proportion to its batches, all exactly once in `steps_per_epoch` steps.
+
+    Raises ValueError, in the words of config.data.weights, for segments that are not that.
+    """
+
+    def __init__(self, plans: Sequence[StepPlan], segments: Sequence[Segment] = ()):
+        self.plans, self.buckets = list(plans), plans[0].buckets
+        self.steps_per_epoch = None if segments else sum(plan.steps_per_epoch for plan in plans)
+        check_segments(segments, len(plans))
+        self._from = [int(start) for start, _ in segments] or [0]
+        turns = [_turns(weights) for _, weights in segments] or [np.array([plan.steps_per_epoch for plan in plans])]
+        self._cycles = [(*_spread(counts), counts) for counts in turns]
+        self._before = [np.zeros(len(plans), np.int64)]  # batches of every data set before each segment
+        for start, end, (order, _, counts) in zip(self._from, self._from[1:], self._cycles):
+            cycles, at = divmod(end - start, len(order))
+            self._before.append(self._before[-1] + cycles * counts + np.bincount(order[:at], minlength=len(plans)))
+
+    def turn(self, k: int) -> tuple[int, int]:
+        """(data set, which of its batches) of batch k >= 0."""
+        segment = bisect.bisect_right(self._from, k) - 1
+        order, rank, counts = self._cycles[segment]
+        cycles, at = divmod(k - self._from[segment], len(order))
+        source = order[at]
+        return int(source), int(self._before[segment][source] + cycles * counts[source] + rank[at])
+
+    def step(self, k: int) -> tuple[int, int, np.ndarray]:
+        """(data set, bucket, ids int64 `[b]` with PADDING) of batch k >= 0."""
+        source, n = self.turn(k)
+        return source, *self.plans[source].step(n)
+
+    def row_rng(self, k: int, row: int) -> np.random.Generator:
+        """The generator of global row `row` of batch k."""
+        return self.plans[self.turn(k)[0]].row_rng(k, row)
+
+    def __repr__(self) -> str:
+        return f"Mixture({self.plans!r}, from={self._from}, turns={[counts.tolist() for *_, counts in self._cycles]})"
+
+
+def check_segments(segments: Sequence[Segment], sources: int) -> None:
+    """Raises ValueError for segments of weights that a mixture of `sources` data sets cannot have."""
+    starts = [start for start, _ in segments]
+    if segments and (starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:]))):
+        raise ValueError(f"config.data.weights: segments begin at steps {starts}; the first begins at 0, each later than the one before")
+    for start, weights in segments:
+        if len(weights) != sources:
+            raise ValueError(f"config.data.weights: {len(weights)} weights from step {start} on, config.data.path names {sources} data sets")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
+            raise ValueError(f"config.data.weights: {tuple(weights)} from step {start} on; expected numbers of at least 0, not all 0")
+        if any(weight and not count for weight, count in zip(weights, _turns(weights))):
+            raise ValueError(f"config.data.weights: {tuple(weights)} from step {start} on; a weight below 1/{CYCLE} of the whole is never served")
+
+
+def _turns(weights: Sequence[float]) -> np.ndarray:
+    """Turns of each data set in a cycle, int64: the weights themselves if they are small integers, else parts of CYCLE."""
+    weights = np.asarray(weights, np.float64)
+    if (weights == np.rint(weights)).all() and weights.sum() <= CYCLE:
+        counts = weights.astype(np.int64)
+        return counts // np.gcd.reduce(counts)
+    exact = weights / weights.sum() * CYCLE
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: CYCLE - counts.sum()]] += 1  # the largest remainders
+    return counts
+
+
+def _spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(data set, which of its turns) of every slot of a cycle."""
+    source = np.repeat(np.arange(len(counts)), counts)
+    rank = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.argsort((rank + 0.5) / counts[source], kind="stable")
+    return source[order].astype(np.int32), rank[order]

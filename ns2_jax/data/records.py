@@ -30,8 +30,9 @@ import numpy as np
 from ns2_jax.data.wire import Value, decode_example, encode_example
 
 __all__ = [
-    "BASE_HOP", "INDEX", "SCHEMAS", "Corrupt", "ShardReader", "ShardWriter", "build_index", "decode_example", "encode_example",
-    "frame", "index_path", "marker_path", "pack", "read_all", "read_record", "schema", "shard_path", "unpack", "write_atomic",
+    "BASE_HOP", "INDEX", "OVERHEAD", "SCHEMAS", "Corrupt", "ShardReader", "ShardWriter", "build_index", "check_record",
+    "decode_example", "encode_example", "frame", "index_path", "load_index", "marker_path", "pack", "read_all", "read_record", "schema",
+    "shard_path", "unfinished", "unpack", "write_atomic",
 ]
 
 BASE_HOP = 200  # samples per base frame at the data set's rate; the unit of `count` in the index
@@ -147,7 +148,11 @@ def read_record(fd: int, offset: int, length: int | None = None, name: str = "sh
     """
     if length is None:
         length, _ = _header(os.pread(fd, 12, offset), offset, name)
-    data = memoryview(os.pread(fd, length + OVERHEAD, offset))
+    return check_record(os.pread(fd, length + OVERHEAD, offset), offset, length, name)
+
+
+def check_record(data: bytes, offset: int, length: int, name: str) -> bytes:
+    """The payload in `data`, what was read of a record of `length` bytes and OVERHEAD at `offset`. Raises Corrupt."""
     stored, _ = _header(data[:12], offset, name)
     if stored != length:
         raise Corrupt(
@@ -156,8 +161,8 @@ def read_record(fd: int, offset: int, length: int | None = None, name: str = "sh
         )
     if len(data) < length + OVERHEAD:
         raise Corrupt(f"{name}: truncated in the record at offset {offset}; make the shard again")
-    payload = bytes(data[12 : 12 + length])
-    if struct.unpack("<I", data[12 + length :])[0] != _masked(payload):
+    payload = data[12 : 12 + length]
+    if struct.unpack_from("<I", data, 12 + length)[0] != _masked(payload):
         raise Corrupt(f"{name}: checksum of the record at offset {offset} does not match; make the shard again")
     return payload
 
@@ -312,6 +317,18 @@ def index_bytes(index: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def load_index(data: bytes, marker: Mapping[str, Any], path: str | os.PathLike) -> np.ndarray:
+    """`[records]` of INDEX from the bytes of the file at `path`. Raises Corrupt when they are not what `marker` says."""
+    if hashlib.sha256(data).hexdigest() != marker["index_sha256"]:
+        raise Corrupt(f"{path} is not the index that was written; delete it and it will be rebuilt")
+    return np.load(io.BytesIO(data))
+
+
+def unfinished(path: str | os.PathLike, group: str) -> FileNotFoundError:
+    """The error for a shard without the marker at `path`."""
+    return FileNotFoundError(f"{path} does not exist: the shard was never finished; run the command that makes group {group!r} again")
+
+
 class ShardReader:
     """Random access to one committed shard. Raises FileNotFoundError without a marker, Corrupt for damage."""
 
@@ -319,10 +336,7 @@ class ShardReader:
         self._file = None
         self.path, self.group, self.base_hop = path, group, base_hop
         if not marker_path(path).exists():
-            raise FileNotFoundError(
-                f"{marker_path(path)} does not exist: the shard was never finished; "
-                f"run the command that makes group {group!r} again"
-            )
+            raise unfinished(marker_path(path), group)
         self.marker = json.loads(marker_path(path).read_text())
 
     @functools.cached_property
@@ -337,9 +351,7 @@ class ShardReader:
                 pass  # a read-only data set: the index lives in memory
         else:
             data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.marker["index_sha256"]:
-            raise Corrupt(f"{path} is not the index that was written; delete it and it will be rebuilt")
-        return np.load(io.BytesIO(data))
+        return load_index(data, self.marker, path)
 
     def read(self, i: int) -> dict[str, Value]:
         """Record `i` of the shard, checked and unpacked."""

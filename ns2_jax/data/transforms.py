@@ -100,6 +100,15 @@ def _prompt(utterance: Utterance, start: int, end: int, hop: int) -> dict[str, A
     return {f"prompt_{name}": value for name, value in _spans(utterance, [(start, end)], hop).items()}
 
 
+def speaker_prompt(utterance: Utterance, other: Utterance, u: int, hop: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The utterance whole, prompted by at most `u` frames from a random place of `other`, by the same speaker.
+
+    Adds `prompt_codes` `[<= u, q]`, `prompt_f0`, `prompt_audio` for what `other` has, and `prompt_frames`.
+    """
+    start = int(rng.integers(max(other["frames"] - u, 0) + 1))
+    return {**utterance, **_prompt(other, start, min(start + u, other["frames"]), hop)}
+
+
 def whole(utterance: Utterance) -> dict[str, Any]:
     """The utterance as it is."""
     return dict(utterance)
