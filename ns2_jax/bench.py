@@ -2,18 +2,21 @@
 
     python -m ns2_jax.bench train  --config=configs/codec.py:small --steps=20
     python -m ns2_jax.bench train  --config=configs/codec.py:small --config.data.path=data/default --json
+    python -m ns2_jax.bench data   --json
     python -m ns2_jax.bench data   --config=configs/codec.py:small --config.data.path=data/default
     python -m ns2_jax.bench sample --config=configs/naturalspeech2.py:small
 
 Every figure is the median over `--repeats` runs of `--steps` steps, after the compilation and two steps of warm-up; the
 spread is printed beside it. Weights are random, batches too unless the config names a data set. `train` gives
 seconds a step, frames/s and, on a device whose peak is known, the model FLOPs utilisation; `sample` the seconds of speech
-made in a second; `data` batches and seconds of audio per second. `--json` prints one object, the hardware named in it.
+made in a second; `data` batches and seconds of audio per second, or, without a config, what plan and feed reach on records like those of
+44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the hardware named in it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -26,7 +29,7 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from ns2_jax.data import feed
+from ns2_jax.data import feed, measure
 from ns2_jax.runtime import cluster, metrics, weights
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.runtime.program import Program
@@ -217,15 +220,17 @@ def main(argv: list[str]) -> int:
     what = argv[1:] or ["(nothing)"]
     if len(what) != 1 or what[0] not in BENCHES:
         raise ValueError(f"say what to time: one of {sorted(BENCHES)}, not {' '.join(what)} (see --help)")
-    if FLAGS.config is None:
-        raise ValueError("--config is missing; for example --config=configs/codec.py:small (see --help)")
-    cluster.start(lambda text: None)
     config = FLAGS.config
-    report = {
-        "bench": what[0], "config": config.system, "size": config.size,
-        "device": jax.devices()[0].device_kind, "devices": len(jax.devices()),
-        "machine": platform.machine(), "cores": cluster.cores(), "steps": FLAGS.steps, "repeats": FLAGS.repeats}
-    report |= BENCHES[what[0]](config, FLAGS.steps, FLAGS.repeats)
+    if config is None and what != ["data"]:
+        raise ValueError("--config is missing; for example --config=configs/codec.py:small (see --help)")
+    report = {"bench": what[0], "machine": platform.machine(), "cores": cluster.cores()}
+    if config is None:
+        report |= {"load": os.getloadavg()[0]} | measure.everything()
+    else:
+        cluster.start(lambda text: None)
+        report |= {"config": config.system, "size": config.size, "device": jax.devices()[0].device_kind, "devices": len(jax.devices()),
+                   "steps": FLAGS.steps, "repeats": FLAGS.repeats}
+        report |= BENCHES[what[0]](config, FLAGS.steps, FLAGS.repeats)
     print(json.dumps(report, default=list) if FLAGS.json else lines(report))
     return cluster.DONE
 

@@ -48,7 +48,7 @@ from ns2_jax.systems import system as systems
 FLAGS = flags.FLAGS
 TAKES_WORDS = True  # RUN; bands RUN RUN...
 KNOWN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "results", "*", "known_good.json")
-NOT_RECIPE = ("seed", "data.path", "data.workers", "mesh.", "init_from.", "train.log_every", "train.save_every", "train.keep")
+NOT_RECIPE = ("seed", "data.path", "data.weights", "data.workers", "mesh.", "init_from.", "train.log_every", "train.save_every", "train.keep")
 USE_BATCHES, USE_ROWS = 8, 12  # rows of a batch, at most
 WITHOUT = ("0", "0.0", "false", "null", '""', '"[]"', "{}")  # as JSON; lists are text in it
 WAITING = 0.2  # of a step's time spent on data
@@ -170,9 +170,9 @@ def measure_use(run: str, config: Mapping[str, Any], step: int, data: str | None
     if not prompted and "phones" not in system.fields:
         return {}
     numbers = dict(config["data"], path=data or config["data"]["path"], workers=0)
-    dataset = Dataset.open(numbers["path"])
-    split = "valid" if "valid" in dataset.splits else None
-    prompted = prompted and len(dataset.speakers[split or numbers["split"]]) > 1
+    datasets = [Dataset.open(path) for path in feed.paths(numbers)]
+    split = "valid" if all("valid" in dataset.splits for dataset in datasets) else None
+    prompted = prompted and all(len(dataset.speakers[split or numbers["split"]]) > 1 for dataset in datasets)
     batches = feed.make_feed(numbers, system.fields, system.sizes, 0, 0, split=split)
     tree, _ = checkpoints.read_model(run, step)
     loss = jax.jit(lambda *given: system.grads(*given)[2])  # metrics alone: the backward pass falls away

@@ -122,7 +122,7 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any) -> dict
 def train(program: Program, config: Any, workdir: str, dataset: str, codec: str) -> int:
     """Restore, loop, save; returns the exit code."""
     clock = metrics.Clock()
-    saved = checkpoints.Checkpoints(workdir, config.train.keep, dataset, config.seed, codec)
+    saved = checkpoints.Checkpoints(workdir, config.train.keep, dataset, config.seed, codec, lambda step: feed.order(config.data, step))
     with clock("start"):
         state = begin(program, saved, config)
     step, end = int(state["step"]), config.train.steps
@@ -137,7 +137,7 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
     bar = tqdm(total=end, initial=step, unit="step", disable=not (cluster.is_first() and sys.stderr.isatty()), dynamic_ncols=True)
 
     halted = program.go()
-    window, frames, flops, since, waited = [], 0, 0.0, time.perf_counter(), 0.0
+    window, frames, flops, since, waited, moved = [], 0, 0.0, time.perf_counter(), 0.0, 0.0
     previous: tuple | None = None  # (metrics, batch) of the last step, read while the next one runs
     preempted = False
 
@@ -158,8 +158,9 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
         with clock("data"):
             begun = time.perf_counter()
             local = next(source)
-            batch = meshes.put_batch(program.mesh, local)
             waited += time.perf_counter() - begun
+            batch = meshes.put_batch(program.mesh, local)
+            moved += time.perf_counter() - begun
         with clock("compile"):
             begun = time.perf_counter()
             program.compiled(batch)
@@ -179,7 +180,7 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
             if not check(previous):
                 return leave(saved, writer, bar, cluster.FAILED)
             seconds = (time.perf_counter() - since) / len(window)
-            mean |= {"step_seconds": seconds, "data_seconds": waited / len(window)}
+            mean |= {"step_seconds": seconds, "data_seconds": moved / len(window), "data/wait_frac": waited / len(window) / seconds}
             if frames:
                 mean["frames_per_second"] = frames / (seconds * len(window))
             if top := metrics.peak(jax.devices()[0].device_kind):
@@ -187,7 +188,7 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str)
             if writer:
                 writer.write(step, mean)
             say(metrics.line(step, end, mean))
-            window, frames, flops, since, waited = [], 0, 0.0, time.perf_counter(), 0.0
+            window, frames, flops, since, waited, moved = [], 0, 0.0, time.perf_counter(), 0.0, 0.0
             if reason := program.system.alarm(mean, step):
                 if cluster.is_first():
                     write_json(os.path.join(workdir, "halted.json"), {"step": step, "paths": [], "reason": reason})

@@ -6,6 +6,8 @@ samples covers `[i * hop, (i + 1) * hop)` and is centred on `(i + 1/2) * hop`, i
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
@@ -52,15 +54,21 @@ def f0_at_frames(f0: np.ndarray, period: int, hop: int, frames: int) -> np.ndarr
     `f0` `[n]` Hz has one value per `period` samples (same rate), centred on `(i + 1/2) * period`. A frame is voiced when the
     nearest value is; its pitch is linear in log F0 between the two neighbours, or the nearest when the other is unvoiced.
     """
-    f0 = np.asarray(f0, np.float32)
+    f0 = np.maximum(np.asarray(f0, np.float32), 0)
     if not len(f0):
         return np.zeros(frames, np.float32)
-    at = np.clip((np.arange(frames) + 0.5) * hop / period - 0.5, 0, len(f0) - 1)
+    left, near, weight = (column[:frames] for column in _neighbours(period, hop, -(-frames // 4096) * 4096))
+    last = len(f0) - 1
+    left, right, near = np.minimum(left, last), np.minimum(left + 1, last), np.minimum(near, last)
+    voiced = f0 > 0
+    log = np.log(np.where(voiced, f0, 1))
+    between = np.exp(log[left] + weight * (log[right] - log[left]))
+    return np.where(voiced[left] & voiced[right], between, f0[near]).astype(np.float32)
+
+
+@functools.lru_cache
+def _neighbours(period: int, hop: int, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For the centre of every frame: the value at or before it, the nearest, and the weight of the one after; for endless values."""
+    at = np.maximum((np.arange(frames) + 0.5) * hop / period - 0.5, 0)
     left = np.floor(at).astype(int)
-    right = np.minimum(left + 1, len(f0) - 1)
-    near = np.where(at - left < 0.5, left, right)
-    a, b = f0[left], f0[right]
-    both = (a > 0) & (b > 0)
-    log = lambda x: np.log(np.where(both, x, 1.0))
-    between = np.exp(log(a) + (at - left) * (log(b) - log(a)))
-    return np.where(f0[near] > 0, np.where(both, between, f0[near]), 0.0).astype(np.float32)
+    return left, np.where(at - left < 0.5, left, left + 1), at - left

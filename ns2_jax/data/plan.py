@@ -149,6 +149,8 @@ class Mixture:
 
     def turn(self, k: int) -> tuple[int, int]:
         """(data set, which of its batches) of batch k >= 0."""
+        if len(self.plans) == 1:
+            return 0, k
         segment = bisect.bisect_right(self._from, k) - 1
         order, rank, counts = self._cycles[segment]
         cycles, at = divmod(k - self._from[segment], len(order))

@@ -45,11 +45,9 @@ class Folder:
         self._files.move_to_end(name)
         return self._files[name]
 
-    def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
-
-    __del__ = close
+    def __del__(self, close=os.close) -> None:  # bound early: at the interpreter's end `os` is gone
+        for file in self._files.values():
+            close(file)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": collections.OrderedDict()}
@@ -82,9 +80,6 @@ class Bucket:
             return [future.result() for future in futures]
         except Exception as error:  # TensorStore has no classes of its own
             raise ConnectionError(f"{self.root} cannot be read: {error}") from error
-
-    def close(self) -> None:
-        pass
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root}

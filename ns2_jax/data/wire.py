@@ -7,7 +7,7 @@ Bytes are those of protobuf's deterministic serialisation with map keys in byte 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -77,25 +77,27 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
             raise ValueError("a varint is longer than ten bytes")
 
 
-def _messages(data: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """Yields (field, wire type, value) of one message: a memoryview for strings, an int for varints, raw bytes for fixed."""
-    at = 0
-    while at < len(data):
-        key, at = _read_varint(data, at)
+def _messages(data: memoryview) -> list[tuple[int, int, Any]]:
+    """(field, wire type, value) of one message: a memoryview for strings, an int for varints, raw bytes for fixed."""
+    out: list[tuple[int, int, Any]] = []
+    at, end = 0, len(data)
+    while at < end:
+        key, at = (data[at], at + 1) if data[at] < 0x80 else _read_varint(data, at)
         wire = key & 7
         if wire == 0:
             value, at = _read_varint(data, at)
         else:
             if wire == 2:
-                size, at = _read_varint(data, at)
+                size, at = (data[at], at + 1) if data[at] < 0x80 else _read_varint(data, at)
             elif wire in (1, 5):
                 size = 8 if wire == 1 else 4
             else:
                 raise ValueError(f"wire type {wire} is not used by tf.train.Example")
-            if at + size > len(data):
+            if at + size > end:
                 raise ValueError("a field runs past the end of its message")
             value, at = data[at : at + size], at + size
-        yield key >> 3, wire, value
+        out.append((key >> 3, wire, value))
+    return out
 
 
 def _signed(n: int) -> int:

@@ -1,7 +1,7 @@
 """Checkpoints: the only file that knows Orbax.
 
 A checkpoint `<workdir>/checkpoints/<step>/` has three items: `model` (step, ema, rest: all that evaluation and export
-read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed, codec). Trees are stored as plain nested
+read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed, codec, what else decides the order). Trees are stored as plain nested
 dicts, so that a reader needs no optimiser. Saves are asynchronous and appear only when complete.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,14 +73,18 @@ def _like(plain: Tree, target: Tree) -> Tree:
 class Checkpoints:
     """The checkpoints of one workdir.
 
-    `dataset` (fingerprint) and `seed` travel with the step: together they are the position in the data. So does the hash
-    of the `codec` whose codes are read. A restore under others is refused.
+    `dataset` (fingerprint) and `seed` travel with the step: together they are the position in the data. So do the hash of the
+    `codec` whose codes are read, and `order(step)`: what else decides the order of the data up to a step, config field -> JSON
+    value. A restore under others is refused.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 3, dataset: str = "", seed: int = 0, codec: str = ""):
+    def __init__(
+        self, workdir: str | os.PathLike, keep: int = 3, dataset: str = "", seed: int = 0, codec: str = "",
+        order: Callable[[int], Mapping[str, Any]] = lambda step: {},
+    ):  # fmt: skip
         workdir = os.fspath(workdir)
         self.root = workdir if "://" in workdir else os.path.abspath(workdir)
-        self.dataset, self.seed, self.codec = dataset, seed, codec
+        self.dataset, self.seed, self.codec, self.order = dataset, seed, codec, order
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(os.path.join(self.root, FOLDER), options=options, item_names=("model", "train", "data"))
 
@@ -94,7 +98,7 @@ class Checkpoints:
         if self.latest() == step:
             return False
         items = {"model": _plain({k: state[k] for k in MODEL}), "train": _plain({k: state[k] for k in TRAIN})}
-        position = {"step": step, "dataset": self.dataset, "seed": self.seed, "codec": self.codec}
+        position = {"step": step, "dataset": self.dataset, "seed": self.seed, "codec": self.codec, "order": self.order(step)}
         return bool(self.manager.save(step, force=True, args=ocp.args.Composite(
             model=ocp.args.StandardSave(items["model"]), train=ocp.args.StandardSave(items["train"]), data=ocp.args.JsonSave(position))))
 
@@ -102,7 +106,7 @@ class Checkpoints:
         """The state at `step` (default latest), straight into the shards of `target` (ShapeDtypeStructs with shardings).
 
         Raises FileNotFoundError when there is none, Mismatch when the tree differs, ValueError when it was trained on
-        another data set, seed or codec.
+        another data set, seed, codec or in another order.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -119,6 +123,12 @@ class Checkpoints:
             raise ValueError(
                 f"{self.root} was trained on codes of codec {position['codec']}, the codes are now of {self.codec}: its own codec would not "
                 "understand them. Put the old codec's export back, or use another --workdir")
+        now = self.order(step)
+        for name, before in position.get("order", {}).items():
+            if now.get(name, before) != before:
+                raise ValueError(
+                    f"{self.root} was trained with {name}={before}, it is now {now[name]}: step {step} would point at other data. Set it "
+                    "back, or use another --workdir, with --config.init_from='{\"params\": \"THIS_WORKDIR\"}' to start from its weights")
         wanted = {"model": _plain({k: target[k] for k in MODEL}), "train": _plain({k: target[k] for k in TRAIN})}
         stored = {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")}
         lines = fewer(differences(stored, {**flatten(wanted["model"]), **flatten(wanted["train"])}))
