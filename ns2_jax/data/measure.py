@@ -179,6 +179,7 @@ def http_rate(root: str, batches: int = 12) -> dict[str, float]:
             rows: list[float] = []
             wall, _ = spent(lambda: rows.extend(float(next(source)["weight"].sum()) for _ in range(batches)))
             best = max(best, 3 * sum(rows) / wall)
+        source.close()
     return {"http_delay_ms": DELAY_MS, "http_records_per_s": best, "http_utterances_per_s": best / 3}
 
 

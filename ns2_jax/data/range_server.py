@@ -69,6 +69,7 @@ async def serve(root: str, delay: float) -> None:
     server = await loop.create_server(lambda: Answers(folder, delay), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
+    os._exit(0)  # whoever still waits for an answer waits no longer
 
 
 @contextmanager
