@@ -67,6 +67,21 @@ def test_data_counts_the_frames_of_every_bucket(monkeypatch):
     assert report["audio_seconds_per_second"] == pytest.approx((4 * 16 + 2 * 64) / 2 * 0.0125 / report["median_step_seconds"])
 
 
+def test_data_without_a_config_measures_plan_and_feed(monkeypatch, capsys):
+    """Small numbers of everything; the figures themselves depend on the machine, their relations do not."""
+    monkeypatch.setattr(bench, "FLAGS", types.SimpleNamespace(json=True, config=None))
+    monkeypatch.setattr(bench.measure, "UTTERANCES", 50_000)
+    monkeypatch.setattr(bench.measure, "RECORDED", 600)
+    assert bench.main(["bench", "data"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["bench"] == "data" and report["plan_utterances"] == 50_000 and report["cores"] >= 1
+    assert 0.03 < report["padding"] < 0.06 and report["plan_lookup_us"] < 1000 * report["plan_build_s"] * 1000
+    assert report["records_per_s_per_core"] == pytest.approx(3 * report["utterances_per_s_per_core"])
+    rivals = max(report["array_record_reads_per_s"], report["array_record_batches_reads_per_s"])
+    assert report["ratio_to_array_record"] == pytest.approx(report["tfrecord_reads_per_s"] / rivals)
+    assert 1000 / report["http_delay_ms"] < report["http_records_per_s"] < 10 * report["records_per_s"]  # more than one at a time
+
+
 def test_sample():
     done = call("sample", *TINY)
     assert done.returncode == 0, done.stderr

@@ -112,6 +112,7 @@ def test_what_a_run_says_and_leaves(place, finished):
     lines = metrics.read(workdir)
     assert [line["step"] for line in lines] == list(range(1, 15))
     assert {"loss", "mel", "grad_norm", "grad_norm/disc", "param_norm", "learning_rate", "learning_rate/disc", "step_seconds"} <= set(lines[0])
+    assert all(0 <= line["data/wait_frac"] <= 1 for line in lines)
     assert lines[0]["learning_rate"] == pytest.approx(config["optim"]["peak"] / config["optim"]["warmup"], rel=1e-5)
     assert all(line["loss"] > 0 for line in lines)
     tree, read = checkpoints.read_model(workdir)
@@ -241,6 +242,23 @@ def test_nothing_left_to_do(place, finished):
 def test_another_data_set_is_refused(place, finished):
     code, _, err = train(place, place / "straight", "--config.train.steps=20", data="other")
     assert code == 2 and err.startswith("error: ") and "was trained on data set" in err
+
+
+def test_new_weights_continue_a_run_and_a_changed_past_is_refused(place):
+    """Two data sets: weights from step 4 on may change while the run is at step 3, and may not when it has passed."""
+    workdir, both = place / "mixture", f"{place / 'data'},{place / 'other'}"
+    weights = lambda *later: f"--config.data.weights={((0, (3, 1)), *later)!r}"
+    words = lambda steps, *later: [f"--config.data.path={both}", f"--config.train.steps={steps}", weights(*later)]
+    code, _, err = train(place, workdir, *words(3))
+    assert code == 0, err
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["dataset"].split() == [json.loads((place / name / "manifest.json").read_text())["fingerprint"] for name in ("data", "other")]
+    code, out, err = train(place, workdir, *words(6, (4, (1, 1))))
+    assert code == 0 and "resuming from step 3" in out, err
+    code, _, err = train(place, workdir, *words(9, (5, (1, 1))))
+    assert code == 2 and err.startswith("error: ") and "was trained with config.data.weights=[[0, [3.0, 1.0]], [4, [1.0, 1.0]]]" in err
+    code, _, err = train(place, workdir, f"--config.data.path={place / 'data'}", "--config.train.steps=9")
+    assert code == 2 and "was trained on data set" in err
 
 
 def test_a_dry_run_writes_nothing(place):

@@ -24,7 +24,8 @@ from ns2_jax.data.feed import make_feed
 from ns2_jax.data.plan import Mixture, StepPlan
 
 RATE, HOP, LEVELS, CODEC, F0_PERIOD = 16000, 200, 16, "0" * 12, 160
-UTTERANCES = 10_800_000  # 44,000 hours
+UTTERANCES = 10_800_000  # 44,000 hours, in the plan
+RECORDED = 3000  # in the records
 BUCKETS, ROWS = 8, 64
 DELAY_MS = 30.0
 REPEATS = 5
@@ -73,11 +74,16 @@ def write_corpus(root: pathlib.Path, utterances: int, shards: int = 4, seed: int
             writers[codes].write({"codes": rng.integers(0, 1024, (samples // HOP, LEVELS)).astype(np.uint16)}, samples)
         for writer in writers.values():
             writer.commit()
+    about = {**{group: {} for group in groups}, codes: {"codec": CODEC, "hop": HOP, "levels": LEVELS}}
+    write_manifest(root, about, shards, utterances, f"measure-{utterances}-{seed}")
+
+
+def write_manifest(root: pathlib.Path, groups: dict[str, Any], shards: int, utterances: int, fingerprint: str) -> None:
+    """As the pipelines write it, of one split by fifty speakers."""
     manifest = {
-        "format": 1, "name": "measure", "fingerprint": f"measure-{utterances}-{seed}", "sample_rate": RATE, "base_hop": HOP,
-        "f0_period": F0_PERIOD, "phones": "", "speakers": {"train": [str(k) for k in range(50)]},
-        "splits": {"train": {"shards": shards, "records": utterances}},
-        "groups": {**{group: {} for group in groups}, codes: {"codec": CODEC, "hop": HOP, "levels": LEVELS}}}  # fmt: skip
+        "format": 1, "name": "measure", "fingerprint": fingerprint, "sample_rate": RATE, "base_hop": HOP, "f0_period": F0_PERIOD,
+        "phones": "", "groups": groups, "splits": {"train": {"shards": shards, "records": utterances}},
+        "speakers": {"train": [str(k) for k in range(50)]}}  # fmt: skip
     records.write_atomic(root / "manifest.json", json.dumps(manifest).encode())
 
 
@@ -88,10 +94,10 @@ def spent(run: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def plan(utterances: int = UTTERANCES) -> dict[str, float]:
+def plan() -> dict[str, float]:
     """Building the plan with its first epoch, looking steps up anywhere in it, padding among the frames of an epoch."""
     rng = np.random.default_rng(0)
-    frames = lengths(utterances, rng) // HOP
+    frames = lengths(UTTERANCES, rng) // HOP
     shapes = buckets(frames[:200_000])
     shapes[-1]["t"] = max(shapes[-1]["t"], int(frames.max()))
     made: list[Mixture] = []
@@ -108,7 +114,7 @@ def plan(utterances: int = UTTERANCES) -> dict[str, float]:
     best = np.median([spent(lambda cut=cut: [whole.step(k) for k in cut]) for cut in cuts], 0)  # of bits so short that nobody interrupts
     batches = np.array(whole.plans[0].batches)
     room = int((batches * [bucket["b"] * bucket["t"] for bucket in shapes]).sum())
-    return {"plan_utterances": utterances, "plan_build_s": build_s, "plan_build_cpu_s": build_cpu_s,
+    return {"plan_utterances": UTTERANCES, "plan_build_s": build_s, "plan_build_cpu_s": build_cpu_s,
             "plan_lookup_us": best[0] / 500 * 1e6, "padding": 1 - int(frames.sum()) / room}
 
 
@@ -183,11 +189,11 @@ def http_rate(root: str, batches: int = 12) -> dict[str, float]:
     return {"http_delay_ms": DELAY_MS, "http_records_per_s": best, "http_utterances_per_s": best / 3}
 
 
-def everything(utterances: int = 3000) -> dict[str, float]:
+def everything() -> dict[str, float]:
     """All of the above, on a corpus made in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="ns2_jax-measure-") as folder:
         root = pathlib.Path(folder, "corpus")
-        write_corpus(root, utterances)
+        write_corpus(root, RECORDED)
         parts = (plan, functools.partial(feed_rate, str(root)), functools.partial(against_array_record, str(root), folder),
                  functools.partial(http_rate, str(root)))  # fmt: skip
         return {name: value for part in parts for name, value in part().items()}

@@ -68,18 +68,24 @@ class Bucket:
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
         """Whole files; None for one that is not there."""
-        return [None if got.state == "missing" else got.value for got in self._all([(name, None) for name in names])]
+        return self._all([(name, None) for name in names])
 
     def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """(name, offset, length) each, all under way at once; what is missing or past the end is empty."""
-        return [got.value for got in self._all([(name, slice(at, at + length)) for name, at, length in wanted])]
+        """(name, offset, length) each, all under way at once; what is missing or runs past the end is empty."""
+        return [data or b"" for data in self._all([(name, slice(at, at + length)) for name, at, length in wanted])]
 
-    def _all(self, questions: Sequence[tuple[str, slice | None]]) -> list[Any]:
+    def _all(self, questions: Sequence[tuple[str, slice | None]]) -> list[bytes | None]:
         futures = [self._store.read(name, byte_range=where) for name, where in questions]
-        try:
-            return [future.result() for future in futures]
-        except Exception as error:  # TensorStore has no classes of its own
-            raise ConnectionError(f"{self.root} cannot be read: {error}") from error
+        found = []
+        for (name, _), future in zip(questions, futures):
+            try:
+                got = future.result()
+                found.append(None if got.state == "missing" else got.value)
+            except Exception as error:  # TensorStore has no classes of its own
+                if not str(error).startswith("OUT_OF_RANGE"):
+                    raise ConnectionError(f"{self.root}/{name} cannot be read: {error}") from error
+                found.append(None)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root}

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from ns2_jax.data.plan import PADDING, StepPlan, assign
+from ns2_jax.data.plan import CYCLE, PADDING, Mixture, StepPlan, assign
 
 lengths = st.lists(st.tuples(st.integers(0, 120), st.integers(1, 30)), min_size=1, max_size=80)
 buckets = st.lists(
@@ -115,3 +115,90 @@ def test_ten_million_utterances_stay_small():
     plan = StepPlan(frames, [{"b": 64, "t": t} for t in (600, 800, 1000, 1200, 1400, 1600)], fingerprint="f", seed=0)
     padding = sum((plan.step(k)[1] == PADDING).sum() for k in range(0, plan.steps_per_epoch))
     assert padding < 64 * 6 and plan.left_out == 0
+
+
+def mixture(sizes, segments=(), seed=0):
+    plans = [StepPlan(np.full(n, 10), [{"b": 2, "t": 10}], fingerprint=f"f{i}", seed=seed) for i, n in enumerate(sizes)]
+    return Mixture(plans, segments)
+
+
+sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5)
+number = st.one_of(st.integers(0, 9), st.floats(0.01, 9))
+
+
+@st.composite
+def mixtures(draw):
+    """Sizes of data sets with one to three segments of weights for them."""
+    n = draw(sizes)
+    weights = st.lists(number, min_size=len(n), max_size=len(n)).filter(lambda w: sum(w) > 0)
+    starts = [0, *np.cumsum(draw(st.lists(st.integers(1, 60), max_size=2))).tolist()]
+    return n, [(start, draw(weights)) for start in starts]
+
+
+@hypothesis.given(sizes, st.integers(0, 3))
+def test_a_mixture_without_weights_has_everything_once_an_epoch(n, epoch):
+    plan = mixture(n)
+    seen = Counter()
+    for k in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+        source, _, ids = plan.step(k)
+        seen.update((source, i) for i in ids.tolist() if i != PADDING)
+    assert seen == Counter({(source, i): 1 for source, size in enumerate(n) for i in range(size)})
+
+
+@hypothesis.given(mixtures(), st.integers(1, 200))
+def test_a_mixture_serves_each_data_set_in_its_own_order(mixed, steps):
+    """Whatever the weights, its batches are those of the data set's own plan, one after the other: nothing is skipped or repeated."""
+    plan = mixture(*mixed)
+    served = Counter()
+    for k in range(steps):
+        source, bucket, ids = plan.step(k)
+        alone = plan.plans[source].step(served[source])
+        assert bucket == alone[0] and np.array_equal(ids, alone[1])
+        served[source] += 1
+
+
+@hypothesis.given(mixtures(), st.integers(1, 300))
+def test_shares_are_kept_at_every_step(mixed, steps):
+    n, segments = mixed
+    plan = mixture(n, segments)
+    ends = [start for start, _ in segments[1:]] + [steps]
+    for (start, weights), end in zip(segments, ends):
+        served, share = np.zeros(len(n)), np.array(weights) / sum(weights)
+        for k in range(start, min(end, steps)):
+            served[plan.turn(k)[0]] += 1
+            assert (np.abs(served - share * served.sum()) <= (len(n) + 1) / 2 + served.sum() / CYCLE).all()
+            assert not served[share == 0].any()
+
+
+@hypothesis.given(mixtures(), st.integers(0, 300), st.integers(1, 100), st.data())
+def test_new_weights_leave_the_past_alone(mixed, last, later, data):
+    n, segments = mixed
+    start = segments[-1][0] + later
+    more = data.draw(st.lists(st.floats(0.01, 9), min_size=len(n), max_size=len(n)))
+    before, after = mixture(n, segments), pickle.loads(pickle.dumps(mixture(n, [*segments, (start, more)])))
+    for k in {min(last, start - 1), start - 1}:
+        a, b = before.step(k), after.step(k)
+        assert a[:2] == b[:2] and np.array_equal(a[2], b[2])
+        assert before.row_rng(k, 1).integers(2**60) == after.row_rng(k, 1).integers(2**60)
+
+
+def test_weights_far_into_a_training():
+    """After a billion steps the shares are exact and the look-up has not become slow."""
+    plan = mixture([30, 70, 11], [(0, (3, 1, 0)), (10**9, (1, 1, 2))])
+    assert plan.turn(10**9)[1] in (750_000_000, 250_000_000, 0)
+    counts = [max(n for source, n in (plan.turn(k) for k in range(10**9, 10**9 + 4)) if source == s) for s in range(3)]
+    assert counts == [750_000_000, 250_000_000, 1]
+
+
+@pytest.mark.parametrize("segments, words", [
+    ([(5, (1, 1))], "the first begins at 0"),
+    ([(0, (1, 1)), (0, (1, 2))], "each later than the one before"),
+    ([(0, (1, 1, 1))], "3 weights from step 0 on, config.data.path names 2 data sets"),
+    ([(0, (0, 0))], "not all 0"),
+    ([(0, (-1, 2))], "at least 0"),
+    ([(0, (float("nan"), 2))], "at least 0"),
+    ([(0, (1e-6, 1.0))], "a weight below 1/10000 of the whole is never served"),
+])
+def test_impossible_weights(segments, words):
+    with pytest.raises(ValueError, match="config.data.weights.*" + words):
+        mixture([4, 4], segments)

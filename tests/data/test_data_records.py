@@ -11,9 +11,11 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from noise_corpus import write_corpus
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ns2_jax.data import records, wire
+from ns2_jax.data.dataset import Dataset
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 float32 = st.floats(width=32, allow_nan=False)
@@ -147,6 +149,28 @@ def test_every_flipped_bit_is_found(tmp_path):
         if not damaged(path):
             missed.append(bit)
     assert missed == [] and len(data) > 100
+
+
+def test_two_thousand_flipped_bits_of_a_data_set_are_found(tmp_path):
+    """Any bit of any record or index of any group, as the feed reads them."""
+    write_corpus(tmp_path, utterances=4, shard_count=2, splits=("train",))
+    groups = Dataset.open(tmp_path).groups
+    files = [path for path in sorted(tmp_path.glob("*/*")) if path.suffix in (".tfrecord", ".npy")]
+    rng = np.random.default_rng(0)
+    missed = []
+    for _ in range(2000):
+        path = files[rng.integers(len(files))]
+        data = path.read_bytes()
+        at, bit = int(rng.integers(len(data))), int(rng.integers(8))
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+        try:
+            Dataset.open(tmp_path).read_many("train", {path.parent.name: range(4)})
+            missed.append((path, at, bit))
+        except records.Corrupt:
+            pass
+        path.write_bytes(data)
+    assert missed == []
+    Dataset.open(tmp_path).read_many("train", {group: range(4) for group in groups})  # and all is well again
 
 
 def test_every_truncation_is_found(tmp_path):

@@ -108,6 +108,17 @@ def test_another_position_in_the_data_is_refused(tmp_path):
         checkpoints.Checkpoints(tmp_path, dataset="abc", seed=1, codec="0123456789ab").restore(p.target)
 
 
+def test_another_order_of_the_data_is_refused_by_its_field(tmp_path):
+    p = program(dict(fsdp=1), Toy())
+    order = lambda **fields: lambda step: {f"config.data.{name}": value for name, value in fields.items()} | {"until": step}
+    saved(p, tmp_path, 1, order=order(buckets=[{"b": 8, "t": 64}], hop=200))
+    wrong = checkpoints.Checkpoints(tmp_path, order=order(buckets=[{"b": 4, "t": 64}], hop=200))
+    with pytest.raises(ValueError, match=r"trained with config.data.buckets=\[{'b': 8, 't': 64}\], it is now \[{'b': 4, 't': 64}\]: step 1"):
+        wrong.restore(p.target)
+    more = checkpoints.Checkpoints(tmp_path, order=order(buckets=[{"b": 8, "t": 64}], hop=200, a_later_field=1))
+    assert int(more.restore(p.target)["step"]) == 1  # a checkpoint from before a field existed
+
+
 def test_every_path_that_does_not_fit_is_listed(tmp_path):
     saved(program(dict(fsdp=1), Toy()), tmp_path, 1)
     store = checkpoints.Checkpoints(tmp_path)
