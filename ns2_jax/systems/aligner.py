@@ -1,0 +1,120 @@
+"""A learned aligner: phones and a recording -> which frames speak which phone, from recordings and their texts alone.
+
+Badlani et al. 2021 ("One TTS Alignment To Rule Them All") on the distances of `layers.aligner`. With D[t, p] = -score,
+
+    A[t, .] = softmax over the row's phones of (score[t, .] + log prior[t, .])
+    L = forward-sum + binarisation
+      = -log sum over monotonic alignments s of prod_t A[t, s_t]  -  w(step) sum_t log A[t, s*_t],    s* the best one (Viterbi)
+
+both per frame. The prior is the beta-binomial band round the diagonal; the binarisation loss, off before `binarise_from`, makes
+the soft alignment as hard as the durations that are taken from it.
+
+Ours: no blank (every frame belongs to a phone; pauses are phones); a pause may turn out not to be there, so
+texts can offer one wherever somebody may pause; log-mel features lose their mean over the utterance, which is voice and
+channel; sums over frames instead of means over phones, so that micro-batches add.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ns2_jax.layers.aligner import Aligner
+from ns2_jax.maths import alignment, spectral
+from ns2_jax.systems.system import Batch, Field, Program, SingleLoss, Sizes, Tree, tuples
+
+DEVIATION = 2.4  # of log-mel magnitudes in speech, about
+
+
+@dataclasses.dataclass(frozen=True)
+class System(SingleLoss):
+    """Numbers only. `network` are the fields of `layers.aligner.Aligner`; `size` samples a window, a multiple of `hop`."""
+
+    network: Mapping[str, Any]
+    phones: int = 128
+    pause: int = 1  # id of the phone that may have no frame
+    rate: int = 16000  # Hz
+    hop: int = 200  # samples
+    size: int = 400
+    mels: int = 40
+    floor: float = 3e-5
+    prior: float = 1.0  # concentration of the beta-binomial
+    binarise_from: int = 6000
+    binarisation_weight: float = 1.0
+    dtype: str = "float32"
+
+    fields = {"audio": Field("bs", "float32"), "phones": Field("bp", "int32"), "frames": Field("b", "int32"), "weight": Field("b", "float32")}
+
+    @property
+    def net(self) -> Aligner:
+        return Aligner(self.phones, **tuples(self.network), dtype=jnp.dtype(self.dtype))
+
+    @property
+    def audio(self) -> dict[str, int]:
+        """What `config.data` must say about the recordings."""
+        return {"sample_rate": self.rate, "hop": self.hop}
+
+    def features(self, audio_bs: jax.Array, mask_bt: jax.Array) -> jax.Array:
+        """Log-mel magnitudes without their mean over the utterance, about unit scale, zero at padding: `[b, t, mels]`."""
+        t, valid = mask_bt.shape[1], mask_bt[..., None]
+        audio = audio_bs.reshape(audio_bs.shape[0], t, self.hop) * valid  # what follows the last whole frame is not heard
+        mel = spectral.log_mel(audio.reshape(audio.shape[0], -1), self.rate, self.size, self.hop, self.mels, self.floor)
+        mean = (mel * valid).sum(1, keepdims=True) / jnp.maximum(valid.sum(1, keepdims=True), 1)
+        return (mel - mean) / DEVIATION * valid
+
+    def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+        b, t = 1, 4
+        given = jnp.zeros((b, t, self.mels)), jnp.ones((b, t), bool), jnp.ones((b, 2), jnp.int32)
+        return self.net.init(rng, *given)["params"], {}
+
+    def scores(self, params: Tree, batch: Batch, prior: float) -> jax.Array:
+        """log A `[b, t, p]`: over a row's phones the softmax of the network's scores, and of the prior where that is not 0."""
+        t = batch["audio"].shape[1] // self.hop
+        mask, there = alignment.length_mask(batch["frames"], t), batch["phones"] > 0
+        scores = self.net.apply({"params": params}, self.features(batch["audio"], mask), mask, batch["phones"])
+        if prior:
+            scores += alignment.beta_binomial(batch["frames"], there.sum(-1), scores.shape[1:], prior)
+        return jax.nn.log_softmax(jnp.where(there[:, None], scores, alignment.NEVER), -1)
+
+    def given(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What the alignments' functions take besides the scores: frames, phones `[b]`, pauses `[b, p]`."""
+        return batch["frames"], (batch["phones"] > 0).sum(-1), batch["phones"] == self.pause
+
+    def loss(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, tuple[Tree, dict]]:
+        """Sums over frames, to be divided by their number. A row with fewer frames than phones has no alignment and no weight."""
+        del rest, rng
+        scores, given = self.scores(params, batch, self.prior), self.given(batch)
+        durations, best = alignment.viterbi(jax.lax.stop_gradient(scores), *given)
+        weight = batch["weight"] * (best > alignment.NEVER / 2)
+        path = alignment.alignment(durations, scores.shape[1])
+        terms = {
+            "forward_sum": -alignment.forward_sum(scores, *given),
+            "binarisation": -jnp.where(path, scores, 0.0).sum((1, 2)),
+        }
+        terms = {name: (jnp.where(weight > 0, value, 0.0) * weight).sum() for name, value in terms.items()}
+        on = self.binarisation_weight * (step >= self.binarise_from)
+        metrics = terms | {"weight": (weight * batch["frames"]).sum()}
+        return terms["forward_sum"] + on * terms["binarisation"], ({}, metrics)
+
+    def align(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
+        """Program: the best alignment. `durations` in frames sum to `frames`, a pause may have none; `score` is the mean log A of a
+        frame, about NEVER / frames where there are fewer frames than phones."""
+        del rest, rng, sizes
+        durations, best = alignment.viterbi(self.scores(params, inputs, 0.0), *self.given(inputs))
+        return {"durations": durations, "score": best / jnp.maximum(inputs["frames"], 1)}
+
+    def programs(self) -> dict[str, Program]:
+        inputs = {name: self.fields[name] for name in ("audio", "phones", "frames")}
+        return {"align": Program(self.align, inputs, {"durations": Field("bp", "int32"), "score": Field("b", "float32")})}
+
+    def flops(self, sizes: Sizes) -> float:
+        """The networks and the distances of one batch (features and alignments not counted): 2 per multiply-add."""
+        net, (b, t, p) = self.net, (sizes["b"], sizes["t"], sizes["p"])
+        block = net.kernel * net.width + 2 * net.expansion * net.width**2
+        frame = net.input_kernel * self.mels * net.width + net.blocks * block + net.width * net.channels
+        phone = net.text_kernel * 2 * net.text_width**2 + 2 * net.text_width * net.channels
+        return 2.0 * b * (t * frame + p * phone + t * p * net.channels)
