@@ -1,17 +1,23 @@
 """A learned aligner: phones and a recording -> which frames speak which phone, from recordings and their texts alone.
 
-Badlani et al. 2021 ("One TTS Alignment To Rule Them All") on the distances of `layers.aligner`. With D[t, p] = -score,
+Badlani et al. 2021 ("One TTS Alignment To Rule Them All") on the distances of `layers.aligner`: with E[t, p] = -temperature |q_t - k_p|^2
 
-    A[t, .] = softmax over the row's phones of (score[t, .] + log prior[t, .])
+    S[t, p] = E[t, p] - log mean over the utterance's frames t' of exp E[t', p]
     L = forward-sum + binarisation
-      = -log sum over monotonic alignments s of prod_t A[t, s_t]  -  w(step) sum_t log A[t, s*_t],    s* the best one (Viterbi)
+      = -log sum over monotonic alignments s of exp sum_t (S + log prior)[t, s_t]  -  w(step) sum_t (S + log prior)[t, s*_t]
 
-both per frame. The prior is the beta-binomial band round the diagonal; the binarisation loss, off before `binarise_from`, makes
-the soft alignment as hard as the durations that are taken from it.
+per frame, s* the best alignment (Viterbi). The prior is the beta-binomial band round the diagonal; the binarisation loss, off before
+`binarise_from`, trains on the durations that are taken. `align` leaves the prior out.
 
-Ours: no blank (every frame belongs to a phone; pauses are phones); a pause may turn out not to be there, so
-texts can offer one wherever somebody may pause; log-mel features lose their mean over the utterance, which is voice and
-channel; sums over frames instead of means over phones, so that micro-batches add.
+Where we leave the paper:
+  * It normalises E over the phones of the text, we over the frames of the utterance. S is then an estimate of the log-likelihood ratio
+    log p(x_t | phone) / p(x_t), the objective a mutual information of frames and phones (InfoNCE, van den Oord et al. 2018). Over phones it is
+    their conditional entropy given the frames, which is low too when a few frequent phones take most frames: there
+    1,000 steps of `small` ended in such an alignment (1 % of boundaries within 50 ms), here 50 steps have 98 %.
+  * No blank: every frame belongs to a phone, and pauses are phones. A pause may have no frame, so that texts can offer one wherever
+    somebody may pause.
+  * Log-mel features lose their mean over the utterance, which is voice and channel.
+  * Sums over frames instead of means over phones, so that micro-batches add.
 """
 
 from __future__ import annotations
@@ -47,6 +53,7 @@ class System(SingleLoss):
     binarisation_weight: float = 1.0
     dtype: str = "float32"
 
+    exported = (r"params/.*",)
     fields = {"audio": Field("bs", "float32"), "phones": Field("bp", "int32"), "frames": Field("b", "int32"), "weight": Field("b", "float32")}
 
     @property
@@ -72,13 +79,15 @@ class System(SingleLoss):
         return self.net.init(rng, *given)["params"], {}
 
     def scores(self, params: Tree, batch: Batch, prior: float) -> jax.Array:
-        """log A `[b, t, p]`: over a row's phones the softmax of the network's scores, and of the prior where that is not 0."""
+        """S `[b, t, p]`, with the log prior where `prior` is not 0; zero at padding."""
         t = batch["audio"].shape[1] // self.hop
         mask, there = alignment.length_mask(batch["frames"], t), batch["phones"] > 0
         scores = self.net.apply({"params": params}, self.features(batch["audio"], mask), mask, batch["phones"])
+        total = jax.nn.logsumexp(jnp.where(mask[:, :, None], scores, alignment.NEVER), 1, keepdims=True)
+        scores += jnp.log(jnp.maximum(batch["frames"], 1).astype(jnp.float32))[:, None, None] - total
         if prior:
             scores += alignment.beta_binomial(batch["frames"], there.sum(-1), scores.shape[1:], prior)
-        return jax.nn.log_softmax(jnp.where(there[:, None], scores, alignment.NEVER), -1)
+        return jnp.where(mask[:, :, None] & there[:, None], scores, 0.0)
 
     def given(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         """What the alignments' functions take besides the scores: frames, phones `[b]`, pauses `[b, p]`."""
@@ -101,8 +110,8 @@ class System(SingleLoss):
         return terms["forward_sum"] + on * terms["binarisation"], ({}, metrics)
 
     def align(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
-        """Program: the best alignment. `durations` in frames sum to `frames`, a pause may have none; `score` is the mean log A of a
-        frame, about NEVER / frames where there are fewer frames than phones."""
+        """Program: the best alignment. `durations` in frames sum to `frames`, a pause may have none; `score` is the mean S of a frame in
+        nats (0: the phones say nothing about the frames), about NEVER / frames where there are fewer frames than phones."""
         del rest, rng, sizes
         durations, best = alignment.viterbi(self.scores(params, inputs, 0.0), *self.given(inputs))
         return {"durations": durations, "score": best / jnp.maximum(inputs["frames"], 1)}

@@ -1,0 +1,177 @@
+"""Phone times from Praat's TextGrid files, as the Montreal Forced Aligner writes them.
+
+Long and short format, UTF-8 and UTF-16 (with a byte order mark, as Praat writes it), intervals and points. Phones are mapped by
+ns2_jax.text.phones: ARPAbet (MFA's `english_us_arpa`) or IPA (its other models). An interval without text is a pause.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from ns2_jax.text import phones
+
+SILENT = frozenset(("", "sil", "sp", "pau", "<eps>", "<p>"))
+UNSPOKEN = frozenset(("spn", "<unk>", "[bracketed]", "<unknown>", "<cutoff>"))
+SLACK = 0.05  # seconds by which a grid may be longer or shorter than its recording, or intervals apart
+
+
+class TextGridError(ValueError):
+    """A TextGrid that cannot be used; `reason` is one word for the list of rejects."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """From `start` to `end` in seconds, what is written there."""
+
+    start: float
+    end: float
+    text: str
+
+
+_TOKENS = re.compile(r'"((?:[^"]|"")*)"|<(exists|absent)>|(?<![\w."])([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?![\w.\]])')
+
+
+def _decode(path: pathlib.Path) -> str:
+    data = path.read_bytes()
+    for mark, name in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"), (codecs.BOM_UTF8, "utf-8-sig")):
+        if data.startswith(mark):
+            break
+    else:
+        name = "utf-8"
+    try:
+        return data.decode(name)
+    except UnicodeDecodeError as error:
+        raise TextGridError("decode_error", f"{path} is neither UTF-8 nor UTF-16 text") from error
+
+
+def read(path: str | os.PathLike) -> dict[str, list[Interval]]:
+    """Tier name -> its intervals in order of time; tiers of points are left out.
+
+    Both formats are the same strings and numbers in the same order, so what is between them is not read. Raises FileNotFoundError, and
+    TextGridError (`decode_error`) for another file, one cut short, or intervals that overlap or run backwards.
+    """
+    path = pathlib.Path(path)
+    text = _decode(path)
+    tokens = [(string.replace('""', '"') if number == "" and not flag else flag or float(number))
+              for string, flag, number in _TOKENS.findall(re.sub(r"^\s*!.*$", "", text, flags=re.M))]
+    at = 0
+
+    def take(kind: type, what: str):
+        nonlocal at
+        if at >= len(tokens) or not isinstance(tokens[at], kind):
+            raise TextGridError("decode_error", f"{path}: expected {what}, found {'the end' if at >= len(tokens) else repr(tokens[at])}")
+        at += 1
+        return tokens[at - 1]
+
+    if [token for token in tokens[:2]] != ["ooTextFile", "TextGrid"]:
+        raise TextGridError("decode_error", f"{path} is not a TextGrid")
+    at = 2
+    take(float, "the start"), take(float, "the end")
+    tiers: dict[str, list[Interval]] = {}
+    if take(str, "<exists>") == "absent":
+        return tiers
+    for _ in range(int(take(float, "the number of tiers"))):
+        kind, name = take(str, "a tier's class"), take(str, "a tier's name")
+        take(float, "a tier's start"), take(float, "a tier's end")
+        rows = []
+        for _ in range(int(take(float, "the number of intervals"))):
+            if kind == "TextTier":
+                take(float, "a time"), take(str, "a mark")
+                continue
+            rows.append(Interval(take(float, "a start"), take(float, "an end"), take(str, "a text").strip()))
+        for a, b in zip(rows, rows[1:]):
+            if a.end > b.start + 1e-6 or b.end < b.start:
+                raise TextGridError("decode_error", f"{path}: tier {name!r} has an interval from {b.start} to {b.end} after one that ends at {a.end}")
+        if kind == "IntervalTier":
+            tiers[name] = rows
+    return tiers
+
+
+def _tier(tiers: dict[str, list[Interval]], wanted: str, path: str | os.PathLike) -> list[Interval]:
+    """The tier called `wanted`, also as MFA names those of several speakers (`anna - phones`). Raises TextGridError unless there is one."""
+    found = [name for name in tiers if name.lower() == wanted or name.lower().endswith(f"- {wanted}")]
+    if len(found) != 1:
+        raise TextGridError("no_alignment", f"{path} has {len(found)} tiers of {wanted} (tiers: {sorted(tiers)}); one is expected")
+    return tiers[found[0]]
+
+
+def _ids(text: str, alphabet: str, language: str) -> Sequence[str]:
+    if text.lower() in SILENT:
+        return [phones.SILENCE]
+    if text.lower() in UNSPOKEN:
+        return [phones.UNKNOWN]
+    return phones.from_arpabet([text]) if alphabet == "arpabet" else phones.from_ipa(text, language)
+
+
+def _alphabet(rows: Sequence[Interval]) -> str:
+    """ "arpabet" when every label is one of its symbols, else "ipa"."""
+    for row in rows:
+        if row.text.lower() not in SILENT | UNSPOKEN:
+            try:
+                phones.from_arpabet([row.text])
+            except ValueError:
+                return "ipa"
+    return "arpabet"
+
+
+def align(path: str | os.PathLike, samples: int, rate: int, language: str = "en", words: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(phone ids uint8 `[p]`, ends int32 `[p]` in samples, the last `samples`) of a recording of `samples` at `rate` Hz.
+
+    Gaps between intervals become pauses, neighbouring pauses one; a label of two phones (a diphthong of another inventory) shares
+    its time. With the transcript's `words`, those of the grid must be these, in order, whatever their case.
+
+    Raises FileNotFoundError, and TextGridError with a reason: `decode_error`; `no_alignment` without a tier of phones; `unknown_word` for
+    what MFA could not pronounce; `word_mismatch` and `length_mismatch`; `text_unpronounceable` for a label of no inventory.
+    """
+    tiers = read(path)
+    rows = _tier(tiers, "phones", path)
+    if words is not None:
+        spoken = [row.text.lower() for row in _tier(tiers, "words", path) if row.text.lower() not in SILENT]
+        wanted = [word.lower() for word in words]
+        if spoken != wanted:
+            place = next((i for i, (a, b) in enumerate(zip(spoken, wanted)) if a != b), min(len(spoken), len(wanted)))
+            say = lambda some: repr(some[place]) if place < len(some) else "nothing"
+            raise TextGridError("word_mismatch", f"{path}: word {place + 1} is {say(spoken)} in the grid, {say(wanted)} in the transcript")
+    seconds = samples / rate
+    if not rows or all(row.text.lower() in SILENT for row in rows):
+        raise TextGridError("no_alignment", f"{path}: the tier of phones says nothing")
+    if rows[-1].end > seconds + SLACK or (rows[-1].text.lower() not in SILENT and rows[-1].end < seconds / 2):
+        raise TextGridError("length_mismatch", f"{path} ends at {rows[-1].end:.3f} s, its recording at {seconds:.3f} s")
+    alphabet = _alphabet(rows)
+    spans: list[tuple[str, float]] = []  # (phone, end in seconds)
+
+    def add(phone: str, end: float) -> None:
+        if phone == phones.SILENCE and spans and spans[-1][0] == phone:
+            spans[-1] = (phone, end)
+        else:
+            spans.append((phone, end))
+
+    at = 0.0
+    for row in rows:
+        if row.end <= row.start:
+            continue  # an interval of no length says nothing
+        if row.start > at + 1e-6:
+            add(phones.SILENCE, row.start)
+        names = list(_ids(row.text, alphabet, language))
+        if phones.UNKNOWN in names:
+            reason = "unknown_word" if row.text.lower() in UNSPOKEN else "text_unpronounceable"
+            raise TextGridError(reason, f"{path}: {row.text!r} at {row.start:.2f} s is no phone of the inventory")
+        for i, name in enumerate(names):
+            add(name, row.start + (row.end - row.start) * (i + 1) / len(names))
+        at = row.end
+    if seconds - at > SLACK:
+        add(phones.SILENCE, seconds)
+    ends = np.minimum(np.rint(np.asarray([end for _, end in spans]) * rate), samples).astype(np.int32)
+    ends[-1] = samples
+    return phones.ids([name for name, _ in spans]).astype(np.uint8), ends
