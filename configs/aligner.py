@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.model = common.choose(
         size,
         smoke=dict(network=dict(width=32, blocks=1, text_width=16, channels=16), mels=20, binarise_from=30),
-        small=dict(network=dict(width=192, blocks=2, text_width=96, channels=64), mels=40, binarise_from=200),
+        small=dict(network=dict(width=192, blocks=2, text_width=96, channels=64), mels=40, binarise_from=150),
         base=dict(network=dict(width=512, blocks=4, text_width=256, channels=128), mels=80, size=800, binarise_from=6000),
     )
     config.model.rate, config.model.hop, config.model.prior = config.data.sample_rate, config.data.hop, 1.0
@@ -29,16 +29,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.buckets = common.choose(
         size,
         smoke=(dict(b=8, t=320, p=64),),
-        small=(dict(b=20, t=208, p=40), dict(b=14, t=304, p=56), dict(b=8, t=512, p=88), dict(b=5, t=832, p=136), dict(b=3, t=1600, p=240)),
+        small=(dict(b=14, t=304, p=56), dict(b=6, t=672, p=112), dict(b=3, t=1600, p=240)),
         base=(dict(b=256, t=320, p=80), dict(b=128, t=640, p=160), dict(b=64, t=1280, p=320), dict(b=32, t=2560, p=640)),
     )
     config.data.gain_db = common.choose(size, smoke=0.0, small=6.0, base=6.0)
     config.optim.peak = common.choose(size, smoke=3e-3, small=2e-3, base=5e-4)
-    config.optim.warmup = common.choose(size, smoke=5, small=50, base=2000)
+    config.optim.warmup = common.choose(size, smoke=5, small=30, base=2000)
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="cosine")
     config.optim.weight_decay = common.choose(size, smoke=0.0, small=0.01, base=0.01)
-    config.train.steps = common.choose(size, smoke=60, small=600, base=100_000)
-    config.train.ema = common.choose(size, smoke=0.9, small=0.98, base=0.999)
+    config.train.steps = common.choose(size, smoke=60, small=300, base=100_000)
+    config.train.ema = common.choose(size, smoke=0.9, small=0.97, base=0.999)
     config.train.log_every = common.choose(size, smoke=5, small=25, base=100)
-    config.train.save_every = common.choose(size, smoke=30, small=100, base=5000)
+    config.train.save_every = common.choose(size, smoke=30, small=50, base=5000)
     return common.finish(config, overrides)

@@ -67,7 +67,7 @@ KEY, LATE = jax.random.key(1), jnp.int32(30)
 
 
 def test_the_loss_is_forward_sum_plus_binarisation_by_hand(started, grads):
-    """From the network's scores in numpy: softmax with the prior, all alignments by recursion in float64, the best one's mean."""
+    """From the network's distances in numpy: over their mean of all frames, with the prior, all alignments by recursion in float64."""
     import scipy.special
     import scipy.stats
 
@@ -81,7 +81,8 @@ def test_the_loss_is_forward_sum_plus_binarisation_by_hand(started, grads):
     for row in range(2):
         m, n = int(data["frames"][row]), int((data["phones"][row] > 0).sum())
         prior = np.stack([scipy.stats.betabinom(n - 1, i + 1, m - i).logpmf(np.arange(n)) for i in range(m)])
-        a = scipy.special.log_softmax(raw[row, :m, :n] + prior, -1)
+        ratio = raw[row, :m, :n] - np.log(np.exp(raw[row, :m, :n]).mean(0))
+        a = ratio + prior
         optional = np.asarray(data["phones"][row, :n]) == 1
         alpha = np.full(n, -np.inf)
         alpha[0] = a[0, 0]
@@ -191,7 +192,7 @@ def test_it_finds_the_boundaries_of_texts_it_has_not_seen(started):
     before = off(params)
     params, log = train(one, params, rest, 60)
     after = off(params)
-    assert log[-1]["forward_sum"] < 0.5 * log[0]["forward_sum"]
+    assert log[-1]["forward_sum"] < log[0]["forward_sum"] - 0.5, (log[0], log[-1])
     assert np.median(before) >= 1 and np.median(after) == 0 and (after <= 1).mean() > 0.9, (np.median(before), np.median(after), (after <= 1).mean())
     middle = np.asarray(data["phones"]).copy()
     middle = np.insert(middle, 3, 1, axis=1)

@@ -1,0 +1,130 @@
+"""The group `align` by a learned aligner: records that fit, pauses dropped, resumed and replaced, and what cannot be aligned is listed."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import aligner as aligner_config
+from data_pipelines import learned_align, shards
+from ns2_jax import inference
+from ns2_jax.data import frames
+from ns2_jax.data.dataset import Dataset
+from ns2_jax.inference import aligning
+from ns2_jax.systems import system as systems
+from ns2_jax.text import phones
+
+TEXTS = ["go on", "we sing", "an old and heavy thing that nobody could ever say in so little time"]
+SAMPLES = [9000, 12150, 4900]
+
+
+def make_model(seed: int) -> inference.Model:
+    config = json.loads(aligner_config.get_config("smoke").to_json())
+    system = systems.make("aligner", config["model"])
+    shapes = systems.shapes(system.fields, {"b": 1, "t": 8, "s": 1600, "p": 4})
+    params, rest = jax.eval_shape(system.init, jax.random.key(0), shapes)
+    rng = np.random.default_rng(seed)
+    return inference.Model(system, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), params), rest, config)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(0)
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """Three utterances of noise in one shard; the last has fewer frames than phones."""
+    rng = np.random.default_rng(0)
+    for group in ("meta", "audio"):
+        with shards.ShardWriter(tmp_path, group, "train", 0, 1) as writer:
+            for i, (text, n) in enumerate(zip(TEXTS, SAMPLES)):
+                meta = {"utt_id": f"u{i}", "speaker": "s", "source": "noise", "voice": "v", "text": text, "text_norm": text}
+                writer.write(meta if group == "meta" else {"audio": (3000 * rng.normal(size=n)).astype(np.int16)}, n)
+    shards.write_manifest(tmp_path, name="noise", phones=phones.inventory_hash())
+    return tmp_path
+
+
+def rows(root) -> list[dict]:
+    dataset = Dataset.open(root)
+    return [dataset.read("train", "align", i) for i in range(3)]
+
+
+def test_provisional_times_offer_pauses_and_add_up(data_set):
+    assert learned_align.align(data_set, None) == {"in": 3}
+    for row, n in zip(rows(data_set), SAMPLES):
+        assert row["ends"][-1] == n and (np.diff(row["ends"], prepend=0) > 0).all() and np.ptp(np.diff(row["ends"], prepend=0)) <= 1
+    assert phones.names(rows(data_set)[0]["phones"]) == ["sil", "g", "ow", "sil", "aa", "n", "sil"]
+
+
+def test_times_of_an_aligner(data_set, model, monkeypatch):
+    monkeypatch.setattr(learned_align, "WORST", -100.0)  # it is not trained
+    learned_align.align(data_set, None)
+    before = rows(data_set)
+    assert learned_align.align(data_set, model) == {"in": 3, "too_few_frames": 1}
+    found = rows(data_set)
+    for old, new, n in zip(before[:2], found, SAMPLES):
+        spoken = lambda row: [phone for phone in phones.names(row["phones"]) if phone != "sil"]
+        assert spoken(old) == spoken(new) and new["ends"][-1] == n
+        durations = frames.durations(new["ends"], n, 16000, 200)
+        assert durations.sum() == n // 200 and (durations > 0).all()
+        np.testing.assert_array_equal(new["ends"][:-1] % 200, 0)
+    np.testing.assert_array_equal(found[2]["ends"], before[2]["ends"])
+    listed = [json.loads(line) for line in (data_set / "rejects" / "align-train-00000.jsonl").read_text().splitlines()]
+    assert [(row["item"], row["reason"]) for row in listed] == [("u2", "too_few_frames")] and "24 frames" in listed[0]["detail"]
+    about = Dataset.open(data_set).manifest["groups"]["align"]
+    assert about["aligner"] == aligning.name_of(model) and about["phones"] == "text"
+
+
+def test_it_goes_on_where_it_stopped_and_another_aligner_replaces(data_set, model, monkeypatch):
+    monkeypatch.setattr(learned_align, "WORST", -100.0)
+    learned_align.align(data_set, model)
+    path = next((data_set / "align").glob("*.tfrecord"))
+    once, when = path.read_bytes(), path.stat().st_mtime_ns
+    learned_align.align(data_set, model)
+    assert path.stat().st_mtime_ns == when
+    learned_align.align(data_set, make_model(1))
+    assert path.read_bytes() != once
+    learned_align.align(data_set, model)
+    assert path.read_bytes() == once
+    kept = rows(data_set)
+    learned_align.align(data_set, model, "align")
+    for a, b in zip(kept[:2], rows(data_set)):
+        assert set(phones.names(b["phones"])) <= set(phones.names(a["phones"]))
+
+
+def test_a_text_that_was_not_said_is_listed(data_set, model, monkeypatch):
+    monkeypatch.setattr(learned_align, "WORST", 1e9)
+    assert learned_align.align(data_set, model) == {"in": 3, "align_failed": 2, "too_few_frames": 1}
+
+
+def test_a_row_has_the_times_that_it_has_alone(model):
+    rng = np.random.default_rng(2)
+    audios = [rng.normal(size=n).astype(np.float32) for n in (9000, 15000, 13300, 23999)]
+    ids = [rng.integers(1, 40, n).astype(np.uint8) for n in (5, 12, 9, 20)]
+    for one, audio, row in zip(aligning.align_all(model, audios, ids), audios, ids):
+        alone = aligning.align(model, audio, row)
+        np.testing.assert_array_equal(one.durations, alone.durations)
+        np.testing.assert_array_equal(one.ends, alone.ends)
+        assert one.durations.sum() == len(audio) // 200 and one.ends[-1] == len(audio)
+
+
+def test_wrong_requests_are_explained(data_set, model):
+    with pytest.raises(ValueError, match="phones=words is not one of"):
+        learned_align.align(data_set, model, "words")
+    with pytest.raises(ValueError, match="no group 'align'"):
+        learned_align.align(data_set, model, "align")
+    with pytest.raises(ValueError, match="phone ids from 0 to 3"):
+        aligning.align(model, np.zeros(1600, np.float32), np.asarray([0, 3]))
+    with pytest.raises(ValueError, match="0 whole frames"):
+        aligning.align(model, np.zeros(160, np.float32), np.asarray([3]))
+    other = inference.Model(model.system, model.params, model.rest, model.config)
+    other.rate = 22050
+    with pytest.raises(ValueError, match="works at 22050 Hz"):
+        learned_align.align(data_set, other)
+    other.programs = {}
+    with pytest.raises(ValueError, match="does not align"):
+        aligning.align(other, np.zeros(1600, np.float32), np.asarray([3]))
