@@ -2,9 +2,13 @@
 
     python -m ns2_jax.train --config=configs/aligner.py:small --config.data.path=runs/data/default --workdir=runs/aligner
 
+A data set of your own gets its phones first, and their times afterwards: `python -m data_pipelines.learned_align`, which see.
+
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  half a million parameters; half an hour on a busy CPU core.
+    small  0.38 M parameters, 300 steps of about 50 s of speech: three minutes on two CPU cores (105 s of CPU time). On
+           the default corpus, boundaries against the exact ones: unseen speakers and sentences (split test) median error 7.6 ms, 90 % within
+           20 ms, 99.7 % within 50 ms; a voice never heard (split heldout) 7.2 ms, 91 %, 99.7 %. It aligns 500 s of speech a second.
     base   for thousands of hours on an accelerator; not trained here.
 """
 

@@ -13,6 +13,7 @@ import pytest
 
 from configs.aligner import get_config
 from ns2_jax.maths import alignment
+from ns2_jax.systems.aligner import share_twins
 from ns2_jax.systems.system import make
 from tests import meshes
 
@@ -165,6 +166,13 @@ def test_durations_sum_to_the_frames(started, seed):
     durations = np.asarray(out["durations"])
     np.testing.assert_array_equal(durations.sum(-1), frames)
     assert (durations[ids > 1] > 0).all() and not durations[ids == 0].any() and (np.asarray(out["score"]) > -1e3).all()
+
+
+def test_twins_share_their_frames():
+    ids = jnp.asarray([[1, 5, 5, 7, 7, 7, 1, 1], [5, 5, 1, 1, 2, 2, 0, 0]])
+    durations = jnp.asarray([[3, 8, 1, 1, 6, 2, 4, 0], [1, 1, 0, 5, 1, 4, 0, 0]])
+    shared = share_twins(durations, ids, 1)
+    np.testing.assert_array_equal(shared, [[3, 5, 4, 4, 3, 2, 4, 0], [1, 1, 0, 5, 3, 2, 0, 0]])
 
 
 def train(one, params, rest, steps: int, seed: int = 0, fresh: bool = True):
