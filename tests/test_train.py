@@ -50,7 +50,7 @@ def command(place, workdir, *words, data="data"):
 
 
 # The argument's commas are its own: numbers with commas are flags.
-CONFIG = "configs/codec.py:smoke,levels=2,codes=8"
+CONFIG = "configs/codec.py:smoke,levels=2,codes=8,coarse=0"
 SMALL = ["--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)", "--config.model.judge_filters=8",
          "--config.model.codec.width=16", "--config.model.adversarial_from=4", "--config.data.buckets=[{'b':4,'t':16}]"]
 
