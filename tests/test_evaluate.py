@@ -331,7 +331,7 @@ def test_follow_beside_a_live_training(corpus, tmp_path):
     """Two processes; the follower is killed after its first score and started again: nothing is scored twice, and it ends when
     training has."""
     workdir, env = tmp_path / "run", {**os.environ, "JAX_PLATFORMS": "cpu", "NS2_JAX_CACHE": str(tmp_path / "cache")}
-    small = ["--config=configs/codec.py:smoke,levels=2,codes=8", "--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)",
+    small = ["--config=configs/codec.py:smoke,levels=2,codes=8,coarse=0", "--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)",
              "--config.model.judge_filters=8", "--config.data.buckets=[{'b':4,'t':16}]", "--config.train.save_every=40"]
     train = [sys.executable, "-m", "ns2_jax.train", *small, f"--config.data.path={corpus}", f"--workdir={workdir}", "--config.train.steps=120"]
     args = [f"--workdir={workdir}", "--follow", "--poll=0.3", f"--data={corpus}", "--limit=2", "--task=codec", "--evals=speaker_similarity"]

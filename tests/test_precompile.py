@@ -15,7 +15,7 @@ from configs import codec as codec_config
 from ns2_jax import precompile
 
 ROOT = pathlib.Path(__file__).parent.parent
-TINY = ["--config=configs/codec.py:smoke,levels=2,codes=8", "--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)",
+TINY = ["--config=configs/codec.py:smoke,levels=2,codes=8,coarse=0", "--config.model.mel_scales=((256,20),)", "--config.model.judge_sizes=(256,)",
         "--config.model.judge_filters=8", "--config.model.codec.width=16", "--config.data.buckets=[{'b':8,'t':16}]"]
 
 
@@ -38,7 +38,7 @@ def test_a_tpu_slice_without_a_tpu():
 
 def test_what_does_not_fit_exits_one(monkeypatch, capsys):
     monkeypatch.setitem(precompile.HBM, "cpu", 1 << 20)  # a chip of one megabyte
-    config = codec_config.get_config("smoke,levels=2,codes=8")
+    config = codec_config.get_config("smoke,levels=2,codes=8,coarse=0")
     config.model.mel_scales, config.model.judge_sizes, config.model.judge_filters = ((256, 20),), (256,), 8
     config.model.codec.width = 16
     config.data.buckets = (dict(b=8, t=16),)
