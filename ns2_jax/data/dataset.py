@@ -164,8 +164,11 @@ class Dataset:
             groups += [group] * len(ids)
             asked += [(names[k], at, length + records.OVERHEAD) for k, (at, length, _) in zip(shards.tolist(), index[ids].tolist())]
         found: dict[str, list[bytes]] = {group: [] for group in wanted}
-        for group, (name, at, length), data in zip(groups, asked, self._store.ranges(asked)):
-            found[group].append(records.check_record(data, at, length - records.OVERHEAD, f"{self.root}/{name}"))
+        try:
+            for group, (name, at, length), data in zip(groups, asked, self._store.ranges(asked)):
+                found[group].append(records.check_record(data, at, length - records.OVERHEAD, name))
+        except records.Corrupt as error:
+            raise records.Corrupt(f"{self.root}/{error}") from error
         return found
 
     def __getstate__(self) -> dict[str, Any]:

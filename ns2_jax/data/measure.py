@@ -144,7 +144,8 @@ def feed_rate(root: str, batches: int = 24) -> dict[str, float]:
 def against_array_record(root: str, folder: str, count: int = 2000) -> dict[str, float]:
     """Payloads of codes in random order, checksums on, against array_record without compression: the same bytes in the same run.
 
-    Its faster way, record by record or in batches of ROWS (which it reads in threads of its own), is compared.
+    Its faster way, record by record or in batches of ROWS (which it reads in threads of its own), is compared. The ways take turns
+    at every batch, each a millisecond or two, and the median batch counts.
     """
     data, group = Dataset.open(root), f"codes-{CODEC}"
     paths = sorted(pathlib.Path(root, group).glob("*.tfrecord"))
@@ -158,17 +159,19 @@ def against_array_record(root: str, folder: str, count: int = 2000) -> dict[str,
         writer.close()
     theirs = array_record_data_source.ArrayRecordDataSource(copies)
     ids = np.random.default_rng(1).permutation(data.records("train"))[:count].tolist()
-    cuts = [ids[at : at + ROWS] for at in range(0, len(ids), ROWS)]
     sizes = [sum(map(len, data.read_raw("train", group, ids))), sum(len(theirs[i]) for i in ids)]
     if sizes[0] != sizes[1]:
         raise AssertionError(f"the two hold different records: {sizes} bytes")
-    ways: dict[str, Callable[[], Any]] = {  # what was read is let go, as after a batch
-        "tfrecord": lambda: sum(len(data.read_raw("train", group, cut)) for cut in cuts),
-        "array_record": lambda: sum(len(theirs[i]) for i in ids),
-        "array_record_batches": lambda: sum(len(theirs.__getitems__(cut)) for cut in cuts)}
-    runs = [[spent(run) for run in ways.values()] for _ in range(4 * REPEATS)]
-    wall, cpu = ({name: min(run[k][which] for run in runs) for k, name in enumerate(ways)} for which in (0, 1))
-    rates = {f"{name}_reads_per_s": count / seconds for name, seconds in wall.items()}
+    ways: dict[str, Callable[[list[int]], Any]] = {  # what was read is let go, as after a batch
+        "tfrecord": lambda cut: data.read_raw("train", group, cut),
+        "array_record": lambda cut: sum(len(theirs[i]) for i in cut),
+        "array_record_batches": theirs.__getitems__}  # fmt: skip
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for cut in (ids[at : at + ROWS] for _ in range(REPEATS) for at in range(0, count - ROWS, ROWS)):
+        for name, run in ways.items():
+            runs[name].append(spent(lambda run=run, cut=cut: run(cut)))
+    wall, cpu = ({name: float(np.median(times, 0)[which]) for name, times in runs.items()} for which in (0, 1))
+    rates = {f"{name}_reads_per_s": ROWS / seconds for name, seconds in wall.items()}
     ratios = {name: min(seconds["array_record"], seconds["array_record_batches"]) / seconds["tfrecord"]
               for name, seconds in (("ratio_to_array_record", wall), ("ratio_to_array_record_per_core", cpu))}
     return rates | ratios

@@ -122,8 +122,8 @@ def index_path(path: pathlib.Path) -> pathlib.Path:
     return path.with_suffix(".idx.npy")
 
 
-def _masked(data: bytes | memoryview) -> int:
-    crc = google_crc32c.value(bytes(data))
+def _masked(data: bytes) -> int:
+    crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -167,7 +167,7 @@ def check_record(data: bytes, offset: int, length: int, name: str) -> bytes:
     return payload
 
 
-def _header(head: bytes | memoryview, offset: int, name: str) -> tuple[int, int]:
+def _header(head: bytes, offset: int, name: str) -> tuple[int, int]:
     if len(head) < 12:
         raise Corrupt(f"{name}: truncated at offset {offset}; make the shard again")
     length, crc = struct.unpack("<QI", head)

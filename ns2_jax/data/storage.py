@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorstore
@@ -33,9 +33,9 @@ class Folder:
         """Whole files; None for one that is not there."""
         return [path.read_bytes() if (path := self.root / name).exists() else None for name in names]
 
-    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """(name, offset, length) each; what lies past the end of a file is missing."""
-        return [os.pread(self._open(name), length, offset) for name, offset, length in wanted]
+    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+        """(name, offset, length) each, read as they are taken; what lies past the end of a file is missing."""
+        return (os.pread(self._open(name), length, offset) for name, offset, length in wanted)
 
     def _open(self, name: str) -> int:
         if name not in self._files:
@@ -68,24 +68,23 @@ class Bucket:
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
         """Whole files; None for one that is not there."""
-        return self._all([(name, None) for name in names])
+        return list(self._all([(name, None) for name in names]))
 
-    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
         """(name, offset, length) each, all under way at once; what is missing or runs past the end is empty."""
-        return [data or b"" for data in self._all([(name, slice(at, at + length)) for name, at, length in wanted])]
+        return (data or b"" for data in self._all([(name, slice(at, at + length)) for name, at, length in wanted]))
 
-    def _all(self, questions: Sequence[tuple[str, slice | None]]) -> list[bytes | None]:
+    def _all(self, questions: Sequence[tuple[str, slice | None]]) -> Iterator[bytes | None]:
         futures = [self._store.read(name, byte_range=where) for name, where in questions]
-        found = []
         for (name, _), future in zip(questions, futures):
             try:
                 got = future.result()
-                found.append(None if got.state == "missing" else got.value)
             except Exception as error:  # TensorStore has no classes of its own
                 if not str(error).startswith("OUT_OF_RANGE"):
                     raise ConnectionError(f"{self.root}/{name} cannot be read: {error}") from error
-                found.append(None)
-        return found
+                yield None
+            else:
+                yield None if got.state == "missing" else got.value
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root}
