@@ -21,9 +21,10 @@ import tqdm
 
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.evals import lists, pictures, recognisers, rivals, scores, speed, statistics
+from ns2_jax.evals import boundaries, lists, pictures, recognisers, rivals, scores, speed, statistics
 from ns2_jax.evaluate import judges
 from ns2_jax.evaluate.material import Material, from_dataset, from_list
+from ns2_jax.inference import aligning
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 TAKE = 1_000_000  # between the seeds of two takes of an utterance
@@ -184,6 +185,8 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
 def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All that is asked for, on one model: (score lines, rows of the items), printed and not yet written. Audio is written to
     OUT/audio where it is asked for, by the host that made it."""
+    if model and "align" in model.programs and not model.speaks and not ask.task:
+        return score_alignment(ask, path, model)
     task, evals, material = cluster.together(prepare, ask, path, model, out)
     items, rate = material.items, material.rate
     people = len({item["speaker"] for item in material.every})
@@ -255,6 +258,22 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if out and ask.save_audio:
         save_audio(out / "audio", items, made, rate)
     items = cluster.gather(items)
+    cluster.say("\n" + scores.table(lines))
+    return lines, items
+
+
+def score_alignment(ask: Ask, path: str, model: inference.Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The phone boundaries that an aligner finds, against those of the data set: (score lines, rows of the items), printed."""
+    material = cluster.together(gather, ask, path, model.config)
+    if not material.dataset or "align" not in material.dataset.groups:
+        raise ValueError(f"{ask.list or material.dataset.root} has no phone times to compare with; give a --data with the group 'align'")
+    exact = material.aligned("index")
+    found = aligning.align_all(model, material.recordings, [one["phones"] for one in exact])
+    rows = boundaries.measure([one.ends for one in found], [one["ends"] for one in exact], material.rate)
+    for item, row, one in zip(material.items, rows, found, strict=True):
+        item["boundaries"] = {"aligner": row | {"score": one.score}}
+    lines = boundaries.summarise("aligner", cluster.gather(rows), ask.seed, **material.about, **identity(path, model.step))
+    items = cluster.gather(material.items)
     cluster.say("\n" + scores.table(lines))
     return lines, items
 

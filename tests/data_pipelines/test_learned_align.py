@@ -13,6 +13,7 @@ from data_pipelines import learned_align, shards
 from ns2_jax import inference
 from ns2_jax.data import frames
 from ns2_jax.data.dataset import Dataset
+from ns2_jax.evaluate import job
 from ns2_jax.inference import aligning
 from ns2_jax.systems import system as systems
 from ns2_jax.text import phones
@@ -99,6 +100,19 @@ def test_it_goes_on_where_it_stopped_and_another_aligner_replaces(data_set, mode
 def test_a_text_that_was_not_said_is_listed(data_set, model, monkeypatch):
     monkeypatch.setattr(learned_align, "WORST", 1e9)
     assert learned_align.align(data_set, model) == {"in": 3, "align_failed": 2, "too_few_frames": 1}
+
+
+def test_evaluation_compares_with_the_times_of_the_data_set(data_set, model, monkeypatch):
+    """The aligner against its own times, and against even ones."""
+    monkeypatch.setattr(learned_align, "WORST", -100.0)
+    run, values = inference.Model(model.system, model.params, model.rest, model.config, "runs/toy", 7), {}
+    for name, times in (("own", model), ("even", None)):
+        learned_align.align(data_set, times)
+        lines, items = job.score(job.Ask(data=str(data_set), split="train", limit=2, seed=1), "runs/toy", run, None)
+        values[name] = {line["name"]: line["value"] for line in lines}
+        assert len(items) == 2 and "score" in items[0]["boundaries"]["aligner"]
+    assert values["own"] == {"boundary_median_aligner": 0.0, "boundary_within_20_aligner": 1.0, "boundary_within_50_aligner": 1.0}
+    assert values["even"]["boundary_median_aligner"] > 10 and values["even"]["boundary_within_20_aligner"] < 1
 
 
 def test_a_row_has_the_times_that_it_has_alone(model):
