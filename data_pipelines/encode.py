@@ -53,7 +53,7 @@ def _encode_shard(dataset: Dataset, encoder: Encoder, split: str, batch_seconds:
     """Writes one shard of codes and returns how many records it has."""
     total, group = dataset.manifest["splits"][split]["shards"], f"codes-{encoder.hash}"
     info = {"codec": encoder.hash, "hop": encoder.hop, "levels": encoder.levels}
-    inputs = {"audio": dataset.reader("audio", split, shard).marker["sha256"]}
+    inputs = {"audio": dataset.marker("audio", split, shard)["sha256"]}
     if shards.committed(dataset.root, [group], split, shard, total, info=info, inputs=inputs):
         return len(batches.shard_rows(dataset, split, shard))
     rows = batches.map_audio(encoder, dataset, split, shard, batch_seconds, encoder.hop)

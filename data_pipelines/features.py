@@ -21,7 +21,7 @@ from ns2_jax.runtime import cluster
 def _f0_shard(dataset: Dataset, split: str, batch_seconds: float, shard: int) -> int:
     """Writes one shard of `f0` and returns how many records it has."""
     total, period = dataset.manifest["splits"][split]["shards"], dataset.f0_period
-    info, inputs = {"period": period}, {"audio": dataset.reader("audio", split, shard).marker["sha256"]}
+    info, inputs = {"period": period}, {"audio": dataset.marker("audio", split, shard)["sha256"]}
     if shards.committed(dataset.root, ["f0"], split, shard, total, info=info, inputs=inputs):
         return len(batches.shard_rows(dataset, split, shard))
     track = lambda audio, samples: pitch.track(audio, dataset.sample_rate, period, samples_b=samples)

@@ -86,6 +86,14 @@ class Dataset:
         """A whole file by its name below the root; None when it is not there."""
         return self._store.read([name])[0]
 
+    def marker(self, group: str, split: str, shard: int) -> dict[str, Any]:
+        """What the marker of a shard says. Raises FileNotFoundError where it has none."""
+        name = records.marker_path(pathlib.Path(records.shard_path("", group, split, shard, self.manifest["splits"][split]["shards"])))
+        found = self.file(str(name))
+        if found is None:
+            raise records.unfinished(f"{self.root}/{name}", group)
+        return json.loads(found)
+
     def records(self, split: str) -> int:
         """How many utterances `split` has."""
         self.check_split(split)
