@@ -5,8 +5,8 @@
     python -m data_pipelines.learned_align --data=DIR --aligner=runs/aligner            their times
 
 `--phones=text` (default) phonemises the text and lets every word be followed by a pause; pauses that are not there
-are dropped from the records. `--phones=align` keeps the phones that the data set has and gives them new times. Interrupted, it goes on where
-it stopped; another aligner replaces the group. What cannot be aligned keeps provisional times, so that all groups hold
+are dropped from the records. `--phones=align` keeps the phones that the data set has and gives them new times. Interrupted, it
+goes on where it stopped; another aligner replaces the group. What cannot be aligned keeps provisional times, so that all groups hold
 the same utterances, and is listed in `DIR/rejects/align-*.jsonl` with its reason.
 """
 
@@ -87,18 +87,24 @@ def _committed(dataset: Dataset, split: str, shard: int, total: int, info: dict[
     return records.ShardReader(records.shard_path(dataset.root, "align", split, shard, total), "align").marker["info"] == info
 
 
-def align_shard(dataset: Dataset, model: inference.Model | None, info: dict[str, Any], source: str, split: str, shard: int) -> dict[str, int]:
+def align_shard(
+    dataset: Dataset, model: inference.Model | None, info: dict[str, Any], source: str, split: str, shard: int
+) -> dict[str, int]:
     """Writes one shard of `align` and returns its rejects by reason; without a model the times are provisional."""
     total = dataset.manifest["splits"][split]["shards"]
     listed = pathlib.Path(dataset.root) / "rejects" / f"align-{split}-{shard:05d}.jsonl"
     if _committed(dataset, split, shard, total, info):
         return {}
     rows, rejects = batches.shard_rows(dataset, split, shard), []
-    with shards.ShardWriter(dataset.root, "align", split, shard, total, base_hop=dataset.base_hop, info=info, tools={"jax": jax.__version__}) as writer:
+    tools = {"jax": jax.__version__}
+    with shards.ShardWriter(dataset.root, "align", split, shard, total, base_hop=dataset.base_hop, info=info, tools=tools) as writer:
         for start in range(rows.start, rows.stop, AT_ONCE):
             part = range(start, min(start + AT_ONCE, rows.stop))
             metas = [dataset.read(split, "meta", i) for i in part]
-            ids = [dataset.read(split, "align", i)["phones"] if source == "align" else offered(meta["text_norm"]) for i, meta in zip(part, metas)]
+            if source == "align":
+                ids = [dataset.read(split, "align", i)["phones"] for i in part]
+            else:
+                ids = [offered(meta["text_norm"]) for meta in metas]
             if model is None:
                 found: list[Any] = [(row, provisional(row, meta["num_samples"])) for row, meta in zip(ids, metas)]
             else:

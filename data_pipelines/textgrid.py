@@ -92,7 +92,8 @@ def read(path: str | os.PathLike) -> dict[str, list[Interval]]:
             rows.append(Interval(take(float, "a start"), take(float, "an end"), take(str, "a text").strip()))
         for a, b in zip(rows, rows[1:]):
             if a.end > b.start + 1e-6 or b.end < b.start:
-                raise TextGridError("decode_error", f"{path}: tier {name!r} has an interval from {b.start} to {b.end} after one that ends at {a.end}")
+                place = f"an interval from {b.start} to {b.end} after one that ends at {a.end}"
+                raise TextGridError("decode_error", f"{path}: tier {name!r} has {place}")
         if kind == "IntervalTier":
             tiers[name] = rows
     return tiers
@@ -125,7 +126,9 @@ def _alphabet(rows: Sequence[Interval]) -> str:
     return "arpabet"
 
 
-def align(path: str | os.PathLike, samples: int, rate: int, language: str = "en", words: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def align(
+    path: str | os.PathLike, samples: int, rate: int, language: str = "en", words: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(phone ids uint8 `[p]`, ends int32 `[p]` in samples, the last `samples`) of a recording of `samples` at `rate` Hz.
 
     Gaps between intervals become pauses, neighbouring pauses one; a label of two phones (a diphthong of another inventory) shares

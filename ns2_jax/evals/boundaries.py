@@ -40,7 +40,8 @@ def _interval(rows: Sequence[dict[str, Any]], seed: int) -> list[float]:
     """95 % percentile bootstrap over utterances of the pooled median."""
     rng, absolute = np.random.default_rng(seed), [np.abs(row["errors"]) for row in rows]
     picks = rng.integers(0, len(rows), (statistics.ROUNDS // 4, len(rows)))
-    return [float(x) for x in np.quantile([np.median(np.concatenate([absolute[i] for i in pick])) for pick in picks], [0.025, 0.975], method="inverted_cdf")]
+    medians = [np.median(np.concatenate([absolute[i] for i in pick])) for pick in picks]
+    return [float(x) for x in np.quantile(medians, [0.025, 0.975], method="inverted_cdf")]  # never between a number and infinity
 
 
 def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:

@@ -43,7 +43,8 @@ def align_all(model: Model, audios: Sequence[np.ndarray], phones: Sequence[np.nd
         if not n or not len(ids):
             raise ValueError(f"utterance {i} has {n} whole frames and {len(ids)} phones; an alignment needs one of each")
         if min(ids) < 1 or max(ids) >= model.system.phones:
-            raise ValueError(f"utterance {i} has phone ids from {min(ids)} to {max(ids)}; {model.name} knows 1 to {model.system.phones - 1}")
+            known = f"{model.name} knows 1 to {model.system.phones - 1}"
+            raise ValueError(f"utterance {i} has phone ids from {min(ids)} to {max(ids)}; {known}")
         shapes.setdefault((ladder(n), ladder(len(ids))), []).append(i)
     out: list[Aligned | None] = [None] * len(audios)
     for (t, p), members in sorted(shapes.items()):

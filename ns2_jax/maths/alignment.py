@@ -2,9 +2,9 @@
 
 Expansion is a product with a 0/1 matrix, not a gather: six times cheaper on a TPU, and its derivative is another product.
 
-A monotonic alignment gives every frame t < M one phone s_t < P: it starts at the first phone, ends at the last, and goes from a frame to the
-next by staying or by one phone; an optional phone (a pause that may not be there) can be jumped over, at the ends too, two in a row
-cannot. With scores L[t, p], its score is sum_t L[t, s_t]. `forward_sum` is log sum exp over all of them (HMM forward algorithm;
+A monotonic alignment gives every frame t < M one phone s_t < P: it starts at the first phone, ends at the last, and goes from a
+frame to the next by staying or by one phone; an optional phone (a pause that may not be there) can be jumped over, at the ends
+too, two in a row cannot. With scores L[t, p], its score is sum_t L[t, s_t]. `forward_sum` is log sum exp over all of them (HMM forward algorithm;
 Badlani et al. 2021, "One TTS Alignment To Rule Them All", equation 4, without CTC's blank: every frame belongs to a phone),
 `viterbi` the best one, `posterior` how likely each place is. Arrays are padded: frames from M and phones from P on do not matter.
 """
