@@ -64,7 +64,7 @@ def test_unrounded_export_is_the_run_to_the_last_bit(runs, codec):
     audio = files.read(tiny.SPEECH, 16000)
     np.testing.assert_array_equal(run.encode(audio), exported.encode(audio))
     np.testing.assert_array_equal(run.latents(audio), exported.latents(audio))
-    assert any(line.startswith("encode: codes 100.0 % equal, latents equal") for line in codec[1])
+    assert any(line.startswith("encode: coarse equal, codes 100.0 % equal, latents equal") for line in codec[1])
 
 
 def test_programs_run_at_any_batch_size_and_obey_their_weights(codec):

@@ -167,7 +167,7 @@ def against_array_record(root: str, folder: str, count: int = 2000) -> dict[str,
         "array_record": lambda cut: sum(len(theirs[i]) for i in cut),
         "array_record_batches": theirs.__getitems__}  # fmt: skip
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for cut in (ids[at : at + ROWS] for _ in range(REPEATS) for at in range(0, count - ROWS, ROWS)):
+    for cut in (ids[at : at + ROWS] for _ in range(REPEATS) for at in range(0, len(ids) - ROWS + 1, ROWS)):
         for name, run in ways.items():
             runs[name].append(spent(lambda run=run, cut=cut: run(cut)))
     wall, cpu = ({name: float(np.median(times, 0)[which]) for name, times in runs.items()} for which in (0, 1))
