@@ -6,10 +6,10 @@
 | `normalise` | group `text`: what is said | meta |
 | `phonemise` | group `phones`: its phones, as the front end says them at synthesis | meta |
 | `tokenizer` | `tokenizer/<kind>-<size>.model`: SentencePiece units | text |
-| `align` | group `align`: phones as spoken, and where they end (pocketsphinx, English) | meta, audio |
+| `align` | group `align`: phones as spoken, and where they end (`config.aligner`) | meta, audio |
 | `f0` | group `f0` | audio |
 | `encode` | group `codes-<hash>`: a codec's codes | audio |
-| `index` | lost side indexes, `rejects.jsonl`, `manifest.json`; the counts must balance | all groups |
+| `index` | lost side indexes, who speaks where, `rejects.jsonl`, `manifest.json`; the counts must balance | all groups |
 | `verify` | `verify/`: every checksum and invariant, and exit code 2 when one does not hold | all groups |
 
 A stage is a pure function of a shard; a shard that is finished, whole and made with the same settings from the same input is left alone.
@@ -34,8 +34,9 @@ from typing import Any
 from absl import flags, logging
 
 from data_pipelines import corpora, ingest, shards, transcripts, verify
-from ns2_jax.data import records
+from ns2_jax.data import records, speakers
 from ns2_jax.data.dataset import Dataset
+from ns2_jax.text import phones
 
 STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "index", "verify")
 RUNNERS = ("local", "beam")
@@ -124,12 +125,28 @@ def _tokenizer(job: Job) -> None:
 
 
 def _align(job: Job) -> None:
-    from data_pipelines import align
+    """By `config.aligner`: "pocketsphinx"; a folder of TextGrids; the run or export of an aligner; "" for provisional times."""
+    how, lexicon = job.config["aligner"], job.config["lexicon"]
+    dataset = Dataset.open(job.root)
+    if how == "pocketsphinx":
+        from data_pipelines import align
 
-    if strange := [lang for lang in job.made.get("languages", ()) if lang.split("-")[0] != "en"]:
-        raise ValueError(f"stage align: pocketsphinx has an English model only, the corpus has {strange}; leave the stage out")
-    job.each(align.align_shard, Dataset.open(job.root).sample_rate, "align")
-    shards.write_manifest(job.root, needed=["align"])
+        if strange := [lang for lang in job.made.get("languages", ()) if lang.split("-")[0] != "en"]:
+            raise ValueError(f"stage align: pocketsphinx has an English model only, the corpus has {strange}; train an aligner on it "
+                             "(data_pipelines.learned_align says how), or give a folder of TextGrids")
+        job.each(align.align_shard, dataset.sample_rate, "align")
+    elif how and any(pathlib.Path(how).rglob("*.TextGrid")):
+        from data_pipelines import textgrid
+
+        job.each(textgrid.align_shard, (os.path.abspath(how), dataset.sample_rate), "align")
+    else:
+        from data_pipelines import learned_align
+
+        where = os.path.abspath(how) if how else ""
+        learned_align.check(dataset, learned_align.load(where) if where else None)
+        job.each(learned_align.align_shard, (where, lexicon), "align", device=bool(where))
+    manifest = shards.write_manifest(job.root, phones=phones.inventory_hash(), needed=["align"])
+    logging.info("not aligned: %s", manifest["groups"]["align"]["rejects"] or "none")
 
 
 def _f0(job: Job) -> None:
@@ -160,6 +177,9 @@ def _index(job: Job) -> None:
         ingest.balance(job.root, job.made)
     else:
         shards.write_manifest(job.root)
+    dataset = Dataset.open(job.root)
+    for split in dataset.splits:
+        speakers.load(dataset, split)
 
 
 def _verify(job: Job) -> None:

@@ -65,15 +65,24 @@ def rejects_path(root: str | os.PathLike, split: str, shard: int, group: str = "
 
 
 def derive(
-    root: str | os.PathLike, group: str, split: str, shard: int, shards: int, make: Callable[[dict[str, dict]], Mapping[str, Any]], *,
-    empty: Mapping[str, Any], sources: Sequence[str] = (), info: Mapping[str, Any] | None = None, tools: Mapping[str, str] | None = None,
+    root: str | os.PathLike, group: str, split: str, shard: int, shards: int, make: Callable[..., Any], *, empty: Mapping[str, Any],
+    sources: Sequence[str] = (), info: Mapping[str, Any] | None = None, tools: Mapping[str, str] | None = None, at_once: int = 0,
 ) -> int:  # fmt: skip
     """Writes one shard of `group` from the same shard of `meta` and `sources`, and returns how many records had to stay empty.
 
-    `make` takes group -> record and gives the new record; where it raises Rejected the record is `empty`, so that groups stay in
-    step, the marker counts it and `rejects/<group>/` lists it. A finished shard is left alone unless `info` or the shards it was
-    made from have changed. Raises FileNotFoundError when those are not finished.
+    `make` takes group -> record and gives the new record or raises Rejected; with `at_once` it takes a list of so many and gives a
+    list in which a Rejected may stand. A rejected record is `empty`, so that groups stay in step, the marker counts it and
+    `rejects/<group>/` lists it. A finished shard is left alone unless `info` or the shards it was made from have changed. Raises
+    FileNotFoundError when those are not finished.
     """
+    def made(batch: list[dict[str, dict]]) -> list[Mapping[str, Any] | Rejected]:
+        if at_once:
+            return make(batch)
+        try:
+            return [make(batch[0])]
+        except Rejected as error:
+            return [error]
+
     readers = {name: records.ShardReader(records.shard_path(root, name, split, shard, shards), name) for name in ("meta", *sources)}
     inputs = {name: reader.marker["sha256"] for name, reader in readers.items()}
     if committed(root, [group], split, shard, shards, info=info or {}, inputs=inputs):
@@ -81,15 +90,15 @@ def derive(
     rejects = []
     try:
         with ShardWriter(root, group, split, shard, shards, info=info, tools=tools, inputs=inputs) as writer:
-            for i in range(len(readers["meta"].index)):
-                rows = {name: reader.read(i) for name, reader in readers.items()}
-                try:
-                    values = make(rows)
-                except Rejected as error:
-                    writer.reject(error.reason)
-                    rejects.append({"item": rows["meta"]["utt_id"], "group": group, "reason": error.reason, "detail": str(error)})
-                    values = empty
-                writer.write(values, rows["meta"]["num_samples"])
+            count, step = len(readers["meta"].index), at_once or 1
+            for start in range(0, count, step):
+                batch = [{name: reader.read(i) for name, reader in readers.items()} for i in range(start, min(start + step, count))]
+                for rows, values in zip(batch, made(batch), strict=True):
+                    if isinstance(values, Rejected):
+                        writer.reject(values.reason)
+                        rejects.append({"item": rows["meta"]["utt_id"], "group": group, "reason": values.reason, "detail": str(values)})
+                        values = empty
+                    writer.write(values, rows["meta"]["num_samples"])
             write_lines(rejects_path(root, split, shard, group), rejects)
     finally:
         for reader in readers.values():

@@ -15,19 +15,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipelines import shards
+from data_pipelines.shards import Rejected
 from ns2_jax.text import phones
 
 SILENT = frozenset(("", "sil", "sp", "pau", "<eps>", "<p>"))
 UNSPOKEN = frozenset(("spn", "<unk>", "[bracketed]", "<unknown>", "<cutoff>"))
 SLACK = 0.05  # seconds by which a grid may be longer or shorter than its recording, or intervals apart
-
-
-class TextGridError(ValueError):
-    """A TextGrid that cannot be used; `reason` is one word for the list of rejects."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +46,14 @@ def _decode(path: pathlib.Path) -> str:
     try:
         return data.decode(name)
     except UnicodeDecodeError as error:
-        raise TextGridError("decode_error", f"{path} is neither UTF-8 nor UTF-16 text") from error
+        raise Rejected("decode_error", f"{path} is neither UTF-8 nor UTF-16 text") from error
 
 
 def read(path: str | os.PathLike) -> dict[str, list[Interval]]:
     """Tier name -> its intervals in order of time; tiers of points are left out.
 
     Both formats are the same strings and numbers in the same order, so what is between them is not read. Raises FileNotFoundError, and
-    TextGridError (`decode_error`) for another file, one cut short, or intervals that overlap or run backwards.
+    Rejected (`decode_error`) for another file, one cut short, or intervals that overlap or run backwards.
     """
     path = pathlib.Path(path)
     text = _decode(path)
@@ -70,12 +64,12 @@ def read(path: str | os.PathLike) -> dict[str, list[Interval]]:
     def take(kind: type, what: str):
         nonlocal at
         if at >= len(tokens) or not isinstance(tokens[at], kind):
-            raise TextGridError("decode_error", f"{path}: expected {what}, found {'the end' if at >= len(tokens) else repr(tokens[at])}")
+            raise Rejected("decode_error", f"{path}: expected {what}, found {'the end' if at >= len(tokens) else repr(tokens[at])}")
         at += 1
         return tokens[at - 1]
 
     if [token for token in tokens[:2]] != ["ooTextFile", "TextGrid"]:
-        raise TextGridError("decode_error", f"{path} is not a TextGrid")
+        raise Rejected("decode_error", f"{path} is not a TextGrid")
     at = 2
     take(float, "the start"), take(float, "the end")
     tiers: dict[str, list[Interval]] = {}
@@ -93,17 +87,17 @@ def read(path: str | os.PathLike) -> dict[str, list[Interval]]:
         for a, b in zip(rows, rows[1:]):
             if a.end > b.start + 1e-6 or b.end < b.start:
                 place = f"an interval from {b.start} to {b.end} after one that ends at {a.end}"
-                raise TextGridError("decode_error", f"{path}: tier {name!r} has {place}")
+                raise Rejected("decode_error", f"{path}: tier {name!r} has {place}")
         if kind == "IntervalTier":
             tiers[name] = rows
     return tiers
 
 
 def _tier(tiers: dict[str, list[Interval]], wanted: str, path: str | os.PathLike) -> list[Interval]:
-    """The tier called `wanted`, also as MFA names those of several speakers (`anna - phones`). Raises TextGridError unless there is one."""
+    """The tier called `wanted`, also as MFA names those of several speakers (`anna - phones`). Raises Rejected unless there is one."""
     found = [name for name in tiers if name.lower() == wanted or name.lower().endswith(f"- {wanted}")]
     if len(found) != 1:
-        raise TextGridError("no_alignment", f"{path} has {len(found)} tiers of {wanted} (tiers: {sorted(tiers)}); one is expected")
+        raise Rejected("no_alignment", f"{path} has {len(found)} tiers of {wanted} (tiers: {sorted(tiers)}); one is expected")
     return tiers[found[0]]
 
 
@@ -134,7 +128,7 @@ def align(
     Gaps between intervals become pauses, neighbouring pauses one; a label of two phones (a diphthong of another inventory) shares
     its time. With the transcript's `words`, those of the grid must be these, in order, whatever their case.
 
-    Raises FileNotFoundError, and TextGridError with a reason: `decode_error`; `no_alignment` without a tier of phones; `unknown_word` for
+    Raises FileNotFoundError, and Rejected with a reason: `decode_error`; `no_alignment` without a tier of phones; `unknown_word` for
     what MFA could not pronounce; `word_mismatch` and `length_mismatch`; `text_unpronounceable` for a label of no inventory.
     """
     tiers = read(path)
@@ -145,12 +139,12 @@ def align(
         if spoken != wanted:
             place = next((i for i, (a, b) in enumerate(zip(spoken, wanted)) if a != b), min(len(spoken), len(wanted)))
             say = lambda some: repr(some[place]) if place < len(some) else "nothing"
-            raise TextGridError("word_mismatch", f"{path}: word {place + 1} is {say(spoken)} in the grid, {say(wanted)} in the transcript")
+            raise Rejected("word_mismatch", f"{path}: word {place + 1} is {say(spoken)} in the grid, {say(wanted)} in the transcript")
     seconds = samples / rate
     if not rows or all(row.text.lower() in SILENT for row in rows):
-        raise TextGridError("no_alignment", f"{path}: the tier of phones says nothing")
+        raise Rejected("no_alignment", f"{path}: the tier of phones says nothing")
     if rows[-1].end > seconds + SLACK or (rows[-1].text.lower() not in SILENT and rows[-1].end < seconds / 2):
-        raise TextGridError("length_mismatch", f"{path} ends at {rows[-1].end:.3f} s, its recording at {seconds:.3f} s")
+        raise Rejected("length_mismatch", f"{path} ends at {rows[-1].end:.3f} s, its recording at {seconds:.3f} s")
     alphabet = _alphabet(rows)
     spans: list[tuple[str, float]] = []  # (phone, end in seconds)
 
@@ -169,7 +163,7 @@ def align(
         names = list(_ids(row.text, alphabet, language))
         if phones.UNKNOWN in names:
             reason = "unknown_word" if row.text.lower() in UNSPOKEN else "text_unpronounceable"
-            raise TextGridError(reason, f"{path}: {row.text!r} at {row.start:.2f} s is no phone of the inventory")
+            raise Rejected(reason, f"{path}: {row.text!r} at {row.start:.2f} s is no phone of the inventory")
         for i, name in enumerate(names):
             add(name, row.start + (row.end - row.start) * (i + 1) / len(names))
         at = row.end
@@ -178,3 +172,30 @@ def align(
     ends = np.minimum(np.rint(np.asarray([end for _, end in spans]) * rate), samples).astype(np.int32)
     ends[-1] = samples
     return phones.ids([name for name, _ in spans]).astype(np.uint8), ends
+
+
+def of(folder: str | os.PathLike, utt_id: str, speaker: str) -> pathlib.Path:
+    """The grid of an utterance: `<utt_id>.TextGrid`, or below its speaker's folder, as MFA mirrors a corpus. Raises Rejected (`no_alignment`)."""
+    name = pathlib.PurePath(utt_id).name
+    for place in (utt_id, f"{speaker}/{utt_id}", f"{speaker}/{name}", name):
+        if (path := pathlib.Path(folder, f"{place}.TextGrid")).exists():
+            return path
+    raise Rejected("no_alignment", f"{folder} has no {utt_id}.TextGrid, nor one in {speaker}/")
+
+
+def align_shard(root: str, settings: tuple[str, int], split: str, shard: int, total: int) -> int:
+    """Writes one shard of `align` from the grids below a folder, for a data set of a rate in Hz; `settings` are both.
+
+    What has no grid that can be used stays empty, and its marker counts it. Grids that have changed are not noticed: delete the group to
+    have them read again.
+    """
+    folder, rate = settings
+
+    def make(rows: dict[str, dict]) -> dict[str, np.ndarray]:
+        meta = rows["meta"]
+        ids, ends = align(of(folder, meta["utt_id"], meta["speaker"]), meta["num_samples"], rate, meta["lang"])
+        return {"phones": ids, "ends": ends}
+
+    empty = {"phones": np.zeros(0, np.uint8), "ends": np.zeros(0, np.int32)}
+    info = {"aligner": "textgrid", "phones": phones.inventory_hash()}
+    return shards.derive(root, "align", split, shard, total, make, empty=empty, info=info)

@@ -13,7 +13,9 @@ import numpy as np
 from ns2_jax.data import records, storage
 
 MAKERS = {
-    "align": "python -m data_pipelines.ingest --align=pocketsphinx (or data_pipelines.synth)",
+    "text": "stage normalise of data_pipelines.run",
+    "phones": "stage phonemise of data_pipelines.run",
+    "align": "python -m data_pipelines.learned_align --data={root} --aligner=DIR (or stage align of data_pipelines.run)",
     "f0": "python -m data_pipelines.features --data={root}",
     "codes": "python -m data_pipelines.encode --data={root} --codec=CODEC_DIR",
 }

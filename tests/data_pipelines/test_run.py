@@ -17,6 +17,7 @@ from data_pipelines import align, corpora, ingest, run, shards, transcripts, ver
 from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import front, phones, units
+from tests.data_pipelines import test_textgrid
 
 HERE = pathlib.Path(__file__).parent
 RATE = 16000
@@ -141,6 +142,34 @@ def test_the_command(lj, tmp_path):
     ):
         done = go(*wrong)
         assert done.returncode == 2 and words in done.stderr.strip().splitlines()[-1], done.stderr
+
+
+def test_times_of_text_grids_and_of_an_aligner(lj, tmp_path):
+    """One stage, whoever finds the times: grids where MFA writes them, times to train an aligner on, and an aligner's."""
+    out, grids = tmp_path / "out", tmp_path / "aligned"
+    settings = config("ljspeech", lj, out, per_shard=5)
+    stages(settings, "ingest,index")
+    (grids / "LJ").mkdir(parents=True)
+    tiers = lambda end: {"words": [(0.0, 0.3, ""), (0.3, end, "go")], "phones": [(0.0, 0.3, ""), (0.3, 0.5, "G"), (0.5, end, "OW1")]}
+    for place, n in (("LJ001-0004", 4), ("LJ/LJ001-0007", 7)):
+        (grids / f"{place}.TextGrid").write_text(test_textgrid.grid(tiers(1 + n / 20), end=1 + n / 20))
+    stages({**settings, "aligner": str(grids)}, "align,verify")
+    dataset = Dataset.open(out)
+    assert dataset.manifest["groups"]["align"]["rejects"] == {"no_alignment": 10}
+    found = {dataset.read(split, "meta", i)["utt_id"]: dataset.read(split, "align", i)
+             for split in dataset.splits for i in range(dataset.records(split))}  # fmt: skip
+    assert [name for name, row in found.items() if len(row["ends"])] == ["LJ001-0004", "LJ001-0007"]
+    for name, n in (("LJ001-0004", 4), ("LJ001-0007", 7)):
+        assert phones.names(found[name]["phones"]) == ["sil", "g", "ow"]
+        np.testing.assert_allclose(found[name]["ends"], [4800, 8000, RATE * (20 + n) // 20], atol=1)
+    stages({**settings, "aligner": ""}, "align,index,verify")
+    dataset = Dataset.open(out)
+    assert dataset.manifest["groups"]["align"]["rejects"] == {} and dataset.manifest["groups"]["align"]["aligner"] == "none"
+    with pytest.raises(ValueError, match="does not align"):
+        stages({**settings, "aligner": "results/codec/model"}, "align")
+    with pytest.raises(FileNotFoundError):
+        stages({**settings, "aligner": str(tmp_path / "nowhere")}, "align")
+    assert (out / "index" / "train-speakers.npz").exists()
 
 
 def test_an_aligned_shard_does_not_depend_on_what_was_heard_before(lj, tmp_path):
