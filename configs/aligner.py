@@ -6,7 +6,7 @@ A data set of your own gets its phones first, and their times afterwards: `pytho
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  0.38 M parameters, 300 steps of about 50 s of speech: three minutes on two CPU cores that others use too (105 s of CPU time).
+    small  0.38 M parameters, 300 steps of about 50 s of speech: four minutes on two CPU cores that others use too; in results/aligner.
            Boundaries against the exact ones of the default corpus: unseen speakers and sentences (split test) median error 7.6 ms, 90 %
            within 20 ms, 99.7 % within 50 ms; a voice never heard (split heldout) 7.2 ms, 91 %, 99.7 %. Trained on phones of the
            texts instead (`learned_align` without times), over the utterances that speak them so: 7.9 ms, 90 %, 99.5 % and 7.3 ms, 90 %,

@@ -164,11 +164,18 @@ def _difference(reference: np.ndarray, other: np.ndarray) -> str:
     return "equal" if value >= 200 else f"{value:.0f} dB"
 
 
+SPEAKS = 'speech = model.speak("Good morning.", "voice.wav", seed=0)\ninference.write("out.wav", speech)'
+USES = {
+    "align": "from ns2_jax.inference import aligning\n"
+             "aligned = aligning.align(model, audio, phones)        # float32 samples at the rate below, phone ids -> frames per phone",
+    "encode": "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels]\naudio = model.decode(codes)",
+}
+"""Program -> what a card shows of the model that has it."""
+
+
 def card(config: Mapping[str, Any], provenance: Mapping[str, Any], numbers: int, size: int, parity: Sequence[str], quantize: str) -> str:
     """The model card, README.md."""
-    speaks = "sample" in config["programs"] or config["system"] != "codec"
-    use = ('speech = model.speak("Good morning.", "voice.wav", seed=0)\ninference.write("out.wav", speech)' if speaks
-           else "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels]\naudio = model.decode(codes)")
+    use = next((text for program, text in USES.items() if program in config["programs"]), SPEAKS)
     rows = [("system", config["system"]), ("size", config.get("size", "")), ("parameters", f"{numbers:,}"),
             ("weights", f"{size / 1e6:.1f} MB, rounding {quantize}"),
             ("audio", f"{config['data']['sample_rate']} Hz, {config['data']['hop']} samples a frame"),

@@ -17,7 +17,8 @@ import pytest
 from ns2_jax.audio import files
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ("README.md", "results/codec/README.md", "results/naturalspeech2/README.md", "results/hard_sentences/README.md")
+PAGES = ("README.md", "results/codec/README.md", "results/naturalspeech2/README.md", "results/aligner/README.md",
+         "results/hard_sentences/README.md")
 
 
 def printed(page: str) -> list[list[str]]:
