@@ -1,6 +1,6 @@
 """The one table of all results as Markdown: systems and conditions down, the main measures across. Made by the tool, never by hand.
 
-The report's rule holds: two scores share a column only when their fingerprints say that they measure the same.
+`comparison` decides what may share a column.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ns2_jax.evals import report, scores
+from ns2_jax.evals import comparison, scores
 
 MODEL = ("model", "step", "sampler", "seeds", "command")  # what a fingerprint says of the system and not of the judge
 
@@ -23,7 +23,7 @@ def safe(text: Any) -> str:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
-def _link(result: report.Result, given: str, out: pathlib.Path) -> str:
+def _link(result: comparison.Result, given: str, out: pathlib.Path) -> str:
     page = pathlib.Path(given) / "README.md"
     target = os.path.relpath(page, out.parent).replace(os.sep, "/").replace(" ", "%20")
     return f"[{safe(result.name)}]({target})" if page.is_file() else safe(result.name)
@@ -32,12 +32,12 @@ def _link(result: report.Result, given: str, out: pathlib.Path) -> str:
 def cell(line: Mapping[str, Any] | None) -> str:
     if line is None:
         return ""
-    value, low, high = (report.number(x, line["unit"]) for x in (line["value"], *line["interval"]))
-    left = "".join(f", {line['fingerprint'][word]} {word}" for word in report.LEFT if line["fingerprint"].get(word))
+    value, low, high = (comparison.number(x, line["unit"]) for x in (line["value"], *line["interval"]))
+    left = "".join(f", {line['fingerprint'][word]} {word}" for word in comparison.LEFT if line["fingerprint"].get(word))
     return f"{value}<br><sub>{low} to {high}{left}</sub>"
 
 
-def _system(result: report.Result, head: str) -> str:
+def _system(result: comparison.Result, head: str) -> str:
     """What the fingerprints say of the system: model, sampler, seeds, utterances."""
     found: dict[str, list[str]] = {}
     for line in result.last:
@@ -56,11 +56,11 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
     Raises ValueError when no folder holds scores.
     """
     out = pathlib.Path(out)
-    results, skipped = report.find(folders)
+    results, skipped = comparison.find(folders)
     if not results:
         raise ValueError("no table: " + ("; ".join(skipped) or "no folder is given"))
     heads = [_link(result, result.given, out) for result in results]
-    chosen = sorted((column for column in report.columns(results) if column[0] in report.MAIN), key=lambda c: list(report.MAIN).index(c[0]))
+    chosen = sorted((column for column in comparison.columns(results) if column[0] in comparison.MAIN), key=lambda c: list(comparison.MAIN).index(c[0]))
     lines, counts = [], [set() for _ in chosen]
     for result, head in zip(results, heads):
         for condition in dict.fromkeys(scores.split(line["name"])[1] for line in result.last):
@@ -71,13 +71,13 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
                 lines.append(f"| {head} | {safe(condition.replace('_', ' '))} | " + " | ".join(map(cell, found)) + " |")
     notes = []
     for place, ((measure, _, line), count) in enumerate(zip(chosen, counts), 1):
-        others = [f"column {k} ({', '.join(report.differing(line, other))})" for k, (name, _, other) in enumerate(chosen, 1)
+        others = [f"column {k} ({', '.join(comparison.differing(line, other))})" for k, (name, _, other) in enumerate(chosen, 1)
                   if name == measure and k != place]
         warning = f" Not to be compared with {' and '.join(others)}." if others else ""
         size = " or ".join(map(str, sorted(count, reverse=True)))
-        about = "; ".join(f"{name} {safe(value)}" for name, value in report.about(line).items())
-        notes.append(f"{place}. {report.MAIN[measure]}:{warning} {size} utterances; {about}")
-    pairs = [", ".join(filter(None, report.difference(pair))) for pair in report.paired(results) if pair["n"] >= report.FEWEST]
+        about = "; ".join(f"{name} {safe(value)}" for name, value in comparison.about(line).items())
+        notes.append(f"{place}. {comparison.MAIN[measure]}:{warning} {size} utterances; {about}")
+    pairs = [", ".join(filter(None, comparison.difference(pair))) for pair in comparison.paired(results) if pair["n"] >= comparison.FEWEST]
     places = [os.path.relpath(path) for path in (*(result.given for result in results), out)]
     words = ["python", "-m", "ns2_jax.evaluate", "table", *places[:-1], f"--out={places[-1]}"]
     rule = "|".join(["---"] * 2 + ["---:"] * len(chosen))
@@ -86,12 +86,12 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
         f"Made by `{shlex.join(words)}`; a test holds it to that, so it is not edited.", "",
         "Each cell is a score and its 95 % bootstrap interval over utterances. A blank was not measured. The number at a column's head is "
         "the note below that says by whom, how and on what.", "",
-        "| system | audio | " + " | ".join(f"{report.MAIN[measure]} <sup>{k}</sup>" for k, (measure, _, _) in enumerate(chosen, 1)) + " |",
+        "| system | audio | " + " | ".join(f"{comparison.MAIN[measure]} <sup>{k}</sup>" for k, (measure, _, _) in enumerate(chosen, 1)) + " |",
         f"|{rule}|", *lines, "",
         "## The systems", "", *(_system(result, head) for result, head in zip(results, heads)), "",
         "## The columns", "", *notes, "",
         "## Differences, paired", "",
-        *([f"* {safe(pair)}" for pair in pairs] or [f"No two systems have {report.FEWEST} utterances in common."]), ""]), skipped
+        *([f"* {safe(pair)}" for pair in pairs] or [f"No two systems have {comparison.FEWEST} utterances in common."]), ""]), skipped
 
 
 def write_table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> list[str]:

@@ -1,6 +1,6 @@
 """Codecs over their rates: a table and a picture of the scores whose lines say their kbit/s. Made by the tool, never by hand.
 
-The report's rule holds: two scores share a column only when their fingerprints say that they measure the same.
+`comparison` decides what may share a column.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ns2_jax.evals import markdown, pictures, report, scores, statistics
+from ns2_jax.evals import comparison, markdown, pictures, scores, statistics
 
 NAMES = {  # measure -> how its column is named; those after which less is better
     "pesq": "PESQ-WB", "stoi": "STOI", "si_sdr": "SI-SDR dB", "mel_distance": "mel distance", "stft_distance": "STFT distance",
@@ -22,7 +22,7 @@ ALIKE = 0.1  # share by which two rates may differ to be held against each other
 Line = Mapping[str, Any]
 
 
-def rates(result: report.Result) -> dict[str, float]:
+def rates(result: comparison.Result) -> dict[str, float]:
     """Condition -> kbit/s, in the order of the curves: ours first, then by rate."""
     found = {scores.split(line["name"])[1]: float(line["kbps"]) for line in result.last if line.get("kbps")}
     return dict(sorted(found.items(), key=lambda item: (curve(item[0]) != "codec", curve(item[0]), item[1])))
@@ -40,9 +40,9 @@ def label(condition: str) -> str:
     return "all levels" if not rest else "not quantised" if rest == "unquantised" else f"{rest} level{'s' * (rest != '1')}"
 
 
-def read(folders: Iterable[str | os.PathLike]) -> tuple[list[report.Result], list[str]]:
+def read(folders: Iterable[str | os.PathLike]) -> tuple[list[comparison.Result], list[str]]:
     """(results with rates, what was skipped and why). Raises ValueError when there is none."""
-    found, skipped = report.find(folders)
+    found, skipped = comparison.find(folders)
     results = [result for result in found if rates(result)]
     skipped += [f"{result.given}: no score in it says its kbit/s; score a codec with --task=codec" for result in found if result not in results]
     if not results:
@@ -50,16 +50,16 @@ def read(folders: Iterable[str | os.PathLike]) -> tuple[list[report.Result], lis
     return results, skipped
 
 
-def columns(results: Sequence[report.Result]) -> list[tuple[str, str, Line]]:
+def columns(results: Sequence[comparison.Result]) -> list[tuple[str, str, Line]]:
     """(measure, key, one of its lines) that some condition with a rate has, in the order of NAMES."""
-    judged = {(scores.split(line["name"])[0], report.key(line)) for result in results for line in result.last if line.get("kbps")}
-    chosen = [column for column in report.columns(results) if column[0] in NAMES and column[:2] in judged]
+    judged = {(scores.split(line["name"])[0], comparison.key(line)) for result in results for line in result.last if line.get("kbps")}
+    chosen = [column for column in comparison.columns(results) if column[0] in NAMES and column[:2] in judged]
     return sorted(chosen, key=lambda column: list(NAMES).index(column[0]))
 
 
-def difference(result: report.Result, measure: str, a: str, b: str, seed: int = 0) -> dict[str, Any] | None:
-    """Condition `a` minus `b` of one result, paired over the utterances that have both (`report.PAIRED` says of what); None without."""
-    evaluator, _, _, _, value, size = report.PAIRED[measure]
+def difference(result: comparison.Result, measure: str, a: str, b: str, seed: int = 0) -> dict[str, Any] | None:
+    """Condition `a` minus `b` of one result, paired over the utterances that have both (`comparison.PAIRED` says of what); None without."""
+    evaluator, _, _, _, value, size = comparison.PAIRED[measure]
     rows = [(item.get(evaluator, {}).get(a), item.get(evaluator, {}).get(b)) for item in result.items.values()]
     both = [pair for pair in rows if all(pair)]
     if not both:
@@ -69,17 +69,17 @@ def difference(result: report.Result, measure: str, a: str, b: str, seed: int = 
             **statistics.paired(*sides, [size(pair[0]) for pair in both], seed)}
 
 
-def _more_errors(result: report.Result, condition: str, seed: int) -> str:
+def _more_errors(result: comparison.Result, condition: str, seed: int) -> str:
     """Cell: word error of a condition minus the recordings'."""
     found = difference(result, "wer", condition, "recording", seed)
     if found is None or condition == "recording":
         return ""
-    few = f", only {found['n']} utterances" if found["n"] < report.FEWEST else ""
+    few = f", only {found['n']} utterances" if found["n"] < comparison.FEWEST else ""
     low, high = found["interval"]
     return f"{found['value']:+.1f}<br><sub>{low:+.1f} to {high:+.1f}{few}</sub>"
 
 
-def _against(result: report.Result, seed: int) -> list[str]:
+def _against(result: comparison.Result, seed: int) -> list[str]:
     """Sentences: ours against each rival of about the same rate, measure by measure, paired."""
     known = rates(result)
     said = []
@@ -88,11 +88,11 @@ def _against(result: report.Result, seed: int) -> list[str]:
         if not near:
             continue
         ours = min(near, key=lambda c: abs(known[c] / known[theirs] - 1))
-        for measure in (m for m in NAMES if m in report.PAIRED):
+        for measure in (m for m in NAMES if m in comparison.PAIRED):
             pair = difference(result, measure, ours, theirs, seed)
             if pair:
                 named = pair | {"a": f"{pair['a']} ({known[ours]:.3g} kbit/s)", "b": f"{pair['b']} ({known[theirs]:.3g} kbit/s)"}
-                text, verdict = report.difference(named)
+                text, verdict = comparison.difference(named)
                 said.append(f"* {markdown.safe(text)}" + (f", {verdict}" if verdict else ""))
     return said
 
@@ -101,7 +101,7 @@ OF = {"latents": "latents", "quantised": "latents, quantised", "coarse": "latent
       "log_mel": "log-mel, for scale"}
 
 
-def _predictability(results: Sequence[report.Result], heads: Sequence[str]) -> list[str]:
+def _predictability(results: Sequence[comparison.Result], heads: Sequence[str]) -> list[str]:
     """The share of the latents' variance that text and voice explain, as a table."""
     rows = []
     for result, head in zip(results, heads):
@@ -118,7 +118,7 @@ def _predictability(results: Sequence[report.Result], heads: Sequence[str]) -> l
         "| result | of | channels at unit deviation | of all variance |", "|---|---|---:|---:|", *rows]
 
 
-def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike, seed: int = 0) -> tuple[str, list[report.Result], list[str]]:
+def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike, seed: int = 0) -> tuple[str, list[comparison.Result], list[str]]:
     """(the text of OUT/rates.md, the results, what was skipped and why). Raises ValueError when no result has rates."""
     results, skipped = read(folders)
     chosen, heads = columns(results), [markdown.safe(result.name) for result in results]
@@ -133,7 +133,7 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike, seed: in
     for place, (measure, _, line) in enumerate(chosen, 1):
         others = [f"column {k}" for k, (name, *_) in enumerate(chosen, 1) if name == measure and k != place]
         warning = f" Not to be compared with {' and '.join(others)}." if others else ""
-        said = "; ".join(f"{name} {markdown.safe(value)}" for name, value in report.about(line).items())
+        said = "; ".join(f"{name} {markdown.safe(value)}" for name, value in comparison.about(line).items())
         notes.append(f"{place}. {NAMES[measure]}:{warning} {line['n']} utterances; {said}")
     makers = {}
     for result, head in zip(results, heads):
@@ -157,7 +157,7 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike, seed: in
         *(against or [f"No other codec has been scored within {100 * ALIKE:.0f} % of a rate of ours."]), *_predictability(results, heads), ""]), results, skipped
 
 
-def plot(results: Sequence[report.Result]) -> bytes:
+def plot(results: Sequence[comparison.Result]) -> bytes:
     """PNG: a panel a measure, a curve a codec with its 95 % intervals over kbit/s; lines where the recordings and the unquantised are."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from ns2_jax.audio import files
-from ns2_jax.evals import report, scores, statistics
+from ns2_jax.evals import comparison, report, scores, statistics
 
 TEXTS = {"u1": "A quiet <morning> & more.", "u2": "Two old friends.", "u3": "Nobody knew."}
 ABOUT = {"evaluator": "judge 1", "averaging": "pooled", "items": "abc"}
@@ -57,16 +57,16 @@ def test_a_damaged_log_of_training_is_drawn_without_what_is_damaged(tmp_path):
     folder = write(tmp_path / "a", (1, 2, 3))
     lines = ['{"step": 1, "loss": 2.0}', '{"loss": 9.0}', "{bad}", "[1]", '{"step": 2, "loss": 1.0}', '{"step": 3, "lo']
     (folder / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\xff")
-    (result,), _ = report.find([folder])
+    (result,), _ = comparison.find([folder])
     assert report._curves(result).count("<polyline") == 1
 
 
 def test_a_take_that_failed_is_no_other_column(tmp_path):
     whole, failed, fewer = (write(tmp_path / name, (1, 2, 3), takes=takes) for name, takes in (("a", [3]), ("b", [2, 3]), ("c", [2])))
-    results, _ = report.find([whole, failed, fewer])
-    assert len(report.columns(results[:2])) == 1 and len(report.columns(results)) == 2
-    assert report.differing(results[0].last[0], results[1].last[0]) == []
-    assert report.differing(results[0].last[0], results[2].last[0]) == ["takes"]
+    results, _ = comparison.find([whole, failed, fewer])
+    assert len(comparison.columns(results[:2])) == 1 and len(comparison.columns(results)) == 2
+    assert comparison.differing(results[0].last[0], results[1].last[0]) == []
+    assert comparison.differing(results[0].last[0], results[2].last[0]) == ["takes"]
 
 
 def test_the_page_is_whole_and_holds_everything(tmp_path):
@@ -88,36 +88,36 @@ def test_the_page_is_whole_and_holds_everything(tmp_path):
     ({}, True), ({"model": "other", "seeds": "7"}, True), ({"evaluator": "judge 2"}, False), ({"items": "abd"}, False),
     ({"normaliser": "x"}, False), ({"averaging": "per utterance"}, False)])
 def test_only_equal_fingerprints_share_a_column(tmp_path, about, shared):
-    results, _ = report.find([write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "b", (4, 5, 6), **about)])
-    assert len(report.columns(results)) == (1 if shared else 2)
+    results, _ = comparison.find([write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "b", (4, 5, 6), **about)])
+    assert len(comparison.columns(results)) == (1 if shared else 2)
     assert ("they do not compare" in report.page(results)) is not shared
 
 
 def test_a_result_within_a_result_is_named_by_both(tmp_path):
-    results, _ = report.find([write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "a" / "hard", (4, 5, 6)), write(tmp_path / "b", (4, 5, 6))])
+    results, _ = comparison.find([write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "a" / "hard", (4, 5, 6)), write(tmp_path / "b", (4, 5, 6))])
     assert [result.name for result in results] == ["a", "a/hard", "b"]
 
 
 def test_differences_are_paired_on_the_utterances_of_both(tmp_path):
-    results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
-    (pair,) = report.paired(results)
+    results, _ = comparison.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
+    (pair,) = comparison.paired(results)
     assert pair["value"] == pytest.approx(30) and pair["interval"] == [30, 30] and pair["n"] == 3
     assert "a minus b: +30.0 points of word error (+30.0 to +30.0), 3 utterances (under 100: no verdict)" in report.page(results)
-    results, _ = report.find([tmp_path / "a", write(tmp_path / "c", (1, 2, 3), evaluator="judge 2")])
-    assert report.paired(results) == []  # measured otherwise
+    results, _ = comparison.find([tmp_path / "a", write(tmp_path / "c", (1, 2, 3), evaluator="judge 2")])
+    assert comparison.paired(results) == []  # measured otherwise
 
 
 def test_more_similarity_is_better_and_less_error_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "FEWEST", 3)
-    results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
+    monkeypatch.setattr(comparison, "FEWEST", 3)
+    results, _ = comparison.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
     for result, own in zip(results, (0.8, 0.7)):
         result.lines.append(statistics.score("secs_own_synthesis", [own] * 3, unit="cosine", evaluator="ear"))
         for item in result.items.values():
             item["speaker_similarity"] = {"synthesis": {"own": own}}
-    words, voice = report.paired(results)
+    words, voice = comparison.paired(results)
     assert (words["measure"], voice["measure"]) == ("wer", "secs_own") and voice["value"] == pytest.approx(0.1)
-    assert report.difference(words)[1] == "worse" and report.difference(voice)[1] == "better"
-    assert report.difference(voice)[0] == "a minus b: +0.100 SECS (+0.100 to +0.100), 3 utterances"
+    assert comparison.difference(words)[1] == "worse" and comparison.difference(voice)[1] == "better"
+    assert comparison.difference(voice)[0] == "a minus b: +0.100 SECS (+0.100 to +0.100), 3 utterances"
 
 
 def add(result, evaluator, measure, condition, rows):
@@ -128,14 +128,14 @@ def add(result, evaluator, measure, condition, rows):
 
 
 def test_pairs_are_counted_and_other_files_are_held_against_ours(tmp_path):
-    results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
+    results, _ = comparison.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
     a, b = results
     add(a, "acoustic_distance", "mcd", "synthesis", [{"mcd": 5.0}, None, {"mcd": 6.0}])
     add(b, "acoustic_distance", "mcd", "synthesis", [{"mcd": 4.0}, {"mcd": 1.0}, {"mcd": 5.0}])
     add(a, "robustness", "skips", "synthesis", [{"skipped": [1], "repeated": [2], "words": 10}] * 3)
     add(a, "robustness", "skips", "wavs", [{"skipped": [], "repeated": [], "words": 10}] * 3)
     b.items["u4"] = {**b.items["u1"], "id": "u4"}
-    found = {(pair["measure"], pair["a"], pair["b"]): pair for pair in report.paired(results)}
+    found = {(pair["measure"], pair["a"], pair["b"]): pair for pair in comparison.paired(results)}
     assert set(found) == {("wer", "a", "b"), ("mcd", "a", "b"), ("skips", "a synthesis", "a wavs")}
     distance = found["mcd", "a", "b"]
     assert (distance["value"], distance["n"], distance["left"], found["wer", "a", "b"]["left"]) == (pytest.approx(1), 2, 2, 1)
@@ -145,21 +145,21 @@ def test_pairs_are_counted_and_other_files_are_held_against_ours(tmp_path):
 
 
 def test_left_out_items_do_not_take_the_verdict(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "FEWEST", 2)
-    results, _ = report.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
+    monkeypatch.setattr(comparison, "FEWEST", 2)
+    results, _ = comparison.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
     del results[0].items["u1"]
-    assert report.difference(report.paired(results)[0]) == (
+    assert comparison.difference(comparison.paired(results)[0]) == (
         "a minus b: +30.0 points of word error (+30.0 to +30.0), 2 utterances, 1 left out", "worse")
 
 
 def test_codecs_are_paired_level_by_level(tmp_path):
-    results, _ = report.find([write(tmp_path / name, (1, 1, 1)) for name in ("a", "b")])
+    results, _ = comparison.find([write(tmp_path / name, (1, 1, 1)) for name in ("a", "b")])
     for result, best in zip(results, (3.0, 2.0)):
         for condition in ("codec_8", "codec"):
             for measure in ("pesq", "stoi"):
                 add(result, "codec_quality", measure, condition, [{"pesq": best, "stoi": best / 4}] * 3)
     add(results[1], "codec_quality", "pesq", "wavs", [{"pesq": 1.0}] * 3)
-    found = {(pair["measure"], pair["a"], pair["b"]): pair["value"] for pair in report.paired(results) if pair["measure"] != "wer"}
+    found = {(pair["measure"], pair["a"], pair["b"]): pair["value"] for pair in comparison.paired(results) if pair["measure"] != "wer"}
     assert found == {("pesq", "a codec", "b codec"): 1, ("pesq", "a codec_8", "b codec_8"): 1, ("pesq", "b codec", "b wavs"): 1,
                      ("stoi", "a codec", "b codec"): 0.25, ("stoi", "a codec_8", "b codec_8"): 0.25}
 
@@ -170,7 +170,7 @@ def test_checkpoints_make_curves_and_the_table_has_the_last(tmp_path):
         write(out / str(step), errors, step)
     scores.gather(out)
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps({"step": k, "loss": 1 / k}) + "\n" for k in range(1, 9)))
-    (result,), _ = report.find([tmp_path / "run"])
+    (result,), _ = comparison.find([tmp_path / "run"])
     assert result.name == "run" and result.steps == [5, 10] and result.last[0]["value"] == 50
     text = report.page([result])
     assert "aria-label='wer_synthesis'" in text and "training: loss" in text and "step 10" in text and "5 of 10 words" in text
@@ -181,7 +181,7 @@ def test_a_checkpoint_that_is_being_scored_hides_nothing(tmp_path):
     write(out / "5", (9, 9, 9), 5, audio=True)
     scores.gather(out)
     (out / "10" / "audio").mkdir(parents=True)  # its audio is there, its scores are not
-    (result,), _ = report.find([out])
+    (result,), _ = comparison.find([out])
     assert result.folder == out / "5" and len(result.items) == 3 and report.page([result]).count("<audio") == 3
 
 
@@ -189,7 +189,7 @@ def test_a_curve_joins_only_what_one_judge_said(tmp_path):
     for step, judge in ((5, "judge 1"), (10, "judge <2>"), (15, "judge 1"), (20, "judge <2>"), (25, "judge 3")):
         write(tmp_path / str(step), (step, 2, 3), step, evaluator=judge)
     scores.gather(tmp_path)
-    text = report.page(report.find([tmp_path])[0])
+    text = report.page(comparison.find([tmp_path])[0])
     assert len(re.findall("<polyline", text)) == len(re.findall("<polygon", text)) == 2  # one checkpoint is no curve
     for judge in ("1", "&lt;2&gt;"):
         (line,) = re.findall(rf"aria-label='wer_synthesis, evaluator judge {judge}'.*?<polyline points='([^']*)'", text)
@@ -209,14 +209,14 @@ def test_all_checkpoints_are_in_a_folded_table_and_a_column_has_one_fingerprint(
         with open(tmp_path / str(step) / "scores.jsonl", "a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in extra))
     scores.gather(tmp_path)
-    (head, *rows), notes = cells(report.page(report.find([tmp_path])[0]))
+    (head, *rows), notes = cells(report.page(comparison.find([tmp_path])[0]))
     assert [re.sub("<[^>]*>", "", cell).strip() for cell in head] == [
         "step", "wer&nbsp;1synthesis %", "wer&nbsp;2synthesis %", "secs own&nbsp;3wavs"]  # no odd one, no recording, no copy
     assert [row[0] for row in rows] == ["100", "20", "5"]
     assert rows[0][1] == rows[1][2] == rows[2][2] == "" and rows[0][2].startswith("63.3<small>50.0 to 90.0")
     assert [row[1].split("<")[0] for row in rows[1:]] == ["76.7", "90.0"] and rows[2][3] == "0.500<small>0.250 to 0.750</small>"
     assert "Measured otherwise than column 2 (evaluator)" in notes
-    assert "checkpoints of" not in report.page(report.find([write(tmp_path / "one", (1, 1, 1), 5)])[0])
+    assert "checkpoints of" not in report.page(comparison.find([write(tmp_path / "one", (1, 1, 1), 5)])[0])
 
 
 def test_hundreds_of_checkpoints_take_seconds(tmp_path):
@@ -224,7 +224,7 @@ def test_hundreds_of_checkpoints_take_seconds(tmp_path):
     lines = [{**line, "name": f"{measure}_synthesis", "fingerprint": {"step": step}} for step in range(300) for measure in scores.MEASURES[:20]]
     scores.write(tmp_path, lines, [])
     began = time.perf_counter()
-    (_, *rows), _ = cells(report.page(report.find([tmp_path])[0]))
+    (_, *rows), _ = cells(report.page(comparison.find([tmp_path])[0]))
     assert len(rows) == 300 and time.perf_counter() - began < 20
 
 
@@ -232,12 +232,12 @@ def test_a_codec_has_its_checkpoints_too(tmp_path):
     for step in (5, 10):
         scores.write(tmp_path / str(step), [statistics.score("pesq_codec_8", [2.0], unit="MOS-LQO", step=step)], [])
     scores.gather(tmp_path)
-    (head, *rows), _ = cells(report.page(report.find([tmp_path])[0]))
+    (head, *rows), _ = cells(report.page(comparison.find([tmp_path])[0]))
     assert "codec 8 MOS-LQO" in head[1] and len(rows) == 2
 
 
 def test_names_are_told_apart_by_their_parents(tmp_path):
-    results, _ = report.find([write(tmp_path / x / "scores", (1, 1, 1)).parent for x in ("a", "b")] + [write(tmp_path / "c" / "a", (1, 1, 1))])
+    results, _ = comparison.find([write(tmp_path / x / "scores", (1, 1, 1)).parent for x in ("a", "b")] + [write(tmp_path / "c" / "a", (1, 1, 1))])
     assert [result.name for result in results] == [f"{tmp_path.name}/a", "b", "c/a"]
 
 
@@ -245,11 +245,11 @@ def test_what_is_not_a_result_is_skipped_and_nothing_is_an_error(tmp_path):
     (tmp_path / "broken").mkdir()
     for line in ("null", "[]", "no json"):
         (tmp_path / "broken" / "scores.jsonl").write_text(line + "\n")
-        assert report.find([tmp_path / "broken"])[0] == []
+        assert comparison.find([tmp_path / "broken"])[0] == []
     (tmp_path / "broken" / "scores.jsonl").write_text('{"name": "wer"}\n')
-    results, skipped = report.find([tmp_path / "broken", tmp_path / "nowhere"])
+    results, skipped = comparison.find([tmp_path / "broken", tmp_path / "nowhere"])
     twice = write(tmp_path / "twice", (1, 1, 1))
-    again, why = report.find([twice, tmp_path / "broken" / ".." / "twice"])
+    again, why = comparison.find([twice, tmp_path / "broken" / ".." / "twice"])
     assert len(again) == 1 and "the same scores again" in why[0]
     assert not results and "lacks name" in skipped[0] and "no scores.jsonl" in skipped[1]
     with pytest.raises(ValueError, match="nothing to report: .*broken"):
@@ -261,7 +261,7 @@ def test_a_silent_output_and_a_line_separator_do_not_end_the_page(tmp_path):
     folder = write(tmp_path / "a", (1, 2, 3), audio=True)
     files.write(folder / "audio" / "u2-synthesis.flac", np.zeros(8000, np.float32), 16000)
     (folder / "items.jsonl").write_text((folder / "items.jsonl").read_text().replace("Nobody knew.", "Nobody\u2028knew."))
-    text = report.page(report.find([folder])[0])
+    text = report.page(comparison.find([folder])[0])
     assert "<b>silent</b>" in text and "Nobody\u2028knew." in text and text.count("data:image/png") == 2
 
 
@@ -271,19 +271,19 @@ def test_alignments_are_drawn_and_durations_plotted(tmp_path):
     said = lambda *ends: {"phones": [["k", 0.0, ends[0]], ["ae", ends[0], ends[1]]]}
     rows[0]["alignment"] = {"recording": said(0.1, 0.4), "synthesis": said(0.2, 0.5) | {"words": [["<ca>", 0.0, 0.5]]}}
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = report.page(report.find([folder])[0])
+    text = report.page(comparison.find([folder])[0])
     assert "title='ae, 300 ms'" in text and "<b>&lt;ca&gt;</b>" in text and "Phone durations against the recording" in text
     assert text.count("class=phones") == 1 and "a, synthesis: 2 phones" in text
     rows[0]["alignment"]["synthesis"] = [["k", 0, 1]]  # not its shape
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    results, skipped = report.find([folder])
+    results, skipped = comparison.find([folder])
     assert not results and "an alignment has phones (and words), not [['k', 0, 1]]" in skipped[0]
 
 
 def test_utterances_with_audio_come_first(tmp_path):
     folder = write(tmp_path / "a", (9, 1, 5), audio=True)
     (folder / "audio" / "u1-synthesis.flac").unlink()
-    text = report.page(report.find([folder])[0], utterances=2, drawn=False)
+    text = report.page(comparison.find([folder])[0], utterances=2, drawn=False)
     assert "Nobody knew." in text and "Two old" in text and "A quiet" not in text and "2 of 3, 2 with audio" in text
     assert text.index("Nobody knew.") < text.index("Two old")
 
@@ -292,7 +292,7 @@ def test_groups_leave_out_rows_without_a_measure_and_say_what_differs(tmp_path):
     a, b = write(tmp_path / "a", (1, 2, 3)), write(tmp_path / "b", (1, 2, 3), normaliser="other", items="abd")
     with open(b / "scores.jsonl", "a") as file:
         file.write(json.dumps(statistics.score("pesq_codec", [1.0], unit="MOS-LQO")) + "\n")
-    text = report.page(report.find([a, b])[0])
+    text = report.page(comparison.find([a, b])[0])
     words, sound = text.index("<h3>Words</h3>"), text.index("<h3>Sound</h3>")
     assert text[words:sound].count("scope=row") == 2 and text[sound:].count("scope=row") == 1 and "<h3>Voice</h3>" not in text
     assert "Measured otherwise than column 2 (normaliser, items): they do not compare." in text
@@ -304,11 +304,11 @@ def test_why_an_output_is_missing_stands_under_its_condition(tmp_path):
     rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
     rows[0]["failures"] = {"synthesis": "too <long>", "wavs": "no file"}
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = report.page(report.find([folder])[0])
+    text = report.page(comparison.find([folder])[0])
     said = dict(re.findall("<h4>(synthesis|wavs) <small>a</small></h4><p>([^\n]*?)</p>", text[text.index("A quiet"):]))
     assert said["synthesis"].endswith("<br><b>too &lt;long&gt;</b>") and said["wavs"] == "<b>no file</b>" and text.count("no file") == 1
     (folder / "items.jsonl").write_text(json.dumps(rows[0] | {"failures": "no file"}) + "\n")
-    assert report.find([folder])[0] == []
+    assert comparison.find([folder])[0] == []
 
 
 HARDWARE = {"device": "TPU v5e", "devices": 4, "machine": "x86_64", "cores": 2, "jax": "0.10.2", "weights": ["float32"], "compute": "float32",
@@ -319,14 +319,14 @@ HARDWARE = {"device": "TPU v5e", "devices": 4, "machine": "x86_64", "cores": 2, 
 def test_speeds_of_other_hardware_do_not_share_a_column(tmp_path, other, shared):
     for name, about in (("a", HARDWARE), ("b", HARDWARE | other)):
         scores.write(tmp_path / name, [statistics.score("rtf_synthesis", [0.1, 0.2], evaluator="clock", **about)], [])
-    results, _ = report.find([tmp_path / "a", tmp_path / "b"])
-    assert len(report.columns(results)) == (1 if shared else 2)
+    results, _ = comparison.find([tmp_path / "a", tmp_path / "b"])
+    assert len(comparison.columns(results)) == (1 if shared else 2)
 
 
 def test_one_id_of_two_texts_has_two_cards(tmp_path):
     a, b = write(tmp_path / "a", (1, 2, 3), audio=True), write(tmp_path / "b", (4, 5, 6), items="abd")
     (b / "items.jsonl").write_text((b / "items.jsonl").read_text().replace("Two old friends.", "Another text."))
-    text = report.page(report.find([a, b])[0], drawn=False)
+    text = report.page(comparison.find([a, b])[0], drawn=False)
     assert text.count("<section") == 4 and "4 of 4, 3 with audio" in text and text.count("<p class=dim>u2, ann</p>") == 2
     other = text[text.index("Another text."):].split("</section>")[0]
     assert "heard 5" in other and "heard 2" not in other and "<audio" not in other
