@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +13,8 @@ from configs.aligner import get_config
 from ns2_jax.maths import alignment
 from ns2_jax.systems.aligner import share_twins
 from ns2_jax.systems.system import make
-from tests import meshes
+from tests import goldens, meshes
 
-GOLDEN = pathlib.Path(__file__).parent / "golden_aligner.json"
 HOP = 200
 
 
@@ -215,17 +212,10 @@ def test_it_finds_the_boundaries_of_texts_it_has_not_seen(started, run):
 
 
 def test_golden_metrics_of_one_training_step(started):
-    """Update golden_aligner.json (delete it and run twice) only when a change to the mathematics was intended."""
     one, params, rest = started
     _, log = train(one, params, rest, 2, fresh=False)
     got = {**log[0], "second": log[1]["loss"], "norm": float(optax.global_norm(jax.jit(one.grads)(params, rest, batch()[0], KEY, LATE)[0]))}
-    if not GOLDEN.exists():
-        GOLDEN.write_text(json.dumps(got, indent=1, sort_keys=True) + "\n")
-        pytest.fail(f"{GOLDEN.name} was missing and has been written: look at it, commit it, run again")
-    want = json.loads(GOLDEN.read_text())
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        assert abs(got[name] - value) < 2e-3 * (abs(value) + 1e-2), (name, got[name], value)
+    goldens.check("aligner", got, 2e-3)
 
 
 def test_the_same_on_every_mesh(started):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +11,8 @@ import pytest
 
 from configs.codec import get_config
 from ns2_jax.systems.system import make, shapes
-from tests import meshes
+from tests import goldens, meshes
 
-GOLDEN = pathlib.Path(__file__).parent / "golden_codec.json"
 
 
 def system(size: str = "smoke", **changes):
@@ -277,19 +274,12 @@ def test_statistics_are_decayed_means_of_the_latent(started):
 
 
 def test_golden_metrics_of_one_training_step(started):
-    """Update golden_codec.json (delete it and run twice) only when a change to the mathematics was intended."""
     one, params, rest = started
     _, _, log = train(one, params, rest, 1, batch())
     grads, stats, _ = jax.jit(one.grads)(params, rest, batch(), jax.random.key(0), jnp.int32(20))
     got = {**log[0], "gen_norm": float(optax.global_norm(grads["gen"])), "disc_norm": float(optax.global_norm(grads["disc"])),
            "counts": float(jnp.square(stats["counts"]).sum())}
-    if not GOLDEN.exists():
-        GOLDEN.write_text(json.dumps(got, indent=1, sort_keys=True) + "\n")
-        pytest.fail(f"{GOLDEN.name} was missing and has been written: look at it, commit it, run again")
-    want = json.loads(GOLDEN.read_text())
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        assert abs(got[name] - value) < 2e-3 * (abs(value) + 1e-2), (name, got[name], value)
+    goldens.check("codec", got, 2e-3)
 
 
 def test_the_same_on_every_mesh(started):

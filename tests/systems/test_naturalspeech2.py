@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
-import pathlib
 import re
 
 import jax
@@ -19,9 +17,8 @@ from ns2_jax.layers import quantize
 from ns2_jax.runtime import weights
 from ns2_jax.systems.naturalspeech2 import System, rvq
 from ns2_jax.systems.system import make, shapes
-from tests import meshes
+from tests import goldens, meshes
 
-GOLDEN = pathlib.Path(__file__).parent / "golden_naturalspeech2.json"
 SIZES = {"b": 8, "t": 24, "p": 8, "u": 12}
 
 
@@ -408,13 +405,7 @@ def test_golden_metrics_of_one_training_step():
     grads, _, metrics = smoke_grads()(params, rest, batch(one), jax.random.key(1), 0)
     found = {name: float(value / metrics["weight"]) for name, value in metrics.items() if name != "weight"}
     found |= {f"grad_norm/{k}": float(optax.global_norm(g) / metrics["weight"]) for k, g in grads.items()}
-    if not GOLDEN.exists():
-        GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-        pytest.fail(f"{GOLDEN.name} was missing and is written now; run again and commit it with the reason")
-    golden = json.loads(GOLDEN.read_text())
-    off = {k: (golden.get(k), found.get(k)) for k in golden.keys() | found.keys()
-           if k not in golden or k not in found or abs(found[k] - golden[k]) > 1e-4 * max(abs(golden[k]), 1e-2)}
-    assert not off, f"(golden, found) differ: {off}; if the mathematics was meant to change, delete {GOLDEN.name} and run twice"
+    goldens.check("naturalspeech2", found, 1e-4)
 
 
 def test_loss_falls_on_one_batch():
