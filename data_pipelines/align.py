@@ -6,11 +6,11 @@ Measured on 20 utterances of four flite voices, whose phone times are known: med
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines import shards
+from data_pipelines import shards, transcripts
 from ns2_jax.audio import files
 from ns2_jax.text import front, phones, sphinx
 
@@ -66,13 +66,13 @@ def _segments(audio: np.ndarray, words: Sequence[tuple[str, ...]]) -> list[tuple
     return out
 
 
-def align(audio: np.ndarray, rate: int, text: str) -> tuple[np.ndarray, np.ndarray]:
+def align(audio: np.ndarray, rate: int, text: str, lexicon: Mapping | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(phone ids uint8 `[p]`, phone ends int32 `[p]` in samples at `rate`, the last `len(audio)`).
 
     `audio` float32 `[s]` in [-1, 1]. Pauses are `sil` where the recording has them, whatever the punctuation. Raises
     AlignError when the text is not what was said or has phones the model lacks, ValueError for a text without a word.
     """
-    words = [word.phones for word in front.words(text) if word.phones and word.phones != (phones.SILENCE,)]
+    words = [word.phones for word in front.words(text, lexicon) if word.phones and word.phones != (phones.SILENCE,)]
     heard = np.clip(files.resample(audio, rate, RATE) * 32768, -32768, 32767).astype(np.int16)
     segments = _segments(heard, words)
     spoken = [(frames, score) for phone, _, frames, score in segments if phone != phones.SILENCE]
@@ -89,18 +89,21 @@ def align(audio: np.ndarray, rate: int, text: str) -> tuple[np.ndarray, np.ndarr
     return phones.ids(merged).astype(np.uint8), np.append(np.minimum(ends, len(audio)), len(audio)).astype(np.int32)
 
 
-def align_shard(root: str, rate: int, split: str, shard: int, total: int) -> int:
-    """Writes one shard of `align` for English recordings at `rate` Hz; what can't be aligned stays empty, and its marker counts it."""
+def align_shard(root: str, settings: tuple[int, str], split: str, shard: int, total: int) -> int:
+    """Writes one shard of `align` for English recordings; `settings` are their rate in Hz and the lexicon's path, "" for none. What can't be
+    aligned stays empty, and its marker counts it."""
+    rate, lexicon = settings
+    table = front.read_lexicon(lexicon or None)
 
     def make(rows: dict[str, dict]) -> dict[str, np.ndarray]:
         audio = rows["audio"]["audio"].astype(np.float32) / 32768
         try:
-            ids, ends = align(audio, rate, rows["meta"]["text"])
+            ids, ends = align(audio, rate, rows["meta"]["text"], table)
         except ValueError as error:
             raise shards.Rejected("align_failed", str(error)) from error
         return {"phones": ids, "ends": ends}
 
     sphinx.restart()  # it adapts to what it hears: a shard must not depend on the shard before it
     empty = {"phones": np.zeros(0, np.uint8), "ends": np.zeros(0, np.int32)}
-    info = {"aligner": "pocketsphinx", "phones": phones.inventory_hash()}
+    info = {"aligner": "pocketsphinx", "lexicon": transcripts.fingerprint(lexicon), "phones": phones.inventory_hash()}
     return shards.derive(root, "align", split, shard, total, make, empty=empty, sources=["audio"], info=info)

@@ -1,6 +1,6 @@
 """Corpora as they lie on disk: each layout is a generator of utterances, and of rejects for what is not one.
 
-A layout reads lists and names, never audio, so that planning ten million utterances takes minutes. Everything it finds comes out
+A layout reads lists and names, never audio (but TFDS's, which has no lists), so that planning ten million utterances takes minutes. Everything it finds comes out
 exactly once, as an `Utterance` or as a `Reject` with its reason.
 
 | layout | structure |
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -83,12 +84,19 @@ def _lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
         raise ValueError(f"{path} is not UTF-8 text") from error
 
 
-def _table(path: str | os.PathLike, wanted: bool = True) -> dict[str, str]:
-    """Kaldi's `key value...` lines as a dict; empty for a file that is neither there nor `wanted`."""
+def _table(path: str | os.PathLike, wanted: bool = True) -> tuple[dict[str, str], list[Reject]]:
+    """(Kaldi's `key value...` lines, rejects): a key's first line counts. Empty for a file that is neither there nor `wanted`."""
+    table: dict[str, str] = {}
+    rejects: list[Reject] = []
     if not wanted and not pathlib.Path(path).exists():
-        return {}
-    pairs = (line.strip().partition(" ") if " " in line.strip() else line.strip().partition("\t") for _, line in _lines(path))
-    return {key: value.strip() for key, _, value in pairs}
+        return table, rejects
+    for at, line in _lines(path):
+        key, *value = line.split(None, 1)
+        if key in table:
+            rejects.append(Reject(at, "duplicate_id", f"{key} has a line before"))
+        else:
+            table[key] = value[0].strip() if value else ""
+    return table, rejects
 
 
 def _text(path: pathlib.Path) -> str | None:
@@ -231,6 +239,8 @@ def libritts(root: str | os.PathLike, subsets: Sequence[str] = (), text: str = "
     """LibriTTS and LibriTTS-R: all subsets that are there, or `subsets`. `text` is `normalized` or `original`."""
     top = _folder(root)
     there = sorted(path.name for path in top.iterdir() if re.fullmatch(r"(train|dev|test)-(clean|other).*", path.name))
+    if strange := [name for name in subsets if name.split("-")[0] not in ("train", "dev", "test")]:
+        raise ValueError(f"config.layout.subsets has {strange[0]!r}; LibriTTS has names like train-clean-100 and dev-other (here: {there})")
     for name in subsets or there:
         split = {"train": "train", "dev": "valid", "test": "test"}[name.split("-")[0]]
         for path in _audio(_folder(top, name)):
@@ -262,6 +272,13 @@ def vctk(root: str | os.PathLike, microphones: Sequence[str] = ("mic1",)) -> Fou
             yield Utterance(name, str(path), speaker, words, source=f"vctk {microphone}".strip())
 
 
+def _seconds(text: str) -> float:
+    """Raises ValueError for what is no finite number."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
 COLUMNS = ("path", "text", "id", "speaker", "book", "lang", "start", "end", "split")
 
 
@@ -278,18 +295,26 @@ def manifest(root: str | os.PathLike, columns: Mapping[str, str] | None = None, 
     if wrong := sorted(set(names) - set(COLUMNS)):
         raise ValueError(f"config.layout.columns has {wrong[0]!r}, which is none of {list(COLUMNS)}")
     with open(file, encoding="utf-8-sig", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+        csv.field_size_limit(1 << 24)
+        tabs = file.suffix.lower() == ".tsv"  # where a quotation mark is part of the text
+        rows = csv.DictReader(stream, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
         if names["path"] not in (rows.fieldnames or ()):
             raise ValueError(f"{file} has the columns {rows.fieldnames}, none of them {names['path']!r}; say which holds the path in "
                              "config.layout.columns")
         for row in rows:
             at = f"{file}:{rows.line_num}"
             get = lambda name, usual="": (row.get(names[name]) or "").strip() or usual
-            if not get("path") or None in row:
-                yield Reject(at, "bad_line", "it has no path" if None not in row else "it has more columns than the header")
+            wrong = (
+                "it has more columns than the header" if None in row
+                else "it has no path" if not get("path")
+                else "a field goes on in the next line: a quotation mark is not closed" if any("\n" in (value or "") for value in row.values())
+                else None
+            )  # fmt: skip
+            if wrong:
+                yield Reject(at, "bad_line", wrong)
                 continue
             try:
-                start, end = (float(get(name)) if get(name) else None for name in ("start", "end"))
+                start, end = (_seconds(get(name)) if get(name) else None for name in ("start", "end"))
             except ValueError:
                 yield Reject(at, "bad_line", f"start {get('start')!r} or end {get('end')!r} is not a number of seconds")
                 continue
@@ -302,7 +327,10 @@ def _piped(value: str) -> str | None:
     """The file behind a line of `wav.scp`: itself, or what `flac -c -d` or `cat` would print; None for any other command."""
     if not value.endswith("|"):
         return value
-    words = shlex.split(value[:-1])
+    try:
+        words = shlex.split(value[:-1])
+    except ValueError:  # an open quotation
+        return None
     files = [word for word in words[1:] if not word.startswith("-")]
     return files[0] if words and words[0] in ("flac", "cat") and len(files) == 1 else None
 
@@ -311,17 +339,21 @@ def kaldi(root: str | os.PathLike, lang: str = "en", lower: bool = False) -> Fou
     """A Kaldi data folder. Commands in `wav.scp` are not run, but for `flac -c -d FILE |` and `cat FILE |`; relative paths are below
     the working folder, as Kaldi has them. `lower` for transcripts in capitals, which would be read as abbreviations."""
     top = _folder(root)
-    recordings, texts = _table(top / "wav.scp"), _table(top / "text", wanted=False)
-    speakers, languages = _table(top / "utt2spk"), _table(top / "utt2lang", wanted=False)
-    segments = _table(top / "segments", wanted=False) or {name: name for name in recordings}
+    tables = {name: _table(top / name, wanted=name in ("wav.scp", "utt2spk")) for name in ("wav.scp", "text", "utt2spk", "utt2lang", "segments")}
+    for _, rejects in tables.values():
+        yield from rejects
+    recordings, texts, speakers, languages, cut = (table for table, _ in tables.values())
+    segments = cut or {name: name for name in recordings}
     for name, value in segments.items():
         words = value.split()
         where = recordings.get(words[0]) if words else None
         path = _piped(where) if where else None
         text = texts.get(name, "")
         try:
-            start, end = (float(words[1]), float(words[2])) if len(words) == 3 else (None, None)
-        except ValueError:
+            start, end = (None, None) if not cut else (_seconds(words[1]), _seconds(words[2]))
+            if cut and len(words) != 3:
+                raise ValueError(value)
+        except (ValueError, IndexError):
             yield Reject(f"{top}/segments: {name}", "bad_line", f"expected recording, start and end, not {value!r}")
             continue
         reason = (
@@ -359,6 +391,23 @@ def tfds(
                             lang, split=ours, source=f"tfds {name}")  # fmt: skip
 
 
+SPLITS = {"dev": "valid", "validation": "valid", "val": "valid", "eval": "test"}
+
+
+def _named(found: Found) -> Found:
+    """Rejects what has a name that is not UTF-8, and calls splits as we do."""
+    for item in found:
+        if isinstance(item, Utterance):
+            try:
+                f"{item.path}{item.utt_id}{item.speaker}{item.text}".encode()
+                item = dataclasses.replace(item, split=SPLITS.get(item.split, item.split))
+            except UnicodeEncodeError:
+                item = Reject(item.path.encode("utf8", "backslashreplace").decode(), "bad_name", "its name is not UTF-8; rename it")
+        else:
+            item = dataclasses.replace(item, item=item.item.encode("utf8", "backslashreplace").decode())
+        yield item
+
+
 LAYOUTS: dict[str, Callable[..., Found]] = {
     "mls": mls, "libritts": libritts, "vctk": vctk, "ljspeech": ljspeech, "manifest": manifest, "folder": folder, "kaldi": kaldi,
     "tfds": tfds,
@@ -371,4 +420,4 @@ def find(layout: str, root: str | os.PathLike, **options) -> Found:
         raise ValueError(f"config.corpus={layout!r} is no layout; there are {sorted(LAYOUTS)}")
     if not str(root):
         raise ValueError("config.root is empty: say where the corpus is, e.g. --config.root=/data/LJSpeech-1.1")
-    return LAYOUTS[layout](root, **options)
+    return _named(LAYOUTS[layout](root, **options))

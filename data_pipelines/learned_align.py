@@ -30,6 +30,7 @@ from ns2_jax.text import front, phones
 
 PAUSE = phones.IDS[phones.SILENCE]
 WORST = 1.0  # nats a frame; `small` gives right texts at least 1.8, those of other utterances at most 0.6, half of the text 0.1
+HURRIED = 3  # spoken phones in a row of one frame each, `small` gives right texts at most 1; those with too many words have more
 AT_ONCE = 64  # utterances in memory
 
 
@@ -47,9 +48,19 @@ def provisional(ids: np.ndarray, samples: int) -> np.ndarray:
     return (np.arange(1, len(ids) + 1, dtype=np.int64) * samples // len(ids)).astype(np.int32)
 
 
+def longest_run(wanted: np.ndarray) -> int:
+    """The most neighbours of a bool `[n]` that are all true."""
+    apart = np.flatnonzero(np.concatenate([[True], ~wanted, [True]]))
+    return int(np.diff(apart).max()) - 1
+
+
 def align_rows(model: inference.Model, audios: list[np.ndarray], ids: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray] | Rejected]:
     """(phones uint8 `[p]` without the pauses that are not there, ends int32 `[p]` in samples, the last the recording's) of recordings
-    float32 `[s]` and offered phones, or why not; a row does not depend on the others."""
+    float32 `[s]` and offered phones, or why not; a row does not depend on the others.
+
+    A text that was not said is refused by its score (WORST), one that says more than the recording by phones that are squeezed into
+    nothing (HURRIED). A recording that says more than its text is mostly not noticed: its phones are stretched.
+    """
     out: list[Any] = []
     for audio, row in zip(audios, ids, strict=True):
         least, there = int((row != PAUSE).sum()), len(audio) // model.hop
@@ -60,6 +71,9 @@ def align_rows(model: inference.Model, audios: list[np.ndarray], ids: list[np.nd
         if found.score < WORST:
             reason = "too_few_frames" if found.score < aligning.SHORTEST else "align_failed"
             out[i] = Rejected(reason, f"score {found.score:.3g} a frame, at least {WORST:g} is expected: the text is not what was said")
+        elif (hurried := longest_run(found.durations[ids[i] != PAUSE] == 1)) >= HURRIED:
+            detail = f"{hurried} phones in a row have one frame each: the text says more than the recording"
+            out[i] = Rejected("align_failed", detail)
         else:
             kept = found.durations > 0
             out[i] = ids[i][kept].astype(np.uint8), found.ends[kept]
@@ -76,9 +90,14 @@ def load(aligner: str) -> inference.Model:
 
 
 def check(dataset: Dataset, model: inference.Model | None) -> None:
-    """Raises ValueError for an aligner of another sample rate, or when the data set's times are no aligner's and would be lost."""
+    """Raises ValueError for an aligner of another sample rate, or as `keep_times`."""
     if model is not None and model.rate != dataset.sample_rate:
         raise ValueError(f"{model.name} works at {model.rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz")
+    keep_times(dataset)
+
+
+def keep_times(dataset: Dataset) -> None:
+    """Raises ValueError when the data set's times are no aligner's and would be lost."""
     if "align" in dataset.groups and "aligner" not in dataset.manifest["groups"]["align"]:
         raise ValueError(f"{dataset.root}/align came with the data set and would be lost; move or delete that folder to have it made anew")
 

@@ -127,21 +127,22 @@ def _tokenizer(job: Job) -> None:
 def _align(job: Job) -> None:
     """By `config.aligner`: "pocketsphinx"; a folder of TextGrids; the run or export of an aligner; "" for provisional times."""
     how, lexicon = job.config["aligner"], job.config["lexicon"]
+    from data_pipelines import learned_align
+
     dataset = Dataset.open(job.root)
+    learned_align.keep_times(dataset)
     if how == "pocketsphinx":
         from data_pipelines import align
 
         if strange := [lang for lang in job.made.get("languages", ()) if lang.split("-")[0] != "en"]:
             raise ValueError(f"stage align: pocketsphinx has an English model only, the corpus has {strange}; train an aligner on it "
                              "(data_pipelines.learned_align says how), or give a folder of TextGrids")
-        job.each(align.align_shard, dataset.sample_rate, "align")
+        job.each(align.align_shard, (dataset.sample_rate, os.path.abspath(lexicon) if lexicon else ""), "align")
     elif how and any(pathlib.Path(how).rglob("*.TextGrid")):
         from data_pipelines import textgrid
 
-        job.each(textgrid.align_shard, (os.path.abspath(how), dataset.sample_rate), "align")
+        job.each(textgrid.align_shard, (os.path.abspath(how), textgrid.listing(how), dataset.sample_rate), "align")
     else:
-        from data_pipelines import learned_align
-
         where = os.path.abspath(how) if how else ""
         learned_align.check(dataset, learned_align.load(where) if where else None)
         job.each(learned_align.align_shard, (where, lexicon), "align", device=bool(where))

@@ -1,17 +1,20 @@
 """Phone times from Praat's TextGrid files, as the Montreal Forced Aligner writes them.
 
 Long and short format, UTF-8 and UTF-16 (with a byte order mark, as Praat writes it), intervals and points. Phones are mapped by
-ns2_jax.text.phones: ARPAbet (MFA's `english_us_arpa`) or IPA (its other models). An interval without text is a pause.
+ns2_jax.text.phones: ARPAbet (MFA's `english_us_arpa`) or IPA (its other models; English has MFA's own signs, see MFA_ENGLISH). An
+interval without text is a pause.
 """
 
 from __future__ import annotations
 
 import codecs
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -101,12 +104,43 @@ def _tier(tiers: dict[str, list[Interval]], wanted: str, path: str | os.PathLike
     return tiers[found[0]]
 
 
-def _ids(text: str, alphabet: str, language: str) -> Sequence[str]:
-    if text.lower() in SILENT:
-        return [phones.SILENCE]
-    if text.lower() in UNSPOKEN:
-        return [phones.UNKNOWN]
-    return phones.from_arpabet([text]) if alphabet == "arpabet" else phones.from_ipa(text, language)
+MFA_ENGLISH = {unicodedata.normalize("NFD", label): tuple(names.split()) for label, names in {
+    "aj": "ay", "aw": "aw", "ej": "ey", "ow": "ow", "ɔj": "oy", "əw": "ow", "ɐ": "ah", "ɒ": "ao", "ɛː": "eh r", "ʉ": "uw", "ɫ̩": "ax l",
+    "c": "k", "ɟ": "g", "ɲ": "n", "ʎ": "l", "ç": "hh", "d̪": "dh", "t̪": "th", "ɾ̃": "n", "ʋ": "v"}.items()}
+"""The labels of MFA's `english_mfa` and `english_us_mfa` that IPA does not write so, without length, aspiration, [ʲ] and [ʷ]."""
+GLIDE = frozenset("p b m f v k g hh".split())  # American English has few, cute, human with [j], but no new
+
+
+def _mfa_english(label: str, following: str) -> list[str]:
+    """The phones of one of MFA's labels: [kʷ] is k w, and a palatal before [ʉ] is followed by y."""
+    bare = unicodedata.normalize("NFD", label).translate(dict.fromkeys(map(ord, "ʰʲʷː")))
+    names = list(MFA_ENGLISH.get(bare) or phones.from_ipa(label, "en"))
+    if "ʷ" in label and following != "w":
+        names.append("w")
+    palatal = "ʲ" in label or label[0] in "cɟç"
+    if palatal and names[-1] in GLIDE and following.startswith("ʉ"):
+        names.append("y")
+    return names
+
+
+def _names(rows: Sequence[Interval], language: str) -> list[list[str]]:
+    """The phones of every interval."""
+    alphabet, out = _alphabet(rows), []
+    for row, following in zip(rows, [*(row.text for row in rows[1:]), ""]):
+        if row.text.lower() in SILENT:
+            out.append([phones.SILENCE])
+        elif row.text.lower() in UNSPOKEN:
+            out.append([phones.UNKNOWN])
+        elif alphabet == "arpabet":
+            out.append(phones.from_arpabet([row.text]))
+        else:
+            english = language.lower().split("-")[0] == "en"
+            out.append(_mfa_english(row.text, following) if english else phones.from_ipa(row.text, language))
+    return out
+
+
+def _letters(words: Iterable[str]) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFC", "".join(words)).lower()))
 
 
 def _alphabet(rows: Sequence[Interval]) -> str:
@@ -121,31 +155,27 @@ def _alphabet(rows: Sequence[Interval]) -> str:
 
 
 def align(
-    path: str | os.PathLike, samples: int, rate: int, language: str = "en", words: Sequence[str] | None = None
+    path: str | os.PathLike, samples: int, rate: int, language: str = "en", texts: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """(phone ids uint8 `[p]`, ends int32 `[p]` in samples, the last `samples`) of a recording of `samples` at `rate` Hz.
 
     Gaps between intervals become pauses, neighbouring pauses one; a label of two phones (a diphthong of another inventory) shares
-    its time. With the transcript's `words`, those of the grid must be these, in order, whatever their case.
+    its time. Where the grid has a tier of words, their letters and digits must be those of one of `texts`, the ways to write what is said.
 
     Raises FileNotFoundError, and Rejected with a reason: `decode_error`; `no_alignment` without a tier of phones; `unknown_word` for
     what MFA could not pronounce; `word_mismatch` and `length_mismatch`; `text_unpronounceable` for a label of no inventory.
     """
     tiers = read(path)
     rows = _tier(tiers, "phones", path)
-    if words is not None:
-        spoken = [row.text.lower() for row in _tier(tiers, "words", path) if row.text.lower() not in SILENT]
-        wanted = [word.lower() for word in words]
-        if spoken != wanted:
-            place = next((i for i, (a, b) in enumerate(zip(spoken, wanted)) if a != b), min(len(spoken), len(wanted)))
-            say = lambda some: repr(some[place]) if place < len(some) else "nothing"
-            raise Rejected("word_mismatch", f"{path}: word {place + 1} is {say(spoken)} in the grid, {say(wanted)} in the transcript")
+    if texts and any(name.lower().endswith("words") for name in tiers):
+        spoken = [row.text for row in _tier(tiers, "words", path) if row.text.lower() not in SILENT]
+        if _letters(spoken) not in map(_letters, texts):
+            raise Rejected("word_mismatch", f"{path}: the grid says {' '.join(spoken)[:60]!r}, the transcript {texts[0][:60]!r}")
     seconds = samples / rate
     if not rows or all(row.text.lower() in SILENT for row in rows):
         raise Rejected("no_alignment", f"{path}: the tier of phones says nothing")
     if rows[-1].end > seconds + SLACK or (rows[-1].text.lower() not in SILENT and rows[-1].end < seconds / 2):
         raise Rejected("length_mismatch", f"{path} ends at {rows[-1].end:.3f} s, its recording at {seconds:.3f} s")
-    alphabet = _alphabet(rows)
     spans: list[tuple[str, float]] = []  # (phone, end in seconds)
 
     def add(phone: str, end: float) -> None:
@@ -155,12 +185,11 @@ def align(
             spans.append((phone, end))
 
     at = 0.0
-    for row in rows:
+    for row, names in zip(rows, _names(rows, language)):
         if row.end <= row.start:
             continue  # an interval of no length says nothing
         if row.start > at + 1e-6:
             add(phones.SILENCE, row.start)
-        names = list(_ids(row.text, alphabet, language))
         if phones.UNKNOWN in names:
             reason = "unknown_word" if row.text.lower() in UNSPOKEN else "text_unpronounceable"
             raise Rejected(reason, f"{path}: {row.text!r} at {row.start:.2f} s is no phone of the inventory")
@@ -169,7 +198,11 @@ def align(
         at = row.end
     if seconds - at > SLACK:
         add(phones.SILENCE, seconds)
-    ends = np.minimum(np.rint(np.asarray([end for _, end in spans]) * rate), samples).astype(np.int32)
+    if len(spans) > samples:
+        raise Rejected("length_mismatch", f"{path} has {len(spans)} phones for {samples} samples")
+    ends, place = np.rint(np.asarray([end for _, end in spans]) * rate).astype(np.int64), np.arange(len(spans))
+    ends = np.maximum.accumulate(np.maximum(ends, 1) - place) + place  # each phone has a sample at least,
+    ends = np.minimum(ends, samples - place[::-1]).astype(np.int32)  # and the last ends with the recording
     ends[-1] = samples
     return phones.ids([name for name, _ in spans]).astype(np.uint8), ends
 
@@ -183,19 +216,26 @@ def of(folder: str | os.PathLike, utt_id: str, speaker: str) -> pathlib.Path:
     raise Rejected("no_alignment", f"{folder} has no {utt_id}.TextGrid, nor one in {speaker}/")
 
 
-def align_shard(root: str, settings: tuple[str, int], split: str, shard: int, total: int) -> int:
-    """Writes one shard of `align` from the grids below a folder, for a data set of a rate in Hz; `settings` are both.
+def listing(folder: str | os.PathLike) -> str:
+    """Twelve hex digits of the names, sizes and times of all grids below `folder`: others have others."""
+    paths = sorted(pathlib.Path(folder).rglob("*.TextGrid"))
+    rows = ((path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()[:12]
 
-    What has no grid that can be used stays empty, and its marker counts it. Grids that have changed are not noticed: delete the group to
-    have them read again.
+
+def align_shard(root: str, settings: tuple[str, str, int], split: str, shard: int, total: int) -> int:
+    """Writes one shard of `align`; `settings` are the folder of the grids, its `listing`, and the data set's rate in Hz.
+
+    What has no grid that can be used stays empty, and its marker counts it.
     """
-    folder, rate = settings
+    folder, known, rate = settings
 
     def make(rows: dict[str, dict]) -> dict[str, np.ndarray]:
         meta = rows["meta"]
-        ids, ends = align(of(folder, meta["utt_id"], meta["speaker"]), meta["num_samples"], rate, meta["lang"])
+        grid = of(folder, meta["utt_id"], meta["speaker"])
+        ids, ends = align(grid, meta["num_samples"], rate, meta["lang"], [meta["text_norm"], meta["text"]])
         return {"phones": ids, "ends": ends}
 
     empty = {"phones": np.zeros(0, np.uint8), "ends": np.zeros(0, np.int32)}
-    info = {"aligner": "textgrid", "phones": phones.inventory_hash()}
+    info = {"aligner": "textgrid", "grids": known, "phones": phones.inventory_hash()}
     return shards.derive(root, "align", split, shard, total, make, empty=empty, info=info)

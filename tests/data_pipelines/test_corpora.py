@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import pathlib
 import sys
 
@@ -104,6 +105,11 @@ def test_mls_in_a_language_without_phones(tmp_path):
         config("mls:german,polish", root, tmp_path)
 
 
+def test_wrong_names_of_subsets(tmp_path):
+    with pytest.raises(ValueError, match="has 'foo-bar'; LibriTTS has names like"):
+        list(corpora.libritts(tmp_path, subsets=["foo-bar"]))
+
+
 def test_libritts(tmp_path):
     root = tmp_path / "LibriTTS"
     for subset, name in (("train-clean-100", "19_198_000000_000000"), ("train-other-500", "20_5_000001_000000"),
@@ -185,8 +191,29 @@ def test_manifest(tmp_path):
         list(corpora.manifest(tmp_path / "list.tsv", {"transcript": "sentence"}))
     write(tmp_path / "two.csv", "path,text,split", 'clips/b.flac,"Hello, you.",dev')
     assert [item.text for item in corpora.manifest(tmp_path / "two.csv")] == ["Hello, you."]
-    with pytest.raises(ValueError, match="into split 'dev', which is none of"):
+    write(tmp_path / "two.csv", "path,text,split", 'clips/b.flac,"Hello, you.",unseen')
+    with pytest.raises(ValueError, match="into split 'unseen', which is none of"):
         build(config("manifest", tmp_path / "two.csv", tmp_path / "other"))
+
+
+def test_marks_and_numbers_of_a_manifest(tmp_path):
+    """A quotation mark is part of a TSV's text and may span lines in no text; times are numbers; splits have several names."""
+    write(tmp_path / "a.tsv", "path\ttext\tsplit", 'a.wav\t"Stop\tdev', "b.wav\tGo home.\tvalidation", 'c.wav\t"Come," he said.\ttrain')
+    found = list(corpora.find("manifest", tmp_path / "a.tsv"))
+    assert [(item.text, item.split) for item in found] == [('"Stop', "valid"), ("Go home.", "valid"), ('"Come," he said.', "train")]
+    write(tmp_path / "b.csv", "path,text,start,end", 'a.wav,"Stop', "b.wav,Go home.", 'c.wav,"Come",1,2', "d.wav,x,nan,", "e.wav,x,,inf")
+    found = list(corpora.find("manifest", tmp_path / "b.csv"))
+    assert [getattr(item, "reason", "") for item in found] == ["bad_line"] * 3 and "not closed" in found[0].detail
+    write(tmp_path / "c.csv", "path,text", f"a.wav,{'x' * 200_000}")
+    assert len(next(corpora.find("manifest", tmp_path / "c.csv")).text) == 200_000
+
+
+def test_a_name_that_is_not_text_is_refused_alone(tmp_path):
+    save(tmp_path / "recordings" / "good.wav")
+    os.rename(tmp_path / "recordings" / "good.wav", os.path.join(os.fsencode(tmp_path), b"recordings", b"caf\xe9.wav"))
+    save(tmp_path / "recordings" / "good.wav")
+    dataset = build(config("folder:transcribed=False", tmp_path / "recordings", tmp_path / "out"))
+    assert set(metas(dataset)) == {"good"} and [line["reason"] for line in map(json.loads, open(tmp_path / "out" / "rejects.jsonl"))] == ["bad_name"]
 
 
 def test_folder(tmp_path):
@@ -231,6 +258,14 @@ def test_kaldi(tmp_path, monkeypatch):
     assert lengths == {"ann-1": 3 * RATE // 2, "ann-2": 2 * RATE, "bob-1": RATE}
     assert reasons(dataset) == {"bob-2": "pipe_command", "eve-1": "speaker_missing", "eve-2": "no_audio", "segments: eve-3": "bad_line",
                                 "eve-4": "no_transcript", "gone": "no_audio"}  # fmt: skip
+    write(root / "segments", "u1 rec1 0 1", "u1 rec1 1 2", "u2 rec1 1.0", "u3 rec1 1 2 1", "u4 rec1 nan 1", "u5 rec1 1 2")
+    write(root / "wav.scp", "rec1 wav/rec1.wav", 'rec2 cat "open |')
+    write(root / "text", *(f"u{i} HI" for i in range(1, 6)))
+    write(root / "utt2spk", *(f"u{i} ann" for i in range(1, 6)))
+    found = list(corpora.kaldi(root))
+    assert [item.utt_id for item in found if isinstance(item, Utterance)] == ["u1", "u5"] and len(found) == 6
+    assert [(item.item.split(": ")[-1].split(":")[-1], item.reason) for item in found if not isinstance(item, Utterance)] == [
+        ("2", "duplicate_id"), ("u2", "bad_line"), ("u3", "bad_line"), ("u4", "bad_line")]
     (root / "segments").unlink()
     write(root / "text", "rec1 HELLO")
     write(root / "utt2spk", "rec1 ann")

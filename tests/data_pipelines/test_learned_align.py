@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from configs import aligner as aligner_config
 from data_pipelines import learned_align, shards
 from ns2_jax import inference
+from ns2_jax.audio import files
 from ns2_jax.data import frames
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evaluate import job
@@ -39,6 +41,7 @@ def model(monkeypatch):
     """An untrained aligner that takes every text for what was said; `aligner0` is its name."""
     monkeypatch.setattr(learned_align, "load", MODELS.__getitem__)
     monkeypatch.setattr(learned_align, "WORST", -100.0)
+    monkeypatch.setattr(learned_align, "HURRIED", 1000)
     return MODELS["aligner0"]
 
 
@@ -125,6 +128,21 @@ def test_evaluation_compares_with_the_times_of_the_data_set(data_set, model):
         assert len(items) == 2 and "score" in items[0]["boundaries"]["aligner"]
     assert values["own"] == {"boundary_median_aligner": 0.0, "boundary_within_20_aligner": 1.0, "boundary_within_50_aligner": 1.0}
     assert values["even"]["boundary_median_aligner"] > 10 and values["even"]["boundary_within_20_aligner"] < 1
+
+
+@pytest.mark.parametrize(("row", "longest"), [("", 0), ("0", 0), ("1", 1), ("0110111", 3), ("1101", 2), ("111", 3)])
+def test_longest_run(row, longest):
+    assert learned_align.longest_run(np.array([c == "1" for c in row], bool)) == longest
+
+
+def test_a_text_that_says_more_than_the_recording_is_listed():
+    """The published aligner on a recording cut short, on its text with another one behind it, and on what was said."""
+    model, audio = inference.load("results/aligner/model"), files.read("tests/data_pipelines/sentence0.flac", 16000)
+    said = json.loads(pathlib.Path("tests/data_pipelines/sentences.json").read_text())[0]["text"]
+    rows = [(audio, said), (audio[: len(audio) * 6 // 10], said), (audio, f"{said} {said}"), (audio, "Nobody ever said such a thing here.")]
+    found = learned_align.align_rows(model, [audio for audio, _ in rows], [learned_align.offered(text) for _, text in rows])
+    assert [getattr(one, "reason", "") for one in found] == ["", "align_failed", "align_failed", "align_failed"]
+    assert "says more than the recording" in str(found[1]) and "not what was said" in str(found[3])
 
 
 def test_exact_times_are_not_lost(data_set):

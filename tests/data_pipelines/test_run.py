@@ -150,7 +150,7 @@ def test_times_of_text_grids_and_of_an_aligner(lj, tmp_path):
     settings = config("ljspeech", lj, out, per_shard=5)
     stages(settings, "ingest,index")
     (grids / "LJ").mkdir(parents=True)
-    tiers = lambda end: {"words": [(0.0, 0.3, ""), (0.3, end, "go")], "phones": [(0.0, 0.3, ""), (0.3, 0.5, "G"), (0.5, end, "OW1")]}
+    tiers = lambda end: {"phones": [(0.0, 0.3, ""), (0.3, 0.5, "G"), (0.5, end, "OW1")]}
     for place, n in (("LJ001-0004", 4), ("LJ/LJ001-0007", 7)):
         (grids / f"{place}.TextGrid").write_text(test_textgrid.grid(tiers(1 + n / 20), end=1 + n / 20))
     stages({**settings, "aligner": str(grids)}, "align,verify")
@@ -180,7 +180,7 @@ def test_an_aligned_shard_does_not_depend_on_what_was_heard_before(lj, tmp_path)
     for order in ((0, 1, 2), (2, 1, 0)):
         shutil.rmtree(tmp_path / "out" / "align")
         for shard in order:
-            align.align_shard(str(tmp_path / "out"), RATE, "train", shard, total)
+            align.align_shard(str(tmp_path / "out"), (RATE, ""), "train", shard, total)
         made.append(digests(tmp_path / "out" / "align"))
     assert made[0] == made[1] and len(made[0]) == 9
 

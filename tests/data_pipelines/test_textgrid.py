@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines import textgrid
 from ns2_jax.data import frames
-from ns2_jax.text import phones
+from ns2_jax.text import front, phones
 
 RATE = 16000
 WORDS = [(0.0, 0.1, ""), (0.1, 0.4, "the"), (0.4, 0.9, "cat"), (0.9, 1.25, "")]
@@ -45,16 +45,41 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize("short", [False, True])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be-bom"])
 def test_every_format_says_the_same(write, short, encoding):
     text = grid({"words": WORDS, "phones": PHONES}, short)
-    path = write("\ufeff" + text, "utf-16-be") if encoding == "utf-16-le-bom" else write(text, encoding)
+    path = write("\ufeff" + text, "utf-16-be") if encoding == "utf-16-be-bom" else write(text, encoding)
     tiers = textgrid.read(path)
     assert {name: [(i.start, i.end, i.text) for i in rows] for name, rows in tiers.items()} == {"words": WORDS, "phones": PHONES}
-    ids, ends = textgrid.align(path, 20000, RATE, words=["The", "cat"])
+    ids, ends = textgrid.align(path, 20000, RATE, texts=["The cat"])
     assert phones.names(ids) == ["sil", "dh", "ax", "k", "ae", "t", "sil"] and ids.dtype == np.uint8 and ends.dtype == np.int32
     np.testing.assert_array_equal(ends, [1600, 3200, 6400, 8800, 12800, 14400, 20000])
     assert frames.durations(ends, 20000, RATE, 200).sum() == 100
+
+
+@pytest.mark.parametrize(("word", "labels"), [
+    ("keep", "cʰ iː p"), ("day", "d ej"), ("boat", "b ow t"), ("five", "f aj v"), ("give", "ɟ ɪ v"), ("how", "h aw"), ("boy", "b ɔj"),
+    ("news", "ɲ ʉː z"), ("few", "fʲ ʉː"), ("little", "ʎ ɪ ɾ ɫ̩"), ("you", "j ʉː"), ("happy", "h æ pʲ i"), ("queen", "kʷ iː n"),
+    ("queen", "k w iː n"), ("father", "f ɑː d̪ ɚ"), ("bird", "b ɝ d"), ("human", "ç ʉː m ə n"), ("he", "ç iː"), ("teach", "tʲ iː tʃ"),
+    ("cute", "cʰ ʉː t"), ("cool", "kʰ ʉː ɫ"), ("law", "ʎ ɒː"), ("cup", "kʰ ɐ p"), ("music", "mʲ ʉː z ɪ k"), ("button", "b ɐ ʔ n̩")])
+def test_mfas_english_labels_are_the_phones_of_the_front_end(write, word, labels):
+    rows = [(i / 10, (i + 1) / 10, label) for i, label in enumerate(labels.split())]
+    ids, _ = textgrid.align(write(grid({"phones": rows}, end=len(rows) / 10)), 1600 * len(rows), RATE)
+    assert phones.names(ids) == [name for name in front.phonemise(word) if name != "sil"]
+
+
+def test_intervals_beyond_the_recording_or_too_short_keep_a_sample(write):
+    rows = [(0.0, 0.00001, "k"), (0.00001, 0.00002, "t"), (0.00002, 1.0, "s"), (1.0, 1.01, "t"), (1.01, 1.02, "s")]
+    _, ends = textgrid.align(write(grid({"phones": rows})), 16000, RATE)
+    assert ends.tolist() == [1, 2, 15998, 15999, 16000]
+
+
+def test_the_words_may_be_written_in_several_ways(write):
+    rows = {"words": [(0.0, 0.4, "don't"), (0.4, 1.25, "well-known")], "phones": PHONES}
+    for texts in (["Don't! Well known."], ["x", "don't well-known"], []):
+        textgrid.align(write(grid(rows)), 20000, RATE, texts=texts)
+    with pytest.raises(textgrid.Rejected, match="grid says \"don't well-known\", the transcript 'Do not"):
+        textgrid.align(write(grid(rows)), 20000, RATE, texts=["Do not."])
 
 
 def test_quotes_points_and_digits_do_not_confuse_it(write):
@@ -105,7 +130,7 @@ spoken = lambda *rows: {"words": WORDS, "phones": [*PHONES[:3], *rows, *PHONES[5
 ])
 def test_what_cannot_be_used_is_refused_with_its_reason(write, reason, text, samples):
     with pytest.raises(textgrid.Rejected) as error:
-        textgrid.align(write(text), samples, RATE, words=["the", "cat"])
+        textgrid.align(write(text), samples, RATE, texts=["The cat."])
     assert error.value.reason == reason and "one.TextGrid" in str(error.value)
 
 
