@@ -126,6 +126,11 @@ def _repeated(lines: Iterable[str], suspects: set[int], seen: dict[str, str], re
         yield line
 
 
+def _plans(path: pathlib.Path) -> bool:
+    """Whether a plan that was interrupted leaves this."""
+    return path.name == "plan" or path.name.startswith(".plan.json.tmp-")
+
+
 def list_path(root: str | os.PathLike, split: str, shard: int, total: int) -> pathlib.Path:
     """What a shard is made of, one utterance a line."""
     return pathlib.Path(root) / "plan" / f"{split}-{shard:05d}-of-{total:05d}.jsonl"
@@ -141,7 +146,7 @@ def plan(
     does not walk through the corpus again. Memory: 8 bytes an utterance. Raises ValueError when `out` holds something else.
     """
     root, path = pathlib.Path(out), pathlib.Path(out) / "plan.json"
-    if root.exists() and not path.exists() and (not root.is_dir() or any(child.name != "plan" for child in root.iterdir())):
+    if root.exists() and not path.exists() and (not root.is_dir() or any(not _plans(child) for child in root.iterdir())):
         raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
     if path.exists():
         old = json.loads(path.read_text())
@@ -244,7 +249,7 @@ def prepare(item: Utterance, settings: Settings) -> dict[str, dict]:
 def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: int) -> None:
     """Writes one shard of `meta` and `audio` (and `align`, when `settings` says so) and its list of rejects."""
     groups = ["audio", "meta"] + (["align"] if settings.align != "none" else [])
-    if shards.committed(root, groups, split, shard, total):
+    if shards.committed(root, groups, split, shard, total) and shards.rejects_path(root, split, shard).exists():
         return
     lines = list_path(root, split, shard, total).read_text(encoding="utf8").splitlines()
     sphinx.restart()  # the recogniser adapts to what it hears: a shard must not depend on the shard before it

@@ -13,7 +13,8 @@
 | `verify` | `verify/`: every checksum and invariant, and exit code 2 when one does not hold | all groups |
 
 A stage is a pure function of a shard; a shard that is finished, whole and made with the same settings from the same input is left alone.
-So the same command goes on after an interruption, and a stage with a new lexicon or codec remakes its own group and no other.
+So the same command goes on after an interruption, and a stage with a new lexicon or codec remakes its own group and no other. Where
+`verify` has named a damaged file, the same command makes its shard again.
 
 `--runner=local` runs shards in `--workers` processes (f0 and encode in this one, because the accelerator belongs to one).
 `--runner=beam` maps the same functions with Apache Beam (extra `beam`); what follows `--` are its pipeline options, e.g.

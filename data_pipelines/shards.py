@@ -44,19 +44,36 @@ def committed(
 ) -> bool:  # fmt: skip
     """Whether every one of `groups` has finished this shard; a stage returns at once when it has.
 
-    A shard whose file is gone or of another length is not finished, nor one made with another `info` or from other `inputs`
-    (group -> sha256), where these are given.
+    A shard whose file is gone or of another length is not finished, nor one whose index or marker is damaged, one in which
+    `verify` has found damage since it was written, or one made with another `info` or from other `inputs` (group -> sha256),
+    where these are given.
     """
+    damaged = _damaged(root, split, shard)
     for group in groups:
         path = records.shard_path(root, group, split, shard, shards)
         try:
-            marker = json.loads(records.marker_path(path).read_text())
-            whole = path.stat().st_size == marker["bytes"]
-        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+            marker = records.load_marker(records.marker_path(path).read_bytes(), path)
+            whole = path.stat().st_size == marker["bytes"] and damaged.get(group) != path.stat().st_mtime_ns
+            if (index := records.index_path(path)).exists():  # a lost one is rebuilt from the shard where it is needed
+                records.load_index(index.read_bytes(), marker, index)
+        except (FileNotFoundError, records.Corrupt):
             return False
         if not whole or info is not None and marker["info"] != info or inputs is not None and marker.get("inputs", inputs) != inputs:
             return False
     return True
+
+
+def verified_path(root: str | os.PathLike, split: str, shard: int) -> pathlib.Path:
+    """Where `verify` keeps what it found in a shard of all groups."""
+    return pathlib.Path(root) / "verify" / f"{split}-{shard:05d}.json"
+
+
+def _damaged(root: str | os.PathLike, split: str, shard: int) -> dict[str, int]:
+    """Group -> modification time (ns) of the file in which `verify` found damage."""
+    try:
+        return json.loads(verified_path(root, split, shard).read_bytes())["damaged"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return {}
 
 
 def rejects_path(root: str | os.PathLike, split: str, shard: int, group: str = "") -> pathlib.Path:
@@ -115,6 +132,9 @@ def _die_with_parent() -> None:
     """Linux: a killed coordinator takes its workers along instead of leaving them writing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and os.getppid() != parent.pid:  # it was killed while this one started
+            os._exit(1)
 
 
 def _child(process_shard: Callable[[int], Any], shard: int, pipe: multiprocessing.connection.Connection) -> None:
@@ -185,7 +205,11 @@ def _markers(root: pathlib.Path, needed: set[str]) -> dict[tuple[str, str], list
     """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(root.glob("*/*-of-*.json")):
-        marker = json.loads(path.read_text())
+        try:
+            marker = records.load_marker(path.read_bytes(), path)
+        except records.Corrupt as error:
+            logging.warning("%s", error)
+            continue
         found.setdefault((marker["group"], marker["split"]), []).append(marker)
     if not found:
         raise ValueError(f"no finished shard under {root}")
@@ -270,6 +294,8 @@ def write_manifest(
         about[group] = {**markers[0]["info"], "bytes": sum(m["bytes"] for m in markers), "rejects": rejects, "tools": tools}
     manifest = {"format": FORMAT, **head, "splits": splits, "groups": about, "speakers": speakers, "fingerprint": digest.hexdigest()}
     records.write_atomic(path, json.dumps(manifest, indent=1).encode() + b"\n")
-    for left in (left for group in groups for left in (root / group).glob(".*.tmp-*")):
-        left.unlink(missing_ok=True)  # of killed writers: every shard of these groups is finished
+    unfinished = {path.parent for path in root.glob("*/*-of-*.json")} - {root / group for group in groups}
+    for left in root.rglob(".*.tmp-*"):
+        if left.parent not in unfinished:
+            left.unlink(missing_ok=True)  # of a killed writer: what it began has been finished since
     return manifest

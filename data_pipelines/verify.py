@@ -1,4 +1,8 @@
-"""Reads everything back: every checksum, every invariant, every index against its data."""
+"""Reads everything back: every checksum, every invariant, every index against its data.
+
+What it finds is kept in `verify/`. A shard in which it found damage counts as unfinished until it is written again, so the command that
+made the data set makes this shard again and no other.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines import shards
 from ns2_jax.data import records
 from ns2_jax.data.frames import frame_count
 
@@ -54,18 +59,22 @@ def check_shard(path: pathlib.Path, group: str) -> tuple[list[str], list[int]]:
 def verify_shard(root: str, settings: None, split: str, shard: int, total: int) -> None:
     """Checks one shard of every group and writes what it found to `verify/`."""
     del settings
-    problems, checked, lengths = [], {}, {}
+    problems, checked, lengths, damaged = [], {}, {}, {}
+    path = shards.verified_path(root, split, shard)
+    path.unlink(missing_ok=True)
     for folder in sorted(pathlib.Path(root).iterdir()):
         if not any(folder.glob("*-of-*.tfrecord")):
             continue
-        found, lengths[folder.name] = check_shard(records.shard_path(root, folder.name, split, shard, total), folder.name)
+        data = records.shard_path(root, folder.name, split, shard, total)
+        found, lengths[folder.name] = check_shard(data, folder.name)
         problems += found
+        if found and shards.committed(root, [folder.name], split, shard, total):  # else it is made again anyway
+            damaged[folder.name] = data.stat().st_mtime_ns
         checked[folder.name] = len(lengths[folder.name])
     if not problems and len({tuple(samples) for samples in lengths.values()}) > 1:
         problems.append(f"{root}: the groups disagree on the lengths of the utterances of {split} {shard}")
-    path = pathlib.Path(root) / "verify" / f"{split}-{shard:05d}.json"
     path.parent.mkdir(exist_ok=True)
-    records.write_atomic(path, json.dumps({"problems": problems, "checked": checked}).encode())
+    records.write_atomic(path, json.dumps({"problems": problems, "checked": checked, "damaged": damaged}).encode())
 
 
 def collect(root: str) -> dict[str, int]:
@@ -73,5 +82,5 @@ def collect(root: str) -> dict[str, int]:
     found = [json.loads(path.read_text()) for path in sorted((pathlib.Path(root) / "verify").glob("*.json"))]
     if problems := [problem for shard in found for problem in shard["problems"]]:
         listed = "\n  - ".join(problems[:20])
-        raise ValueError(f"{len(problems)} problems in {root}; delete these shards and run their stages again:\n  - {listed}")
+        raise ValueError(f"{len(problems)} problems in {root}; run the command that made it again, and only these shards are remade:\n  - {listed}")
     return dict(sum((Counter(shard["checked"]) for shard in found), Counter()))

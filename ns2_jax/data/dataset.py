@@ -94,7 +94,7 @@ class Dataset:
         found = self.file(str(name))
         if found is None:
             raise records.unfinished(f"{self.root}/{name}", group)
-        return json.loads(found)
+        return records.load_marker(found, f"{self.root}/{name}")
 
     def records(self, split: str) -> int:
         """How many utterances `split` has."""
@@ -115,7 +115,8 @@ class Dataset:
                 if marker is None:
                     raise records.unfinished(f"{self.root}/{records.marker_path(path)}", group)
                 if index is not None:
-                    columns.append(records.load_index(index, json.loads(marker), f"{self.root}/{records.index_path(path)}"))
+                    said = records.load_marker(marker, f"{self.root}/{records.marker_path(path)}")
+                    columns.append(records.load_index(index, said, f"{self.root}/{records.index_path(path)}"))
                 elif self.remote:
                     raise FileNotFoundError(f"{self.root}/{records.index_path(path)} does not exist; copy the whole data set there")
                 else:

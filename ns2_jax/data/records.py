@@ -31,7 +31,8 @@ from ns2_jax.data.wire import Value, decode_example, encode_example
 
 __all__ = [
     "BASE_HOP", "INDEX", "OVERHEAD", "SCHEMAS", "Corrupt", "ShardReader", "ShardWriter", "build_index", "check_record",
-    "decode_example", "encode_example", "frame", "index_path", "load_index", "marker_path", "pack", "read_all", "read_record", "schema",
+    "decode_example", "encode_example", "frame", "index_path", "load_index", "load_marker", "marker_path", "pack", "read_all",
+    "read_record", "schema",
     "shard_path", "unfinished", "unpack", "write_atomic",
 ]
 
@@ -213,13 +214,19 @@ def write_atomic(path: pathlib.Path, data: bytes) -> None:
     os.replace(temp, path)
 
 
+def _replace(path: pathlib.Path, data: bytes) -> None:
+    """`write_atomic` unless `path` has these bytes already."""
+    if not path.exists() or path.read_bytes() != data:
+        write_atomic(path, data)
+
+
 class ShardWriter:
     """Writes one shard of one group; a context manager that commits on a clean exit and leaves nothing otherwise.
 
     Temp file, fsync, rename data, rename index, and the commit marker last: a killed writer leaves no marker, so the shard is
-    made again, and two writers of the same shard rename the same bytes. `info` (e.g. a codec's hash and hop) and `tools`
-    (versions) go into the marker, and so do `inputs`, the sha256 of the shards that this one was derived from; `rejects`
-    counts what was left out, by reason.
+    made again, and two writers of the same shard rename the same bytes. Of a shard made again, a file whose bytes are right
+    stays. `info` (e.g. a codec's hash and hop) and `tools` (versions) go into the marker, and so do `inputs`, the sha256 of the
+    shards that this one was derived from; `rejects` counts what was left out, by reason.
     """
 
     def __init__(
@@ -289,10 +296,13 @@ class ShardWriter:
             "tools": self.tools,
             **({"inputs": self.inputs} if self.inputs else {}),
         }
-        os.replace(self._temp, self.path)
-        write_atomic(index_path(self.path), index)
+        if self.path.exists() and _sha256(self.path) == marker["sha256"]:
+            self._temp.unlink()
+        else:
+            os.replace(self._temp, self.path)
+        _replace(index_path(self.path), index)
         _fsync(self.path.parent)
-        write_atomic(marker_path(self.path), json.dumps(marker, indent=1, sort_keys=True).encode() + b"\n")
+        _replace(marker_path(self.path), _marker_bytes(marker))
         _fsync(self.path.parent)
         return marker
 
@@ -308,6 +318,35 @@ class ShardWriter:
             self.commit()
         else:
             self.discard()
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+MARKER = frozenset({
+    "group", "split", "shard", "shards", "records", "samples", "bytes", "sha256", "index_sha256", "speakers", "rejects", "info", "tools",
+    "inputs",
+})  # fmt: skip
+
+
+def _marker_bytes(marker: Mapping[str, Any]) -> bytes:
+    checksum = hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**marker, "checksum": checksum}, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def load_marker(data: bytes, path: str | os.PathLike) -> dict[str, Any]:
+    """What the marker at `path` says, from its bytes. Raises Corrupt when they are not those written (older ones have no checksum)."""
+    try:
+        marker = json.loads(data)
+        checksum = marker.pop("checksum", None)
+        whole = set(marker) <= MARKER and (checksum is None or data == _marker_bytes(marker))
+    except (ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise Corrupt(f"{path} is not the marker that was written; run the command that makes its group again")
+    return marker
 
 
 def index_bytes(index: np.ndarray) -> bytes:
@@ -337,7 +376,7 @@ class ShardReader:
         self.path, self.group, self.base_hop = path, group, base_hop
         if not marker_path(path).exists():
             raise unfinished(marker_path(path), group)
-        self.marker = json.loads(marker_path(path).read_text())
+        self.marker = load_marker(marker_path(path).read_bytes(), marker_path(path))
 
     @functools.cached_property
     def index(self) -> np.ndarray:

@@ -1,0 +1,235 @@
+"""The builder killed and its files damaged: what the same command makes of it is what an undisturbed one made, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import tiny
+
+from configs.data import ljspeech
+from data_pipelines import run
+from ns2_jax.data import records
+
+ROOT = pathlib.Path(__file__).parents[2]
+RATE = 16000
+STAGES = "ingest,normalise,phonemise,f0,encode,index"
+ARGUMENT = "per_shard=4,valid=0,test=0"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """Eight hums as LJSpeech has them, one line without a recording, and a codec of the smallest size."""
+    root = tmp_path_factory.mktemp("corpus")
+    (root / "wavs").mkdir()
+    lines = ["LJ-none|Nothing.|Nothing."]
+    for i in range(8):
+        t = np.arange(int(RATE * (1 + i / 20))) / RATE
+        wave = 0.2 * np.sin(2 * np.pi * (120 + 10 * i) * t) * (1 + 0.3 * np.sin(2 * np.pi * 3 * t))
+        soundfile.write(root / "wavs" / f"LJ-{i}.wav", wave.astype(np.float32), RATE)
+        lines.append(f"LJ-{i}|It cost ${i}.|It cost {i} dollars.")
+    (root / "metadata.csv").write_text("\n".join(lines), encoding="utf8")
+    tiny.write_model("codec", root / "codec")
+    return root
+
+
+def tree(root: pathlib.Path) -> dict[str, bytes]:
+    """Every file below `root`, hidden ones too."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+# Killed --------------------------------------------------------------------------------------------------------------
+
+
+def alive(session: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its = path.read_text().rpartition(") ")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(its) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+class Builder:
+    """The command on `corpus` in a session of its own; what it compiles is kept for the next."""
+
+    def __init__(self, corpus: pathlib.Path, out: pathlib.Path, cache: pathlib.Path):
+        compiled = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        command = [sys.executable, "-m", "data_pipelines.run", f"--config=configs/data/ljspeech.py:{ARGUMENT}", f"--config.root={corpus}",
+                   f"--config.out={out}", f"--config.codec={corpus / 'codec'}", f"--stages={STAGES}", "--workers=2"]  # fmt: skip
+        self.log = open(cache.parent / "log", "w+b")
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True, cwd=ROOT,
+                                        env={**os.environ, **compiled})  # fmt: skip
+
+    def finish(self) -> None:
+        code = self.process.wait(timeout=300)
+        self.log.seek(0)
+        assert code == 0, self.log.read().decode()
+
+    def kill(self, after: float, group: bool) -> bool:
+        """SIGKILL after some seconds, to all its processes or to the coordinator alone; whether it was still at work."""
+        try:
+            self.process.wait(timeout=after)
+            return False
+        except subprocess.TimeoutExpired:
+            (os.killpg if group else os.kill)(self.process.pid, signal.SIGKILL)
+            return self.process.wait() == -signal.SIGKILL
+        finally:
+            deadline = time.monotonic() + 20
+            while (left := alive(self.process.pid)) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not left, f"orphans: {left}"
+
+
+def killed_often(corpus: pathlib.Path, folder: pathlib.Path, kills: int, seed: int) -> None:
+    calm, killed, rng = folder / "calm" / "out", folder / "killed" / "out", random.Random(seed)
+    Builder(corpus, calm, folder / "cache").finish()  # once to compile, once to see how long it takes
+    shutil.rmtree(calm)
+    begin = time.monotonic()
+    Builder(corpus, calm, folder / "cache").finish()
+    seconds, done, seen = time.monotonic() - begin, 0, set()
+    while done < kills:
+        if Builder(corpus, killed, folder / "cache").kill(rng.uniform(0, seconds), group=done % 2 == 0):
+            done += 1
+            seen.add(tuple(sorted(path.name for path in killed.glob("*/"))))
+        else:
+            shutil.rmtree(killed)  # it was through: another life
+    Builder(corpus, killed, folder / "cache").finish()
+    want = tree(calm)
+    assert tree(killed) == want
+    assert len(seen) > 2  # it was met in different stages
+    groups = {path.split("/")[0] for path in want if path.endswith(".tfrecord")}
+    assert {group.split("-")[0] for group in groups} == {"audio", "codes", "f0", "meta", "phones", "text"}
+    assert not [path for path in want if ".tmp-" in path]
+
+
+def test_killed_ten_times_it_makes_the_same_tree(corpus, tmp_path):
+    """All files are compared: shards, indexes, markers, plan, rejects, manifest; no temporary file and no process is left."""
+    killed_often(corpus, tmp_path, kills=10, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_thirty_times(corpus, tmp_path, seed):
+    killed_often(corpus, tmp_path, kills=30, seed=seed)
+
+
+# Damaged -------------------------------------------------------------------------------------------------------------
+
+
+def build(corpus: pathlib.Path, out: pathlib.Path, stages: str = STAGES, **changed) -> None:
+    config = {**ljspeech.get_config(ARGUMENT).to_dict(), "root": str(corpus), "out": str(out), "codec": str(corpus / "codec"), **changed}
+    run.run(config, stages.split(","), run.local(0))
+
+
+@pytest.fixture(scope="module")
+def built(corpus, tmp_path_factory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("built") / "out"
+    build(corpus, out, STAGES + ",verify")
+    return out
+
+
+def states(root: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """(inode, time of the last change) of every file of a group."""
+    files = [path for path in root.glob("*/*-of-*") if path.parent.name != "plan"]
+    return {str(path.relative_to(root)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+def flip(path: pathlib.Path) -> None:
+    """One bit of some byte; the length stays."""
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 4
+    path.write_bytes(data)
+
+
+def cut(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, pathlib.Path.unlink], ids=["flipped", "cut", "deleted"])
+@pytest.mark.parametrize("kind", [".tfrecord", ".idx.npy", ".json"])
+def test_one_damaged_file_is_named_and_made_again_alone(corpus, built, kind, damage):
+    want, before = tree(built), states(built)
+    for data in sorted(built.glob("*/train-00001-of-*.tfrecord")):
+        path = data.with_name(data.name.removesuffix(".tfrecord") + kind)
+        damage(path)
+        if kind == ".idx.npy" and damage is pathlib.Path.unlink:
+            build(corpus, built, "index")  # no damage: it is made again by whoever needs it
+        else:
+            with pytest.raises(ValueError, match=f"(?s)1 problems in .*run the command that made it again.*{path.name}"):
+                build(corpus, built, "verify")
+        build(corpus, built, STAGES)
+        after = states(built)
+        assert {name for name in before if after[name] != before[name]} == {str(path.relative_to(built))}
+        build(corpus, built, STAGES + ",verify")
+        assert tree(built) == want and states(built) == after
+        before = after
+
+
+def test_two_thousand_flipped_bits_are_named(built, tmp_path):
+    """Any bit of any shard, index or marker of any group, as `verify` reads them; flips in one marker are found by what it says."""
+    from data_pipelines import verify
+
+    root = pathlib.Path(shutil.copytree(built, tmp_path / "out"))
+    files = sorted(path for path in root.glob("*/*-of-*") if path.parent.name != "plan")
+    rng, missed = np.random.default_rng(0), []
+    for _ in range(2000):
+        path = files[rng.integers(len(files))]
+        data = path.read_bytes()
+        at, bit = int(rng.integers(len(data))), int(rng.integers(8))
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+        shard = path.with_name(path.name.split(".")[0] + ".tfrecord")
+        problems, _ = verify.check_shard(shard, path.parent.name)
+        if not any(shard.name.split(".")[0] in problem for problem in problems):
+            missed.append((path, at, bit, problems))
+        path.write_bytes(data)
+    assert missed == []
+
+
+def test_what_was_made_from_other_bytes_is_made_again(corpus, tmp_path):
+    """A recording is replaced and its shard of audio deleted: f0 and codes of that shard follow, nothing else does."""
+    mine, out = pathlib.Path(shutil.copytree(corpus, tmp_path / "corpus")), tmp_path / "out"
+    build(mine, out, codec=str(corpus / "codec"))
+    before = states(out)
+    listed = next(path for path in sorted((out / "plan").glob("train-00000-*.jsonl")))
+    name = listed.read_text().split('"path": "')[1].split('"')[0]
+    audio, _ = soundfile.read(name, dtype="float32")
+    soundfile.write(name, audio[::-1], RATE)
+    (shard,) = out.glob("audio/train-00000-of-*.tfrecord")
+    shard.unlink()
+    build(mine, out, codec=str(corpus / "codec"))
+    after = states(out)
+    changed = {name for name in before if after[name] != before[name]}
+    assert {name.split("/")[1].split("-of-")[0] for name in changed} == {"train-00000"}
+    assert {name.split("/")[0].split("-")[0] for name in changed if name.endswith(".tfrecord")} == {"audio", "f0", "codes"}
+
+
+def test_markers_without_a_checksum_are_read(built, tmp_path):
+    """As they were written before; but none with a key that no marker has."""
+    path = tmp_path / "m.json"
+    data = next(built.glob("audio/*.json")).read_bytes()
+    said = records.load_marker(data, path)
+    lines = [line for line in data.splitlines() if b'"checksum"' not in line]
+    assert records.load_marker(b"\n".join(lines), path) == said
+    with pytest.raises(records.Corrupt, match="m.json is not the marker that was written"):
+        records.load_marker(data.replace(b'"checksum"', b'"cheksum"'), path)
+
+
+def test_a_plan_that_was_interrupted_is_begun_again(corpus, tmp_path):
+    (tmp_path / "out" / "plan").mkdir(parents=True)
+    (tmp_path / "out" / ".plan.json.tmp-1").write_text("{")
+    build(corpus, tmp_path / "out", "ingest")
+    assert not list(tmp_path.rglob("*.tmp-*"))
