@@ -1,4 +1,4 @@
-"""Writes a codec's codes of a data set: `python -m data_pipelines.encode --data=DIR --codec=DIR [--batch_seconds=60]`.
+"""Writes a codec's codes of a data set: `python -m data_pipelines.encode --data=DIR --codec=DIR [--batch_seconds=60] [--pack]`.
 
 The codec is an export or a run; its hash names the group (`codes-<hash12>`), so codes of several codecs live side by side and a model
 is never trained on codes of another codec than it names. A run has the hash that its unrounded export (`export --quantize=none`) will have.
@@ -18,6 +18,7 @@ from absl import flags, logging
 
 from data_pipelines import batches, shards
 from ns2_jax import inference
+from ns2_jax.data import bits
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_count
 from ns2_jax.runtime import cluster, weights
@@ -49,10 +50,10 @@ class Encoder:
         return codes.astype(np.uint16)
 
 
-def _encode_shard(dataset: Dataset, encoder: Encoder, split: str, batch_seconds: float, shard: int) -> int:
-    """Writes one shard of codes and returns how many records it has."""
+def _encode_shard(dataset: Dataset, encoder: Encoder, split: str, batch_seconds: float, pack: bool, shard: int) -> int:
+    """Writes one shard of codes, in ten bits each with `pack`, and returns how many records it has."""
     total, group = dataset.manifest["splits"][split]["shards"], f"codes-{encoder.hash}"
-    info = {"codec": encoder.hash, "hop": encoder.hop, "levels": encoder.levels}
+    info = {"codec": encoder.hash, "hop": encoder.hop, "levels": encoder.levels, **({"bits": bits.BITS} if pack else {})}
     inputs = {"audio": dataset.marker("audio", split, shard)["sha256"]}
     if shards.committed(dataset.root, [group], split, shard, total, info=info, inputs=inputs):
         return len(batches.shard_rows(dataset, split, shard))
@@ -77,25 +78,26 @@ def load(codec: str) -> Encoder:
     return Encoder(inference.load(codec))
 
 
-def encode_shard(root: str, settings: tuple[str, float], split: str, shard: int, total: int) -> int:
-    """`_encode_shard` of the data set at `root`, as a stage of `data_pipelines.run`; `settings` are the codec's path and a batch's seconds."""
+def encode_shard(root: str, settings: tuple[str, float, bool], split: str, shard: int, total: int) -> int:
+    """`_encode_shard` of the data set at `root`, as a stage of `data_pipelines.run`; `settings` are the codec's path, a batch's seconds and `pack`."""
     del total
-    codec, batch_seconds = settings
+    codec, batch_seconds, pack = settings
     dataset, encoder = batches.open_dataset(root), load(codec)
     _check_rate(dataset, encoder)
-    return _encode_shard(dataset, encoder, split, batch_seconds, shard)
+    return _encode_shard(dataset, encoder, split, batch_seconds, pack, shard)
 
 
-def encode(root: str | os.PathLike, model: inference.Model, batch_seconds: float = 60.0) -> str:
-    """Encodes every split of the data set at `root` and returns the name of the group.
+def encode(root: str | os.PathLike, model: inference.Model, batch_seconds: float = 60.0, pack: bool = False) -> str:
+    """Encodes every split of the data set at `root` and returns the name of the group; with `pack` in ten bits a code, not sixteen.
 
-    Raises FileNotFoundError without a data set; ValueError when `model` is not a codec or was trained at another sample rate.
+    Raises FileNotFoundError without a data set; ValueError when `model` is not a codec, was trained at another sample rate, or has
+    codes that do not fit.
     """
     dataset = Dataset.open(root)
     encoder = Encoder(model)
     _check_rate(dataset, encoder)
     for split in dataset.splits:
-        work = functools.partial(_encode_shard, dataset, encoder, split, batch_seconds)
+        work = functools.partial(_encode_shard, dataset, encoder, split, batch_seconds, pack)
         shards.run_shards(work, dataset.manifest["splits"][split]["shards"], 0, f"codes {split}")
     group = f"codes-{encoder.hash}"
     shards.write_manifest(root, needed=[group])
@@ -107,7 +109,7 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS.codec:
         raise ValueError("--codec is empty: give the run or export of a codec, e.g. --codec=results/codec/model")
     cluster.start(lambda line: None)
-    group = encode(flags.FLAGS.data, inference.load(flags.FLAGS.codec), flags.FLAGS.batch_seconds)
+    group = encode(flags.FLAGS.data, inference.load(flags.FLAGS.codec), flags.FLAGS.batch_seconds, flags.FLAGS.pack)
     logging.info("wrote %s", os.path.join(flags.FLAGS.data, group))
     if os.path.exists(os.path.join(flags.FLAGS.codec, weights.FILE)):
         logging.info("train with --config.init_from='%s'", json.dumps({"rest/codec": flags.FLAGS.codec}))
@@ -120,4 +122,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("data", "", "the data set (a folder with manifest.json)")
     flags.DEFINE_string("codec", "", "the codec: a run or an export")
     flags.DEFINE_float("batch_seconds", 60.0, "seconds of audio encoded at once", lower_bound=1.0)
+    flags.DEFINE_bool("pack", False, "ten bits a code instead of sixteen, for codebooks of at most 1024 entries")
     cluster.run(main)

@@ -165,7 +165,7 @@ def _encode(job: Job) -> None:
         raise ValueError("config.codec is empty: give the run or export of a codec, e.g. --config.codec=results/codec/model")
     codec = os.path.abspath(job.config["codec"])
     group = f"codes-{encode.load(codec).hash}"
-    job.each(encode.encode_shard, (codec, job.config["batch_seconds"]), "encode", device=True)
+    job.each(encode.encode_shard, (codec, job.config["batch_seconds"], job.config["pack"]), "encode", device=True)
     shards.write_manifest(job.root, needed=[group])
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from ns2_jax.data import bits
 from ns2_jax.data.wire import Value, decode_example, encode_example
 
 __all__ = [
@@ -67,8 +68,11 @@ def schema(group: str) -> dict[str, str]:
     return SCHEMAS[kind]
 
 
-def pack(group: str, values: Mapping[str, Value], num_samples: int) -> bytes:
-    """The payload of one record. Arrays of rank above one carry their shape. Raises ValueError for wrong fields or dtypes."""
+def pack(group: str, values: Mapping[str, Value], num_samples: int, packed: bool = False) -> bytes:
+    """The payload of one record. Arrays of rank above one carry their shape; `packed` puts codes into ten bits each (`bits.py`).
+
+    Raises ValueError for wrong fields or dtypes, and for codes of more than ten bits.
+    """
     fields = schema(group)
     further = {name for name, usual in DEFAULTS.get(group, {}).items() if values.get(name, usual) != usual}
     if set(values) - {"num_samples"} - set(DEFAULTS.get(group, {})) != set(fields):
@@ -82,6 +86,9 @@ def pack(group: str, values: Mapping[str, Value], num_samples: int) -> bytes:
                 raise ValueError(f"{group}/{name} must be {kind}, not {value.dtype}; convert it where its range is known")
             if value.ndim > 1:
                 features[f"{name}/shape"] = list(value.shape)
+            if packed and name == "codes":
+                features |= {"codes/bits": bits.BITS, "codes/shape": list(value.shape)}
+                value = bits.pack(value)
         elif not isinstance(value, str):
             raise ValueError(f"{group}/{name} must be str, not {type(value).__name__}")
         features[name] = value
@@ -101,6 +108,10 @@ def unpack(group: str, payload: bytes | memoryview) -> dict[str, Value]:
         raw = features[name][0]
         if kind == "utf8":
             out[name] = bytes(raw).decode()
+        elif f"{name}/bits" in features:
+            if features[f"{name}/bits"] != [bits.BITS]:
+                raise ValueError(f"{group}/{name} has {features[f'{name}/bits']} bits a value; this code reads {bits.BITS}")
+            out[name] = bits.unpack(raw, features[f"{name}/shape"])
         else:
             array = np.frombuffer(raw, np.dtype(kind).newbyteorder("<"))
             out[name] = array.reshape(features[f"{name}/shape"]) if f"{name}/shape" in features else array
@@ -225,8 +236,8 @@ class ShardWriter:
 
     Temp file, fsync, rename data, rename index, and the commit marker last: a killed writer leaves no marker, so the shard is
     made again, and two writers of the same shard rename the same bytes. Of a shard made again, a file whose bytes are right
-    stays. `info` (e.g. a codec's hash and hop) and `tools` (versions) go into the marker, and so do `inputs`, the sha256 of the
-    shards that this one was derived from; `rejects` counts what was left out, by reason.
+    stays. `info` (e.g. a codec's hash and hop, and `bits` where codes are packed) and `tools` (versions) go into the marker, and
+    so do `inputs`, the sha256 of the shards that this one was derived from; `rejects` counts what was left out, by reason.
     """
 
     def __init__(
@@ -260,7 +271,7 @@ class ShardWriter:
 
     def write(self, values: Mapping[str, Value], num_samples: int) -> None:
         """Appends one record; `num_samples` is the length of the utterance's audio at the data set's rate."""
-        payload = pack(self.group, values, num_samples)
+        payload = pack(self.group, values, num_samples, "bits" in self.info)
         data = frame(payload)
         self._file.write(data)
         self._sha.update(data)

@@ -8,13 +8,14 @@ import os
 
 import google_crc32c
 import hypothesis
+import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from noise_corpus import write_corpus
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ns2_jax.data import records, wire
+from ns2_jax.data import bits, records, wire
 from ns2_jax.data.dataset import Dataset
 
 int64 = st.integers(-(2**63), 2**63 - 1)
@@ -238,3 +239,55 @@ def test_marker_tells_what_is_in_the_shard(tmp_path):
     marker = json.loads(records.marker_path(path).read_text())
     assert marker["records"] == 2 and marker["samples"] == 600 + 200 + 14 and marker["bytes"] == len(data)
     assert marker["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+# Codes in ten bits ---------------------------------------------------------------------------------------------------
+
+
+def in_bits(codes: np.ndarray) -> bytes:
+    """The definition: all codes as one number, the first in its lowest ten bits, in whole groups of four."""
+    number = sum(int(code) << 10 * i for i, code in enumerate(codes.reshape(-1)))
+    return number.to_bytes(-(-codes.size // 4) * 5, "little")
+
+
+@hypothesis.given(hnp.arrays(np.uint16, hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=9), elements=st.integers(0, 1023)))
+def test_packed_codes_come_back(codes):
+    assert bits.pack(codes) == in_bits(codes)
+    payload = records.pack("codes-0", {"codes": codes}, 77, packed=True)
+    assert in_bits(codes) in payload
+    out = records.unpack("codes-0", payload)
+    assert out["codes"].dtype == np.uint16 and out["codes"].shape == codes.shape and out["num_samples"] == 77
+    np.testing.assert_array_equal(out["codes"], codes)
+
+
+def test_codes_that_cannot_be_packed_or_unpacked():
+    for wrong in (np.array([[3, 1024]], np.uint16), np.array([65535, 0], np.uint16)):
+        with pytest.raises(ValueError, match=f"codes from {wrong.min()} to {wrong.max()} do not fit 10 bits"):
+            records.pack("codes-0", {"codes": wrong}, 1, packed=True)
+    assert bits.pack(np.array([1023] * 4, np.uint16)) == b"\xff" * 5
+    for shape in ([5], [2, 4], [-1], [3, -1]):
+        with pytest.raises(ValueError, match="bytes are not"):
+            bits.unpack(b"\0" * 5, shape)
+    features = wire.decode_example(records.pack("codes-0", {"codes": np.zeros(4, np.uint16)}, 1, packed=True))
+    with pytest.raises(ValueError, match=r"has \[11\] bits"):
+        records.unpack("codes-0", wire.encode_example(features | {"codes/bits": 11}))
+
+
+def test_a_packed_group_says_so_and_reads_like_any_other(tmp_path):
+    """Five eighths of the bytes, as the data set reads them."""
+    write_corpus(tmp_path, utterances=4, shard_count=1, splits=("train",))
+    dataset = Dataset.open(tmp_path)
+    (group,) = [name for name in dataset.groups if name.startswith("codes-")]
+    plain = dataset.read_many("train", {group: range(4)})[group]
+    marker = dataset.marker(group, "train", 0)
+    with records.ShardWriter(tmp_path, group, "train", 0, 1, info={**marker["info"], "bits": 10}) as writer:
+        for record in plain:
+            writer.write({"codes": record["codes"]}, record["num_samples"])
+    again = Dataset.open(tmp_path)
+    packed = again.read_many("train", {group: range(4)})[group]
+    assert again.marker(group, "train", 0)["info"]["bits"] == 10
+    for a, b in zip(plain, packed, strict=True):
+        np.testing.assert_array_equal(a["codes"], b["codes"])
+        assert a["num_samples"] == b["num_samples"]
+    codes = sum(record["codes"].size for record in plain)
+    assert again.marker(group, "train", 0)["bytes"] - codes * 1.25 < marker["bytes"] - codes * 2 + 4 * 40

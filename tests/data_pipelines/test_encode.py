@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import codec as codec_config
-from data_pipelines import batches, encode, features, shards
+from data_pipelines import batches, encode, features, shards, verify
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.runtime import state, weights
@@ -82,6 +82,22 @@ def test_batch_size_does_not_change_codes(data_set, model):
     encode.encode(data_set, model, batch_seconds=30)
     many = {path.name: path.read_bytes() for path in (data_set / group).glob("*.tfrecord")}
     assert one == many
+
+
+def test_packed_codes_are_the_codes_and_are_verified(data_set, model):
+    """The group is made again when `pack` changes; `verify` reads it; the manifest says how many bits a code has."""
+    group = encode.encode(data_set, model)
+    plain = [Dataset.open(data_set).read("train", group, i)["codes"] for i in range(7)]
+    size = Dataset.open(data_set).manifest["groups"][group]["bytes"]
+    assert encode.encode(data_set, model, pack=True) == group
+    dataset = Dataset.open(data_set)
+    assert dataset.manifest["groups"][group]["bits"] == 10 and dataset.manifest["groups"][group]["bytes"] < 0.75 * size
+    for i in range(7):
+        np.testing.assert_array_equal(dataset.read("train", group, i)["codes"], plain[i])
+    assert [verify.check_shard(path, group)[0] for path in (data_set / group).glob("*.tfrecord")] == [[], [], []]
+    encode.encode(data_set, model)
+    about = Dataset.open(data_set).manifest["groups"][group]
+    assert "bits" not in about and about["bytes"] == size
 
 
 def test_a_run_is_named_as_its_unrounded_export(model, tmp_path):
