@@ -414,6 +414,9 @@ LAYOUTS: dict[str, Callable[..., Found]] = {
 }  # fmt: skip
 
 
+TIMED = ("kaldi", "manifest")  # layouts in which a text may come with its start and end
+
+
 def find(layout: str, root: str | os.PathLike, **options) -> Found:
     """What the corpus at `root` has. Raises ValueError for an unknown layout, FileNotFoundError for one that is not there."""
     if layout not in LAYOUTS:

@@ -29,7 +29,7 @@ import numpy as np
 import soundfile
 from absl import flags, logging
 
-from data_pipelines import corpora, shards, transcripts
+from data_pipelines import corpora, pauses, shards, transcripts
 from data_pipelines.corpora import Reject, Utterance
 from data_pipelines.shards import Rejected
 from ns2_jax.audio import files
@@ -54,9 +54,16 @@ class Settings:
     valid: int = 20
     level: bool = True  # bring every recording to the level that prompts are brought to (audio.files.LEVEL)
     transcribed: bool = True  # whether a recording without text is refused
+    trim: float = 0.0  # dB below the loudest 20 ms under which both ends are silence and cut, but for 50 ms; 0: nothing is cut
+    split_seconds: float = 0.0  # longer recordings are cut at their pauses (pauses.py); 0: none
 
 
 # Planning ------------------------------------------------------------------------------------------------------------
+
+
+def settled(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan says of its settings: `trim` and `split_seconds` only where they are used, because older plans lack them."""
+    return {key: value for key, value in about.items() if value or key not in ("trim", "split_seconds")}
 
 
 def find(wavs: str | os.PathLike, texts: str | os.PathLike, speaker: str = "") -> tuple[list[Utterance], list[dict[str, str]], int]:
@@ -220,6 +227,8 @@ def read(item: Utterance, settings: Settings) -> tuple[np.ndarray, float]:
 def prepare(item: Utterance, settings: Settings) -> dict[str, dict]:
     """Group -> record of one recording. Raises files.AudioError and `Rejected` with a reason."""
     audio, share = read(item, settings)
+    if settings.trim:
+        audio = files.check(files.trim_silence(audio, settings.rate, settings.trim), settings.rate, item.path, settings.min_seconds)
     if share > CLIPPED:
         raise Rejected("clipped", f"{share:.1%} of the samples are at full scale")
     if settings.level:
@@ -249,31 +258,51 @@ def prepare(item: Utterance, settings: Settings) -> dict[str, dict]:
 def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: int) -> None:
     """Writes one shard of `meta` and `audio` (and `align`, when `settings` says so) and its list of rejects."""
     groups = ["audio", "meta"] + (["align"] if settings.align != "none" else [])
-    if shards.committed(root, groups, split, shard, total) and shards.rejects_path(root, split, shard).exists():
+    lists = [shards.rejects_path(root, split, shard)] + ([pieces_path(root, split, shard)] if settings.split_seconds else [])
+    if shards.committed(root, groups, split, shard, total) and all(path.exists() for path in lists):
         return
     lines = list_path(root, split, shard, total).read_text(encoding="utf8").splitlines()
     sphinx.restart()  # the recogniser adapts to what it hears: a shard must not depend on the shard before it
     tools = {"soundfile": soundfile.__version__}
     writers = {group: shards.ShardWriter(root, group, split, shard, total, tools=tools) for group in groups}
-    rejects = []
+    rejects, pieces = [], []
+
+    def refuse(item: Utterance, error: files.AudioError | Rejected) -> None:
+        rejects.append({"item": item.path, "reason": error.reason, "detail": str(error)})
+        writers["meta"].reject(error.reason)
+
     try:
-        for item in (Utterance(**json.loads(line)) for line in lines):
+        for whole in (Utterance(**json.loads(line)) for line in lines):
             try:
-                values = prepare(item, settings)
+                items = pauses.split(whole, settings.split_seconds, settings.min_seconds, settings.trim or pauses.BELOW_DB) if (
+                    settings.split_seconds) else [whole]  # fmt: skip
             except (files.AudioError, Rejected) as error:
-                rejects.append({"item": item.path, "reason": error.reason, "detail": str(error)})
-                writers["meta"].reject(error.reason)
+                refuse(whole, error)
                 continue
-            samples = len(values["audio"]["audio"])
-            for group, writer in writers.items():
-                writer.write(values[group], samples)
-        shards.write_lines(shards.rejects_path(root, split, shard), rejects)
+            if len(items) > 1:
+                pieces += [{"of": whole.utt_id, "utt_id": item.utt_id, "start": item.start, "end": item.end} for item in items]
+            for item in items:
+                try:
+                    values = prepare(item, settings)
+                except (files.AudioError, Rejected) as error:
+                    refuse(item, error)
+                    continue
+                samples = len(values["audio"]["audio"])
+                for group, writer in writers.items():
+                    writer.write(values[group], samples)
+        for path, rows in zip(lists, (rejects, pieces)):
+            shards.write_lines(path, rows)
         for writer in writers.values():
             writer.commit()
     except BaseException:
         for writer in writers.values():
             writer.discard()
         raise
+
+
+def pieces_path(root: str | os.PathLike, split: str, shard: int) -> pathlib.Path:
+    """Where the pieces of a shard's recordings that were split are listed, with their seconds."""
+    return pathlib.Path(root) / "pieces" / f"{split}-{shard:05d}.jsonl"
 
 
 def task(function: Callable[..., Any], root: str, settings: Any, splits: Mapping[str, int], k: int) -> Any:
@@ -285,15 +314,20 @@ def task(function: Callable[..., Any], root: str, settings: Any, splits: Mapping
     raise ValueError(f"there are {sum(splits.values())} shards")
 
 
+def _rows(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
 def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[str] = ()) -> dict[str, int]:
     """Writes `rejects.jsonl` and the manifest and returns {"in": ..., "out": ..., reason: count}, where in = out + all reasons.
 
-    `made` is what `plan` returned. Raises ValueError when nothing is left, RuntimeError when something was lost.
+    Where recordings were split, "split" and "pieces" are how many and into how many: in - split + pieces = out + all reasons. `made` is what `plan` returned. Raises ValueError when nothing is left, RuntimeError when something was lost.
     """
     root = pathlib.Path(root)
-    lists = [root / "plan" / "rejects.jsonl"]
-    lists += [shards.rejects_path(root, split, k) for split, about in made["splits"].items() for k in range(about["shards"])]
-    rejects = [json.loads(line) for path in lists for line in path.read_text().splitlines()]
+    numbers = [(split, k) for split, about in made["splits"].items() for k in range(about["shards"])]
+    rejects = _rows([root / "plan" / "rejects.jsonl", *(shards.rejects_path(root, *at) for at in numbers)])
+    pieces = _rows(pieces_path(root, *at) for at in numbers) if made.get("split_seconds") else []
+    divided = len({row["of"] for row in pieces})
     shards.write_lines(root / "rejects.jsonl", rejects)
     reasons = collections.Counter(row["reason"] for row in rejects)
     if not made["splits"]:
@@ -302,11 +336,12 @@ def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[s
     manifest = shards.write_manifest(root, name=root.name, sample_rate=rate, f0_period=rate // 100, phones=phones.inventory_hash(),
                                      needed=list(needed))  # fmt: skip
     kept = sum(split["records"] for split in manifest["splits"].values())
-    if made["inputs"] != kept + sum(reasons.values()):
-        raise RuntimeError(f"{made['inputs']} inputs but {kept} records and {dict(reasons)} rejects: a recording was lost")
+    if made["inputs"] - divided + len(pieces) != kept + sum(reasons.values()):
+        parts = f", {divided} of them split into {len(pieces)}," if divided else ""
+        raise RuntimeError(f"{made['inputs']} inputs{parts} but {kept} records and {dict(reasons)} rejects: a recording was lost")
     if not kept:
         raise ValueError(f"no recording can be used; see {root / 'rejects.jsonl'} ({dict(reasons)})")
-    return {"in": made["inputs"], "out": kept, **reasons}
+    return {"in": made["inputs"], "out": kept, **({"split": divided, "pieces": len(pieces)} if pieces else {}), **reasons}
 
 
 # The command ---------------------------------------------------------------------------------------------------------
@@ -334,7 +369,7 @@ def ingest(
         raise ImportError("--align=pocketsphinx needs the package pocketsphinx: pip install -e '.[eval]'; or give --align=none")
     items, rejects, _ = find(wavs, texts, speaker)
     digest = hashlib.sha256(json.dumps([dataclasses.astuple(item) for item in items]).encode()).hexdigest()
-    about = {"command": "ingest", "items": digest, **dataclasses.asdict(settings)}
+    about = {"command": "ingest", "items": digest, **settled(dataclasses.asdict(settings))}
     found = [*assign_splits(items, settings.valid), *(Reject(**row) for row in rejects)]
     made = plan(out, found, about, lambda item: item.split)
     splits = {split: about["shards"] for split, about in made["splits"].items()}

@@ -42,7 +42,8 @@ from ns2_jax.text import phones
 STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "index", "verify")
 RUNNERS = ("local", "beam")
 TAKES_WORDS = True  # what follows `--` is the runner's
-FIXED = ("corpus", "root", "layout", "rate", "min_seconds", "max_seconds", "level", "transcribed", "split_by", "valid", "test", "per_shard")
+FIXED = ("corpus", "root", "layout", "rate", "min_seconds", "max_seconds", "level", "transcribed", "split_by", "valid", "test", "per_shard",
+         "trim", "split_seconds")  # fmt: skip
 
 Work = Callable[[int], Any]
 Runner = Callable[[Work, int, str, bool], None]
@@ -82,8 +83,11 @@ class Job:
         if not config["root"] and path.exists():
             self.made = json.loads(path.read_text())
             return
+        if config["split_seconds"] and config["transcribed"] and config["corpus"] not in corpora.TIMED:
+            raise ValueError(f"config.split_seconds={config['split_seconds']:g}: the texts of {config['corpus']!r} do not say when their words are "
+                             "spoken, and a text cannot be split without; leave it at 0, or take the recordings alone with transcribed=False")
         where = os.path.abspath(config["root"]) if config["root"] else ""
-        about = {"command": "run", **{name: config[name] for name in FIXED}, "root": where}
+        about = ingest.settled({"command": "run", **{name: config[name] for name in FIXED}, "root": where})
         split = functools.partial(ingest.split_of, by=config["split_by"], valid=config["valid"], test=config["test"])
         found = corpora.find(config["corpus"], config["root"], **config["layout"])
         self.made = ingest.plan(self.root, found, about, split, config["per_shard"])
@@ -103,9 +107,11 @@ def _ingest(job: Job) -> None:
     config = job.config
     if config["transcribed"]:
         transcripts.check_languages(job.made["languages"])
-    names = ("rate", "min_seconds", "max_seconds", "level", "transcribed")
+    names = ("rate", "min_seconds", "max_seconds", "level", "transcribed", "trim", "split_seconds")
     job.each(ingest.ingest_shard, ingest.Settings(align="none", **{name: config[name] for name in names}), "ingest")
     counts = ingest.balance(job.root, job.made)
+    if "pieces" in counts:
+        logging.info("%d long recordings were split into %d pieces", counts.pop("split"), counts.pop("pieces"))
     logging.info("%d in, %d out; rejects: %s", counts.pop("in"), counts.pop("out"), counts or "none")
 
 

@@ -25,6 +25,8 @@ def defaults(corpus: str, options: Mapping[str, Any]) -> ml_collections.ConfigDi
     config.rate = 16000  # Hz
     config.min_seconds = 0.5
     config.max_seconds = 30.0
+    config.trim = 0.0  # dB below the loudest 20 ms: quieter ends are cut but for 50 ms; 40 is usual, 0 cuts nothing
+    config.split_seconds = 0.0  # recordings without text or times of their own that are longer are cut at their pauses; 0 cuts none
     config.level = True  # bring every recording to one loudness, that of prompts at synthesis
     config.transcribed = True  # False: recordings without text are welcome
     config.split_by = "speaker"  # what decides on the split: speaker | utterance (one speaker) | corpus (its own, else speaker)
