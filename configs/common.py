@@ -81,6 +81,7 @@ def defaults(system: str, size: str = "base") -> ml_collections.ConfigDict:
     data.hop = 200  # samples a frame
     data.codes = ""  # which codec's codes, 12 hex digits; "" means the codec of init_from
     data.workers = 0  # processes that decode; 0 is this one
+    data.cut = ml_collections.ConfigDict()  # by quality column: {"snr_db": (15, None), "duplicate": (None, 0)}, lowest and highest
     data.gain_db = 0.0  # audio is made louder or softer by up to so many decibels
 
     config.optim = optim = ml_collections.ConfigDict()
@@ -131,7 +132,8 @@ def finish(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | Non
     override(config, overrides or {})
     config.lock()
     config.optim.by_key.unlock()
-    config.init_from.unlock()  # open dictionaries: their keys are paths
+    config.init_from.unlock()
+    config.data.cut.unlock()  # open dictionaries: their keys are paths
     return config
 
 

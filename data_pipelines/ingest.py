@@ -39,6 +39,7 @@ from ns2_jax.text import front, phones, sphinx
 ALIGNERS = ("pocketsphinx", "none")
 FULL_SCALE, CLIPPED = 0.999, 1e-3  # a recording with more than this share of samples at full scale is distorted
 PER_SHARD = 500
+FEW = 10  # rejects for one reason that are never too many
 OVERHANG = 0.05  # seconds that a segment may reach beyond its recording: lists are rounded
 SPLITS = ("train", "valid", "test")
 
@@ -342,6 +343,19 @@ def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[s
     if not kept:
         raise ValueError(f"no recording can be used; see {root / 'rejects.jsonl'} ({dict(reasons)})")
     return {"in": made["inputs"], "out": kept, **({"split": divided, "pieces": len(pieces)} if pieces else {}), **reasons}
+
+
+def check_rejects(root: str | os.PathLike, inputs: int, most: float) -> None:
+    """Raises ValueError when a reason has more than `most` (a share) of the `inputs`, and more than FEW of them, in `rejects.jsonl`."""
+    examples: dict[str, list[dict]] = collections.defaultdict(list)
+    for line in (pathlib.Path(root) / "rejects.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        examples[row["reason"]].append(row)
+    for reason, rows in sorted(examples.items(), key=lambda item: -len(item[1])):
+        if len(rows) > max(most * inputs, FEW):
+            raise ValueError(f"{len(rows)} of {inputs} utterances ({len(rows) / inputs:.0%}) were rejected as {reason!r}, more than "
+                             f"config.max_rejects={most:g} allows; for example {rows[0]['item']}: {rows[0]['detail']}. See "
+                             f"{pathlib.Path(root) / 'rejects.jsonl'}; mend the corpus, or allow more to go on with the rest")
 
 
 # The command ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@
 | `align` | group `align`: phones as spoken, and where they end (`config.aligner`) | meta, audio |
 | `f0` | group `f0` | audio |
 | `encode` | group `codes-<hash>`: a codec's codes | audio |
+| `quality` | group `quality` and the columns that a training can cut by; duplicates are flagged | all groups |
 | `index` | lost side indexes, who speaks where, `rejects.jsonl`, `manifest.json`; the counts must balance | all groups |
+| `stats` | `DATASHEET.md`, `stats.json`, `plots/` | all groups |
 | `verify` | `verify/`: every checksum and invariant, and exit code 2 when one does not hold | all groups |
 
 A stage is a pure function of a shard; a shard that is finished, whole and made with the same settings from the same input is left alone.
@@ -39,7 +41,7 @@ from ns2_jax.data import records, speakers
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import phones
 
-STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "index", "verify")
+STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "quality", "index", "stats", "verify")
 RUNNERS = ("local", "beam")
 TAKES_WORDS = True  # what follows `--` is the runner's
 FIXED = ("corpus", "root", "layout", "rate", "min_seconds", "max_seconds", "level", "transcribed", "split_by", "valid", "test", "per_shard",
@@ -113,6 +115,7 @@ def _ingest(job: Job) -> None:
     if "pieces" in counts:
         logging.info("%d long recordings were split into %d pieces", counts.pop("split"), counts.pop("pieces"))
     logging.info("%d in, %d out; rejects: %s", counts.pop("in"), counts.pop("out"), counts or "none")
+    ingest.check_rejects(job.root, job.made["inputs"], config["max_rejects"])
 
 
 def _normalise(job: Job) -> None:
@@ -175,6 +178,15 @@ def _encode(job: Job) -> None:
     shards.write_manifest(job.root, needed=[group])
 
 
+def _quality(job: Job) -> None:
+    from data_pipelines import quality
+
+    job.each(quality.quality_shard, None, "quality")
+    shards.write_manifest(job.root, needed=["quality"])
+    counts = quality.collect(job.root)
+    logging.info("duplicates: %d exact, %d near", counts["exact"], counts["near"])
+
+
 def _index(job: Job) -> None:
     """Indexes that were lost are rebuilt from their shards, one that belongs to another shard is refused."""
     for marker in sorted(pathlib.Path(job.root).glob("*/*-of-*.json")):
@@ -188,6 +200,12 @@ def _index(job: Job) -> None:
     dataset = Dataset.open(job.root)
     for split in dataset.splits:
         speakers.load(dataset, split)
+
+
+def _stats(job: Job) -> None:
+    from data_pipelines import stats
+
+    stats.write(job.root, job.config["license"])
 
 
 def _verify(job: Job) -> None:

@@ -34,6 +34,9 @@ def defaults(corpus: str, options: Mapping[str, Any]) -> ml_collections.ConfigDi
     config.test = 10
     config.per_shard = 1000  # utterances
 
+    config.max_rejects = 0.05  # share of the utterances, by reason, beyond which ingest ends with an error
+    config.license = ""  # of the corpus, for its datasheet
+
     # What these say can be changed: the groups made with it are made again, and nothing else.
     config.lexicon = ""  # a file of `word  PH OW1 N Z` lines
     config.aligner = "pocketsphinx"  # or the run or export of an aligner; a folder of TextGrids; "" for provisional times to train one on

@@ -18,4 +18,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     _, _, overrides = arguments.parse(arg)
     config = common.defaults("libritts", dict(subsets=(), text="normalized"))
     config.split_by = "corpus"
+    config.license = "CC BY 4.0"
     return common.finish(config, overrides)

@@ -18,4 +18,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     _, _, overrides = arguments.parse(arg)
     config = common.defaults("ljspeech", dict(speaker="LJ"))
     config.split_by = "utterance"
+    config.license = "public domain"
     return common.finish(config, overrides)

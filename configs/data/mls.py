@@ -24,5 +24,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"config argument {arg!r} names {len(words)} languages; one data set has one")
     config = common.defaults("mls", dict(lang=LANGUAGES[words[0] if words else "english"], subsets=("train", "dev", "test")))
     config.split_by = "corpus"
+    config.license = "CC BY 4.0"
     config.per_shard = 5000
     return common.finish(config, overrides)

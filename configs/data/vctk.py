@@ -17,5 +17,6 @@ from configs.data import common
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     _, _, overrides = arguments.parse(arg)
     config = common.defaults("vctk", dict(microphones=("mic1",)))
+    config.license = "CC BY 4.0"
     config.valid, config.test = 50, 100  # of so few speakers a hundredth may be none
     return common.finish(config, overrides)

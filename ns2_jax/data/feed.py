@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags, logging
 
 from ns2_jax.data import frames as frames_lib
-from ns2_jax.data import speakers, transforms
+from ns2_jax.data import quality, speakers, transforms
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.plan import PADDING, Mixture, Segment, StepPlan
 
@@ -78,6 +78,9 @@ def order(data: Mapping[str, Any], step: int) -> dict[str, Any]:
     """
     fields = {name: data[name] for name in ("split", "transform", "buckets", "sample_rate", "hop")}
     fields["weights"] = [segment for segment in segments(data) if segment[0] < step]
+    fields["cut"] = cut = dict(data.get("cut") or {})
+    if quality.bounds(cut):  # the bounds alone do not say what is left out: the columns may have been measured again
+        fields["cut"] = {**cut, "columns": [quality.fingerprint(Dataset.open(path), data["split"], cut) for path in paths(data)]}
     return {f"config.data.{name}": json.loads(json.dumps(value, default=dict)) for name, value in fields.items()}
 
 
@@ -150,7 +153,7 @@ class StepSource:
         self.start_step, (self.parts, self.total), self.epochs = start_step, parts, epochs
         asked = {SOURCES[name.removeprefix("prompt_")] for name in fields if name.startswith("prompt_")} - {None}
         self.prompt_groups = {kind: self.groups[kind] for kind in asked or {"align"} & set(groups)}
-        self.speakers = [speakers.load(dataset, split) for dataset in self.datasets] if self.transform == "speaker_prompt" else []
+        self.speakers = [kept_speakers(dataset, data, split) for dataset in self.datasets] if self.transform == "speaker_prompt" else []
 
     def __len__(self) -> int:
         return ENDLESS if self.epochs is None else max(0, self.epochs * self.plan.steps_per_epoch - self.start_step)
@@ -251,11 +254,26 @@ def _end_workers() -> None:
         process.kill()
 
 
+def kept_speakers(dataset: Dataset, data: Mapping[str, Any], split: str) -> speakers.Speakers:
+    """Who speaks the utterances that `data.cut` keeps: a prompt is of them too."""
+    everyone = speakers.load(dataset, split)
+    return everyone.only(quality.keep(dataset, split, data["cut"])[0]) if data.get("cut") else everyone
+
+
 def plan_of(
     dataset: Dataset, data: Mapping[str, Any], buckets: Sequence[Mapping[str, int]], split: str, seed: int, phones: bool
 ) -> StepPlan:
-    """The plan of one data set. Raises ValueError when its utterances do not fit the buckets, warns when some do not."""
-    frames = dataset.frames(split, data["hop"])
+    """The plan of one data set, of what `data.cut` keeps. Raises ValueError when its utterances do not fit the buckets, warns when some
+    do not, and raises as `quality.keep`."""
+    frames, cut = dataset.frames(split, data["hop"]), 0
+    if data.get("cut"):
+        keep, outside = quality.keep(dataset, split, data["cut"])
+        cut, lost = int((~keep).sum()), frames[~keep].sum() / max(int(frames.sum()), 1)
+        about = f"{cut} of {len(keep)} utterances of {split} of {dataset.root} ({100 * lost:.0f} % of its hours); outside their bounds: {outside}"
+        if cut == len(keep):
+            raise ValueError(f"config.data.cut leaves out {about}")
+        logging.info("config.data.cut leaves out %s", about)
+        frames = np.where(keep, frames, 0)  # what has no frame fits no bucket
     plan = StepPlan(
         frames,
         buckets,
@@ -264,9 +282,9 @@ def plan_of(
         phones=dataset.phones(split) if phones else None,
         crop=data["transform"] == "crop",
     )
-    if plan.left_out:
+    if unfit := plan.left_out - cut:
         lost = plan.left_out_frames / max(int(frames.sum()), 1)
-        about = f"{plan.left_out} of {dataset.records(split)} utterances of {split} ({100 * lost:.0f} % of its hours)"
+        about = f"{unfit} of {dataset.records(split)} utterances of {split} ({100 * lost:.0f} % of its hours)"
         if lost > MOST_LEFT_OUT:
             raise ValueError(f"{about} fit no bucket of config.data.buckets; add a longer bucket (t frames, p phones)")
         logging.warning("%s fit no bucket of config.data.buckets and are left out", about)
@@ -288,7 +306,8 @@ def make_feed(
 
     Args:
       data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt" or "speaker_prompt"),
-        buckets, sample_rate (Hz), hop (samples), codes (hash), workers (processes; 0 = one thread), optional gain_db and weights.
+        buckets, sample_rate (Hz), hop (samples), codes (hash), workers (processes; 0 = one thread), optional gain_db, weights
+        and cut (quality column -> (lowest, highest)).
       fields: name -> anything with `.axes` and `.dtype`; axis letters get lengths from the bucket, `s` is `t * hop`, and
         `constants` fills the others (`q`).
       split: instead of `data.split`.

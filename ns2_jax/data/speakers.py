@@ -23,11 +23,12 @@ class Speakers:
     utterance i is, and `place` int64 `[n]`, where in that speaker's list it stands.
     """
 
-    def __init__(self, names: np.ndarray, starts: np.ndarray, members: np.ndarray):
+    def __init__(self, names: np.ndarray, starts: np.ndarray, members: np.ndarray, n: int | None = None):
         self.names, self.starts, self.members = names, starts, members
-        self.speaker = np.empty(len(members), np.int32)
+        n = len(members) if n is None else n  # more where some are left out: of those `speaker` is -1
+        self.speaker = np.full(n, -1, np.int32)
         self.speaker[members] = np.repeat(np.arange(len(names)), np.diff(starts))
-        self.place = np.empty(len(members), np.int64)
+        self.place = np.zeros(n, np.int64)
         self.place[members] = np.arange(len(members)) - np.repeat(starts[:-1], np.diff(starts))
 
     @classmethod
@@ -36,6 +37,12 @@ class Speakers:
         names, speaker = np.unique(spoken_by, return_inverse=True)
         starts = np.concatenate([[0], np.cumsum(np.bincount(speaker, minlength=len(names)))])
         return cls(names, starts, np.argsort(speaker, kind="stable"))
+
+    def only(self, keep: np.ndarray) -> Speakers:
+        """The same without the utterances where `keep`, bool `[n]`, is False."""
+        among = keep[self.members]
+        starts = np.concatenate([[0], np.cumsum(among)])[self.starts]
+        return Speakers(self.names, starts, self.members[among], len(self.speaker))
 
     def another(self, i: int, rng: np.random.Generator) -> int | None:
         """Any other utterance of the speaker of utterance `i`, each as likely; None when there is no other."""
