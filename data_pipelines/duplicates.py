@@ -89,17 +89,23 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 def candidates(keys_nk: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """Pairs of rows, int64 `[pairs, 2]`, that are about as long and share two keys; a key of 0 is none.
 
-    `keys_nk` uint32 `[n, KEYS]`. n log n: each key's column is sorted, and a row is paired with the NEIGHBOURS behind it of the same key.
+    `keys_nk` uint32 `[n, KEYS]`, n under 2^32. n log n: each key's column is sorted, the shorter recording first where keys are the same,
+    and a row is paired with the NEIGHBOURS behind it.
     """
     n = len(keys_nk)
+    by_length = np.argsort(seconds, kind="stable")
+    sorted_keys, seconds = keys_nk[by_length], seconds[by_length]
     shared = []
-    for column in keys_nk.T:
-        rows = np.flatnonzero(column)
-        rows = rows[np.lexsort((rows, seconds[rows], column[rows]))]
+    for column in sorted_keys.T:
+        both = np.sort(column.astype(np.uint64) << np.uint64(32) | np.arange(n, dtype=np.uint64))
+        both = both[np.searchsorted(both, np.uint64(1 << 32)) :]
+        key, row = both >> np.uint64(32), (both & np.uint64(0xFFFFFFFF)).astype(np.int64)
         for apart in range(1, NEIGHBOURS + 1):
-            a, b = rows[:-apart], rows[apart:]
-            like = (column[a] == column[b]) & (seconds[a] >= LENGTHS * seconds[b])
-            shared.append(np.minimum(a, b)[like] * n + np.maximum(a, b)[like])
+            same = np.flatnonzero(key[apart:] == key[:-apart])
+            a, b = row[same], row[same + apart]
+            like = seconds[a] >= LENGTHS * seconds[b]
+            a, b = by_length[a[like]], by_length[b[like]]
+            shared.append(np.minimum(a, b) * n + np.maximum(a, b))
     pairs, counts = np.unique(np.concatenate(shared) if shared else np.zeros(0, np.int64), return_counts=True)
     pairs = pairs[counts >= 2]
     return np.stack([pairs // max(n, 1), pairs % max(n, 1)], 1)
