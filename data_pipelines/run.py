@@ -11,8 +11,8 @@
 | `encode` | group `codes-<hash>`: a codec's codes | audio |
 | `quality` | group `quality` and the columns that a training can cut by; duplicates are flagged | all groups |
 | `index` | lost side indexes, who speaks where, `rejects.jsonl`, `manifest.json`; the counts must balance | all groups |
-| `stats` | `DATASHEET.md`, `stats.json`, `plots/` | all groups |
 | `verify` | `verify/`: every checksum and invariant, and exit code 2 when one does not hold | all groups |
+| `stats` | `DATASHEET.md`, `stats.json`, `plots/` | all groups |
 
 A stage is a pure function of a shard; a shard that is finished, whole and made with the same settings from the same input is left alone.
 So the same command goes on after an interruption, and a stage with a new lexicon or codec remakes its own group and no other. Where
@@ -41,7 +41,7 @@ from ns2_jax.data import records, speakers
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import phones
 
-STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "quality", "index", "stats", "verify")
+STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "quality", "index", "verify", "stats")
 RUNNERS = ("local", "beam")
 TAKES_WORDS = True  # what follows `--` is the runner's
 FIXED = ("corpus", "root", "layout", "rate", "min_seconds", "max_seconds", "level", "transcribed", "split_by", "valid", "test", "per_shard",
@@ -202,16 +202,16 @@ def _index(job: Job) -> None:
         speakers.load(dataset, split)
 
 
-def _stats(job: Job) -> None:
-    from data_pipelines import stats
-
-    stats.write(job.root, job.config["license"])
-
-
 def _verify(job: Job) -> None:
     job.each(verify.verify_shard, None, "verify")
     checked = verify.collect(job.root)
     logging.info("verified: %s", ", ".join(f"{group} {count}" for group, count in sorted(checked.items())))
+
+
+def _stats(job: Job) -> None:
+    from data_pipelines import stats
+
+    stats.write(job.root, job.config["license"])
 
 
 def run(config: Mapping[str, Any], stages: Sequence[str], runner: Runner) -> None:

@@ -1,7 +1,7 @@
 """What is in a data set: `python -m data_pipelines.stats --data=DIR` writes `stats.json`, `DATASHEET.md` and `plots/*.png` into it.
 
-The datasheet has the sections of Gebru et al., "Datasheets for datasets" (Communications of the ACM, 2021): what the files say is filled in,
-what they cannot say stands there as a question to whoever made the data set. Lengths, levels and F0 are of every utterance (the columns
+The datasheet has the sections of Gebru et al., "Datasheets for datasets" (Communications of the ACM, 2021): what the files say is filled
+in, what they cannot say stands there as a question to whoever made the data set. Lengths, levels and F0 are of every utterance (the columns
 of data_pipelines/quality.py, which must be there), phones and codes of at most SAMPLE utterances, evenly spaced.
 """
 
@@ -27,7 +27,8 @@ CHUNK = 500  # records read at once
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 CUTS = ({"duplicate": (None, 0)}, {"snr_db": (10, None)}, {"snr_db": (20, None)}, {"rate_z": (-4, 4)}, {"clipped": (None, 0.001)})
 EXAMPLES = 3  # of every reason of a reject
-UNIT = {"seconds": "s", "level_db": "dB", "peak_db": "dB", "snr_db": "dB", "bandwidth_hz": "Hz", "start_s": "s", "end_s": "s", "f0_hz": "Hz"}
+UNIT = {"seconds": "s", "level_db": "dB", "peak_db": "dB", "snr_db": "dB", "range_db": "dB", "bandwidth_hz": "Hz", "start_s": "s",
+        "end_s": "s", "f0_hz": "Hz"}  # fmt: skip
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -108,7 +109,8 @@ def collect(root: str | os.PathLike, license: str = "") -> tuple[dict[str, Any],
     for split in dataset.splits:
         people, seconds = speakers.load(dataset, split), columns[split]["seconds"]
         minutes = np.bincount(people.speaker, seconds, len(people.names)) / 60
-        splits[split] = {"utterances": len(seconds), "hours": round(float(seconds.sum(dtype=np.float64)) / 3600, 4), "speakers": len(people.names),
+        hours = round(float(seconds.sum(dtype=np.float64)) / 3600, 4)
+        splits[split] = {"utterances": len(seconds), "hours": hours, "speakers": len(people.names),
                          "minutes_per_speaker": {"least": round(float(minutes.min()), 2), "median": round(float(np.median(minutes)), 2),
                                                  "most": round(float(minutes.max()), 2)},
                          "languages": tables[split]["languages"]}  # fmt: skip
@@ -252,14 +254,16 @@ def datasheet(stats: dict[str, Any], pictures: list[str]) -> str:
     out += ["Languages (utterances): " + ", ".join(f"{lang or 'not named'} {count:,}" for lang, count in languages.most_common()) + ".", "",
             "No speaker is in two splits." if not both else f"{both} speakers are in more than one split.", ""]
     copies = stats["copies"]
-    out += [f"Duplicates: {copies['exact']} exact copies and {copies['near']} near ones (another gain, rate or coding, or a little trimmed)"
+    out += [f"Duplicates: {copies['exact']} exact, {copies['near']} near (another gain, rate or coding, or a little trimmed)"
             f"{'; `duplicates.jsonl` lists them. They are flagged, not removed' if any(copies.values()) else ''}.", ""]
     out += ["### Quality", "", "Percentiles over all utterances. What a column means is in data_pipelines/quality.py.", ""]
     out += _table(["column", *(f"{p} %" for p in PERCENTILES), "not measured"], [
-        [f"`{name}`" + (f" ({UNIT[name]})" if name in UNIT else ""), *(_number(about[str(p)]) if about["measured"] else "" for p in PERCENTILES),
-         f"{total - about['measured']:,}"] for name, about in stats["columns"].items()])
+        [f"`{name}`" + (f" ({UNIT[name]})" if name in UNIT else ""),
+         *(_number(about[str(p)]) if about["measured"] else "" for p in PERCENTILES), f"{total - about['measured']:,}"]
+        for name, about in stats["columns"].items()])  # fmt: skip
     out += ["What a training would have left after a cut (`config.data.cut`):", ""]
-    out += _table(["cut", "utterances", "hours"], [[_bound(row["cut"]), f"{row['utterances']:,}", f"{row['hours']:,.2f}"] for row in stats["cuts"]])
+    out += _table(["cut", "utterances", "hours"],
+                  [[_bound(row["cut"]), f"{row['utterances']:,}", f"{row['hours']:,.2f}"] for row in stats["cuts"]])
     for name in ("length", "loudness", "f0", "phones", "codes"):
         out += picture(name)
     for group, levels in stats["codes"].items():
@@ -274,13 +278,17 @@ def datasheet(stats: dict[str, Any], pictures: list[str]) -> str:
     out += _table(["group", "made with", "tools"], [
         [f"`{group}`", ", ".join(f"{key} {value}" for key, value in about.items() if key not in ("bytes", "rejects", "tools", "columns")),
          ", ".join(f"{key} {value}" for key, value in about["tools"].items())] for group, about in stats["groups"].items()])
-    rows = [[stage, reason, f"{about['count']:,}", "; ".join(about["examples"])] for stage, reasons in stats["rejects"].items()
-            for reason, about in sorted(reasons.items(), key=lambda item: -item[1]["count"])]  # fmt: skip
-    out += ["Left out (by `ingest`) or left empty (in a later group), with the reason and examples:", "", *_table(["stage", "reason", "count", "examples"], rows)] \
-        if rows else ["Nothing was rejected.", ""]  # fmt: skip
+    rows = [[stage, reason, f"{about['count']:,}", "; ".join(about["examples"])]
+            for stage, reasons in stats["rejects"].items() for reason, about in sorted(reasons.items(), key=lambda item: -item[1]["count"])]
+    if rows:
+        out += ["Left out (by `ingest`) or left empty (in a later group), with the reason and examples:", ""]
+        out += _table(["stage", "reason", "count", "examples"], rows)
+    else:
+        out += ["Nothing was rejected.", ""]
     out += [ask("are the raw recordings kept, and where?"), "## Uses", "", "Made for training and scoring generators of speech (ns2_jax).", "",
             ask("what has it been used for, and what should it not be used for?"), "## Distribution", "",
-            f"Licence of the corpus: {stats['license']}.\n" if stats["license"] else ask("under which licence may it be used? (config.license, or --license)"),
+            f"Licence of the corpus: {stats['license']}.\n" if stats["license"] else
+            ask("under which licence may it be used? (config.license, or --license)"),
             "## Maintenance", "", ask("who keeps it, how are they reached, and what becomes of it when a speaker withdraws?")]  # fmt: skip
     return "\n".join(out)
 

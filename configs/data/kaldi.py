@@ -1,7 +1,7 @@
 """A Kaldi data folder: wav.scp, text, utt2spk, and segments and utt2lang where there are.
 
     python -m data_pipelines.run --config=configs/data/kaldi.py --config.root=data/train_clean_100 --config.out=data/clean_100 \\
-        --stages=ingest,normalise,phonemise,align,f0,index,verify
+        --stages=ingest,normalise,phonemise,align,f0,quality,index,verify,stats
 
 `:lower=True` for transcripts in capitals (LibriSpeech's), which would be read as abbreviations.
 """

@@ -1,7 +1,7 @@
 """LibriTTS and LibriTTS-R: 585 h of English, 2,456 speakers, 24 kHz (brought to `rate`).
 
     python -m data_pipelines.run --config=configs/data/libritts.py --config.root=LibriTTS --config.out=data/libritts \\
-        --stages=ingest,normalise,phonemise,align,f0,index,verify
+        --stages=ingest,normalise,phonemise,align,f0,quality,index,verify,stats
 
 All subsets that are there, or `--config.layout.subsets="('train-clean-100','dev-clean')"`. Splits are the corpus's own.
 """

@@ -1,7 +1,7 @@
 """LJSpeech 1.1: 13,100 utterances, 24 h, one speaker.
 
     python -m data_pipelines.run --config=configs/data/ljspeech.py --config.root=LJSpeech-1.1 --config.out=data/ljspeech \\
-        --stages=ingest,normalise,phonemise,align,f0,index,verify
+        --stages=ingest,normalise,phonemise,align,f0,quality,index,verify,stats
 
 Every corpus of one speaker with `metadata.csv` and `wavs/` is read with it; `--config.layout.speaker=NAME` names who speaks.
 """

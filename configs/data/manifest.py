@@ -2,7 +2,7 @@
 
     python -m data_pipelines.run --config=configs/data/manifest.py --config.root=recordings.tsv --config.out=data/mine \\
         --config.layout.columns="{'path': 'audio_filepath', 'text': 'sentence', 'speaker': 'client_id'}" \\
-        --stages=ingest,normalise,phonemise,align,f0,index,verify
+        --stages=ingest,normalise,phonemise,align,f0,quality,index,verify,stats
 
 Only `path` is needed; `text`, `id`, `speaker`, `book`, `lang`, `start` and `end` (seconds), and `split` are taken where there are.
 """

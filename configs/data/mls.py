@@ -1,7 +1,7 @@
 """Multilingual LibriSpeech, one language (a word of the argument, default english): 44,660 h of English, 16 kHz.
 
     python -m data_pipelines.run --config=configs/data/mls.py:german --config.root=mls_german --config.out=data/mls_german \\
-        --stages=ingest,normalise,phonemise,f0,index,verify
+        --stages=ingest,normalise,phonemise,f0,quality,index,verify,stats
 
 Splits are the corpus's own (dev is our valid), which share no speaker. The stage `align` has a model for English only.
 """

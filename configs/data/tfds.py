@@ -1,7 +1,7 @@
 """A data set of TensorFlow Datasets, prepared with `file_format="array_record"`; this is its LibriTTS.
 
     python -m data_pipelines.run --config=configs/data/tfds.py --config.root=tensorflow_datasets --config.out=data/libritts \\
-        --stages=ingest,normalise,phonemise,align,f0,index,verify
+        --stages=ingest,normalise,phonemise,align,f0,quality,index,verify,stats
 
 Another one: `--config.layout.name=ljspeech --config.layout.columns="{'audio': 'speech', 'text': 'text_normalized'}"
 --config.layout.splits="{'train': ''}"`. TensorFlow is not needed to read it.

@@ -1,7 +1,7 @@
 """VCTK: 44 h of English in many accents, 110 speakers, 48 kHz (brought to `rate`).
 
     python -m data_pipelines.run --config=configs/data/vctk.py --config.root=VCTK-Corpus-0.92 --config.out=data/vctk \\
-        --stages=ingest,normalise,phonemise,align,f0,index,verify
+        --stages=ingest,normalise,phonemise,align,f0,quality,index,verify,stats
 
 Release 0.92 has every sentence from two microphones; `--config.layout.microphones="('mic1','mic2')"` takes both.
 """

@@ -269,7 +269,7 @@ def plan_of(
     if data.get("cut"):
         keep, outside = quality.keep(dataset, split, data["cut"])
         cut, lost = int((~keep).sum()), frames[~keep].sum() / max(int(frames.sum()), 1)
-        about = f"{cut} of {len(keep)} utterances of {split} of {dataset.root} ({100 * lost:.0f} % of its hours); outside their bounds: {outside}"
+        about = f"{cut} of {len(keep)} utterances of {split} of {dataset.root} ({100 * lost:.0f} % of its hours); by column {outside}"
         if cut == len(keep):
             raise ValueError(f"config.data.cut leaves out {about}")
         logging.info("config.data.cut leaves out %s", about)

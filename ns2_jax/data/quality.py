@@ -46,7 +46,7 @@ def bounds(cut: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def table(dataset: Dataset, split: str) -> dict[str, Any]:
-    """What the table of `split` says of itself. Raises ValueError, with the command that makes it, where there is none for these recordings."""
+    """What the table of `split` says of itself. Raises ValueError, with the command to make it, where there is none of these recordings."""
     data, maker = dataset.file(table_path(split)), MAKER.format(root=dataset.root)
     if data is None:
         raise ValueError(f"{dataset.root} has no quality columns of {split!r} ({table_path(split)} is missing); make them with {maker}")
@@ -78,7 +78,7 @@ def keep(dataset: Dataset, split: str, cut: Mapping[str, Any]) -> tuple[np.ndarr
     limits, mask, outside = bounds(cut), np.ones(dataset.records(split), bool), {}
     for name, values in columns(dataset, split, limits).items():
         if np.isnan(values).all():
-            raise ValueError(f"config.data.cut: column {name!r} of {dataset.root} is empty, because what it is measured on (text, phones or "
+            raise ValueError(f"config.data.cut: column {name!r} of {dataset.root} is empty, because what it is measured on (text, phones, "
                              f"f0) was not there; add that group, then {MAKER.format(root=dataset.root)}")
         within = (values >= limits[name][0]) & (values <= limits[name][1])
         outside[name] = int((~within).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -12,9 +13,11 @@ from noise_corpus import CODEC, write_corpus
 from test_data_feed import CROP, SPEECH, crop_data, same, speech_data, take
 
 from data_pipelines import quality as measured
-from ns2_jax.data import feed, quality, range_server
+from data_pipelines import shards
+from ns2_jax.data import feed, quality, range_server, records
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.data.plan import PADDING, StepPlan
+from ns2_jax.data.plan import PADDING
+from ns2_jax.data.speakers import Speakers
 from ns2_jax.runtime.checkpoints import Checkpoints
 
 CUT = {"seconds": (1.0, 3.0), "f0_hz": (None, 150)}
@@ -41,7 +44,8 @@ def test_what_is_kept_is_what_the_records_say(rated):
     np.testing.assert_array_equal(mask, truth(rated))
     columns = quality.columns(Dataset.open(rated), "train", CUT)
     assert 5 < mask.sum() < 35
-    assert outside == {"seconds": int(((columns["seconds"] < 1) | (columns["seconds"] > 3)).sum()), "f0_hz": int((columns["f0_hz"] > 150).sum())}
+    long = (columns["seconds"] < 1) | (columns["seconds"] > 3)
+    assert outside == {"seconds": int(long.sum()), "f0_hz": int((columns["f0_hz"] > 150).sum())}
 
 
 def test_an_epoch_has_all_that_is_kept_once(rated, caplog):
@@ -54,7 +58,7 @@ def test_an_epoch_has_all_that_is_kept_once(rated, caplog):
     assert f"config.data.cut leaves out {left} of 40 utterances of train" in caplog.text and "'f0_hz': " in caplog.text
     assert "fit no bucket" not in caplog.text
     plain = feed.plan_of(Dataset.open(rated), crop_data(rated), data["buckets"], "train", 0, phones=False)
-    assert isinstance(plain, StepPlan) and plain.left_out == 0 and plan.left_out == left
+    assert plain.left_out == 0 and plan.left_out == left
 
 
 def test_what_fits_no_bucket_is_counted_apart_from_the_cut(rated, caplog):
@@ -86,8 +90,9 @@ def test_prompts_are_of_what_is_kept(rated):
     for batch in feed.make_feed(speech_data(rated, cut=cut, transform="speaker_prompt"), SPEECH, {"q": 8}, 0, 0, epochs=1):
         for row, frames, weight in zip(batch["prompt_codes"], batch["prompt_frames"], batch["weight"]):
             if weight:
-                owners = [i for i, all_ in codes.items() for at in range(len(all_) - frames + 1) if (all_[at : at + frames] == row[:frames]).all()]
-                assert set(owners) <= set(keep.tolist()) and owners
+                owners = {i for i, whole in codes.items() for at in range(len(whole) - frames + 1)
+                          if (whole[at : at + frames] == row[:frames]).all()}  # fmt: skip
+                assert owners and owners <= set(keep.tolist())
 
 
 def test_the_cut_belongs_to_the_order(rated, tmp_path):
@@ -148,8 +153,6 @@ def test_tables_that_are_missing_or_not_of_this_data_set(corpus, rated, tmp_path
 def test_a_column_that_was_measured_nowhere(tmp_path):
     write_corpus(tmp_path, utterances=6)
     shutil.rmtree(tmp_path / "f0")
-    from data_pipelines import shards
-
     shards.write_manifest(tmp_path)
     measured.add_quality(tmp_path)
     with pytest.raises(ValueError, match="column 'f0_hz' of .* is empty"):
@@ -160,13 +163,10 @@ def test_a_cut_of_ten_million_opens_no_record(tmp_path):
     """10.8 million utterances: columns are read and compared in about a second."""
     n, rng = 10_800_000, np.random.default_rng(0)
     (tmp_path / "index").mkdir()
-    import hashlib
-
-    from ns2_jax.data import records
-
     shas = {}
     for name in ("snr_db", "duplicate"):
-        data = records.index_bytes(rng.normal(20, 10, n).astype(np.float32) if name == "snr_db" else (rng.random(n) < 0.01).astype(np.float32))
+        values = rng.normal(20, 10, n) if name == "snr_db" else rng.random(n) < 0.01
+        data = records.index_bytes(values.astype(np.float32))
         (tmp_path / quality.column_path("train", name)).write_bytes(data)
         shas[name] = hashlib.sha256(data).hexdigest()
     (tmp_path / quality.table_path("train")).write_text(json.dumps({"fingerprint": "x", "columns": shas}))
@@ -181,8 +181,6 @@ def test_a_cut_of_ten_million_opens_no_record(tmp_path):
 
 
 def test_only_the_speakers_kept():
-    from ns2_jax.data.speakers import Speakers
-
     people = Speakers.of(np.array(["b", "a", "b", "b", "a"]))
     some = people.only(np.array([True, True, False, True, False]))
     assert some.members.tolist() == [1, 0, 3] and some.starts.tolist() == [0, 1, 3] and some.speaker.tolist() == [1, 0, -1, 1, -1]
