@@ -1,6 +1,7 @@
 """Adds the `f0` group to a data set: `python -m data_pipelines.features --data=DIR [--batch_seconds=60]`.
 
 One process, because the accelerator belongs to one; a shard already made is skipped, so an interrupted run goes on where it stopped.
+Then `index/f0.json` says what every speaker's F0 is like (f0_statistics.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from data_pipelines import batches, shards
+from data_pipelines import batches, f0_statistics, shards
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.maths import pitch
 from ns2_jax.runtime import cluster
@@ -42,7 +43,7 @@ def f0_shard(root: str, batch_seconds: float, split: str, shard: int, total: int
 
 
 def add_f0(root: str | os.PathLike, batch_seconds: float = 60.0) -> dict:
-    """Tracks F0 (maths.pitch) of every utterance, writes the group and returns the new manifest.
+    """Tracks F0 (maths.pitch) of every utterance, writes the group and the speakers' statistics, and returns the new manifest.
 
     One float16 value in Hz per `f0_period` samples, 0 = unvoiced. Raises as `Dataset.open`.
     """
@@ -50,6 +51,11 @@ def add_f0(root: str | os.PathLike, batch_seconds: float = 60.0) -> dict:
     for split in dataset.splits:
         work = functools.partial(_f0_shard, dataset, split, batch_seconds)
         shards.run_shards(work, dataset.manifest["splits"][split]["shards"], 0, f"f0 {split}")
+    splits = {split: dataset.manifest["splits"][split]["shards"] for split in dataset.splits}
+    for split, total in splits.items():
+        for shard in range(total):
+            f0_statistics.sum_shard(str(root), None, split, shard, total)
+    f0_statistics.write_speakers(root, splits)
     return shards.write_manifest(root, needed=["f0"])
 
 

@@ -7,7 +7,7 @@
 | `phonemise` | group `phones`: its phones, as the front end says them at synthesis | meta |
 | `tokenizer` | `tokenizer/<kind>-<size>.model`: SentencePiece units | text |
 | `align` | group `align`: phones as spoken, and where they end (`config.aligner`) | meta, audio |
-| `f0` | group `f0` | audio |
+| `f0` | group `f0`, and `index/f0.json`: mean and spread of every speaker | audio |
 | `encode` | group `codes-<hash>`: a codec's codes | audio |
 | `quality` | group `quality` and the columns that a training can cut by; duplicates are flagged | all groups |
 | `index` | lost side indexes, who speaks where, `rejects.jsonl`, `manifest.json`; the counts must balance | all groups |
@@ -161,9 +161,11 @@ def _align(job: Job) -> None:
 
 
 def _f0(job: Job) -> None:
-    from data_pipelines import features
+    from data_pipelines import f0_statistics, features
 
     job.each(features.f0_shard, job.config["batch_seconds"], "f0", device=True)
+    job.each(f0_statistics.sum_shard, None, "f0 of the speakers")
+    f0_statistics.write_speakers(job.root, job.splits())
     shards.write_manifest(job.root, needed=["f0"])
 
 

@@ -45,6 +45,17 @@ def lag_bands(shortest: int, longest: int) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:])]
 
 
+def sliding_sum(x_bs: jax.Array, window: int) -> jax.Array:
+    """Sums of `window` neighbours, `[b, s - window + 1]`, each a tree of additions: as exact anywhere in the row."""
+    count = x_bs.shape[1] - window + 1
+    power, total, at = x_bs, jnp.zeros((x_bs.shape[0], count), x_bs.dtype), 0  # sums of 1, 2, 4, ... neighbours
+    for bit in range(window.bit_length()):
+        if window >> bit & 1:
+            total, at = total + power[:, at : at + count], at + (1 << bit)
+        power = power[:, : -(1 << bit)] + power[:, 1 << bit :]
+    return total
+
+
 def difference(x_bs: jax.Array, frames: int, period: int, window: int, longest: int) -> jax.Array:
     """YIN's difference function, forward and backward lags averaged: float32 `[b, t, longest + 2]`.
 
@@ -62,8 +73,7 @@ def difference(x_bs: jax.Array, frames: int, period: int, window: int, longest: 
     whole = jnp.fft.rfft(frame, points)
     part = jnp.fft.rfft(centre, points)
     product = jnp.fft.irfft(whole * jnp.conj(part), points)  # at k: sum_j centre[j] frame[j + k]
-    sums = jnp.pad(jnp.cumsum(jnp.square(frame), -1), ((0, 0), (0, 0), (1, 0)))
-    energy = sums[..., window:] - sums[..., :-window]  # at k: of the window that starts at k
+    energy = sliding_sum(jnp.square(x), window)[:, starts[:, : 2 * lags + 1]]  # at k: of the window that starts at k
     here = energy[..., lags : lags + 1]
     tau = slice(lags, 2 * lags)
     forward = here + energy[..., tau] - 2 * product[..., tau]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import codec as codec_config
-from data_pipelines import batches, encode, features, shards, verify
+from data_pipelines import batches, encode, f0_statistics, features, shards, verify
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.runtime import state, weights
@@ -150,3 +150,35 @@ def test_f0_group(data_set):
         inside = f0[4:-4]
         assert (inside > 0).mean() > 0.9
         np.testing.assert_allclose(np.median(inside[inside > 0]), 100 + 15 * position, rtol=0.01)
+
+
+def test_f0_of_the_speakers(tmp_path):
+    """Two speakers over two shards, one without a voiced frame, against numpy over all frames; kept until the shards change."""
+    rng, said = np.random.default_rng(0), {}
+    for shard in range(2):
+        with shards.ShardWriter(tmp_path, "meta", "train", shard, 2) as meta, shards.ShardWriter(tmp_path, "f0", "train", shard, 2) as f0:
+            for i, speaker in enumerate(["ann", "bob", "ann", *(["mute"] if shard else [])]):
+                hertz = np.where(rng.random(50) < 0.6, rng.uniform(80, 300, 50), 0).astype(np.float16) * np.float16(speaker != "mute")
+                meta.write({"utt_id": f"{shard}{i}", "speaker": speaker, "source": "", "voice": "", "text": "", "text_norm": ""}, 8000)
+                f0.write({"f0": hertz}, 8000)
+                said.setdefault(speaker, []).append(hertz.astype(float))
+        f0_statistics.sum_shard(str(tmp_path), None, "train", shard, 2)
+    found = f0_statistics.write_speakers(tmp_path, {"train": 2})
+    assert found == json.loads((tmp_path / "index" / "f0.json").read_text()) and list(found["train"]) == ["ann", "bob", "mute"]
+    for speaker in ("ann", "bob"):
+        frames = np.concatenate(said[speaker])
+        log = np.log(frames[frames > 0])
+        about = found["train"][speaker]
+        assert (about["utterances"], about["frames"]) == (len(said[speaker]), len(frames))
+        np.testing.assert_allclose([about["voiced"], about["mean"], about["std"]], [np.mean(frames > 0), log.mean(), log.std()], rtol=1e-9)
+    assert found["train"]["mute"] == {"utterances": 1, "frames": 50, "voiced": 0.0, "mean": None, "std": None}
+    path = tmp_path / "index" / "f0" / "train-00001.json"
+    before = path.stat().st_mtime_ns
+    f0_statistics.sum_shard(str(tmp_path), None, "train", 1, 2)
+    assert path.stat().st_mtime_ns == before
+    with shards.ShardWriter(tmp_path, "f0", "train", 1, 2) as writer:
+        for _ in range(4):
+            writer.write({"f0": np.full(50, 100, np.float16)}, 8000)
+    f0_statistics.sum_shard(str(tmp_path), None, "train", 1, 2)
+    about = f0_statistics.write_speakers(tmp_path, {"train": 2})["train"]["mute"]
+    assert about["voiced"] == 1 and abs(np.exp(about["mean"]) - 100) < 1e-6 and about["std"] < 1e-6

@@ -132,6 +132,17 @@ def test_difference_is_yins():
             assert d[frame, tau] == pytest.approx(want, rel=1e-4)
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 64, 400, 401, 551])
+def test_sliding_sums_are_exact_behind_a_loud_beginning(window):
+    """What a difference of running sums would lose: the quiet end of a row that begins loud."""
+    rng = np.random.default_rng(5)
+    x = rng.uniform(size=(2, 2000)).astype(np.float32) * np.repeat([1e4, 1e-4], 1000).astype(np.float32)
+    got = np.asarray(pitch.sliding_sum(jnp.asarray(x), window))
+    want = np.lib.stride_tricks.sliding_window_view(x.astype(np.float64), window, axis=1).sum(-1)
+    assert got.shape == (2, 2001 - window)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def pyin(audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """librosa's pyin on our frame centres: (f0 where both neighbours are voiced else 0, both neighbours unvoiced)."""
     f0, flag, _ = librosa.pyin(audio, fmin=60, fmax=600, sr=RATE, frame_length=1024, hop_length=160)
