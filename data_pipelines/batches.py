@@ -36,11 +36,11 @@ def shard_rows(dataset: Dataset, split: str, shard: int) -> range:
 
 
 def audio_batches(
-    dataset: Dataset, split: str, rows: range, batch_seconds: float, hop: int
+    dataset: Dataset, split: str, rows: range, batch_seconds: float, hop: int, devices: int = 1
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Yields (positions, audio float32 `[b, s]`, samples int32 `[b]`); each position once, `s` a multiple of `hop`.
 
-    Utterances of like length go together. `b * s` is about `batch_seconds`; the last batch of a length is padded with empty rows (positions
+    Utterances of like length go together. `b` is a multiple of `devices` and `b * s` about `batch_seconds`; the last batch of a length is padded with empty rows (positions
     has only the real ones), so that every length has one shape.
     """
     records = dataset.frames(split)
@@ -48,7 +48,7 @@ def audio_batches(
     for i in rows:
         by_length.setdefault(padded_seconds((records[i] + 1) * dataset.base_hop / dataset.sample_rate), []).append(i)
     for seconds, members in sorted(by_length.items()):
-        b = max(1, int(batch_seconds // seconds))
+        b = -(-max(1, int(batch_seconds // seconds)) // devices) * devices
         s = -(-seconds * dataset.sample_rate // hop) * hop
         for start in range(0, len(members), b):
             ids = members[start : start + b]
@@ -61,11 +61,12 @@ def audio_batches(
 
 
 def map_audio(
-    function: Callable[[np.ndarray, np.ndarray], np.ndarray], dataset: Dataset, split: str, shard: int, batch_seconds: float, hop: int
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray], dataset: Dataset, split: str, shard: int, batch_seconds: float, hop: int,
+    devices: int = 1,
 ) -> Mapping[int, tuple[np.ndarray, int]]:
     """Position -> (row of `function(audio, samples)`, samples) for every record of a shard."""
     out = {}
-    for ids, audio, samples in audio_batches(dataset, split, shard_rows(dataset, split, shard), batch_seconds, hop):
+    for ids, audio, samples in audio_batches(dataset, split, shard_rows(dataset, split, shard), batch_seconds, hop, devices):
         result = np.asarray(function(audio, samples))
         out |= {i: (result[place], int(samples[place])) for place, i in enumerate(ids)}
     return out

@@ -2,7 +2,7 @@
 
 The codec is an export or a run; its hash names the group (`codes-<hash12>`), so codes of several codecs live side by side and a model
 is never trained on codes of another codec than it names. A run has the hash that its unrounded export (`export --quantize=none`) will have.
-One process, because the accelerator belongs to one; finished shards are skipped.
+One process, because the accelerators belong to one: the rows of a batch are cut over all local devices. Finished shards are skipped.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ns2_jax import inference
 from ns2_jax.data import bits
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_count
-from ns2_jax.runtime import cluster, weights
+from ns2_jax.runtime import cluster, mesh, weights
 
 
 class Encoder:
-    """`encoder(audio float32 [b, s], samples) -> codes uint16 [b, t, q]`, compiled once per shape.
+    """`encoder(audio float32 [b, s], samples) -> codes uint16 [b, t, q]`, compiled once per shape; `b` is a multiple of `devices`.
 
     `model` is what `inference.load` returns. Raises ValueError when it is not a codec.
     """
@@ -36,15 +36,20 @@ class Encoder:
         self.model = model
         self.hash, self.hop, self.sample_rate = inference.codec_hash(model), model.hop, model.rate
         self.levels = int(model.system.sizes["q"])
+        self._mesh = mesh.local_mesh()
+        self.devices = self._mesh.size
         self._compiled: dict[tuple[int, int], Any] = {}
 
     def __call__(self, audio: np.ndarray, samples: np.ndarray | None = None) -> np.ndarray:
         del samples
         if audio.shape not in self._compiled:
             b, s = audio.shape
-            program = self.model.system.programs()["encode"].bind({**self.model.system.sizes, "b": b, "s": s, "t": s // self.hop})
-            self._compiled[audio.shape] = jax.jit(lambda params, rest, x: program(params, rest, {"audio": x}, jax.random.key(0))["codes"])
-        codes = np.asarray(self._compiled[audio.shape](self.model.params, self.model.rest, audio))
+            sizes = {**self.model.system.sizes, "b": b // self.devices, "s": s, "t": s // self.hop}
+            program = self.model.system.programs()["encode"].bind(sizes)
+            self._compiled[audio.shape] = mesh.by_rows(
+                self._mesh, lambda params, rest, inputs, seeds: program(params, rest, inputs, jax.random.key(0))["codes"])
+        inputs, seeds = {"audio": audio}, np.zeros(len(audio), np.uint32)
+        codes = np.asarray(self._compiled[audio.shape](self.model.params, self.model.rest, inputs, seeds))
         if codes.min() < 0 or codes.max() > np.iinfo(np.uint16).max:
             raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit uint16")
         return codes.astype(np.uint16)
@@ -57,7 +62,7 @@ def _encode_shard(dataset: Dataset, encoder: Encoder, split: str, batch_seconds:
     inputs = {"audio": dataset.marker("audio", split, shard)["sha256"]}
     if shards.committed(dataset.root, [group], split, shard, total, info=info, inputs=inputs):
         return len(batches.shard_rows(dataset, split, shard))
-    rows = batches.map_audio(encoder, dataset, split, shard, batch_seconds, encoder.hop)
+    rows = batches.map_audio(encoder, dataset, split, shard, batch_seconds, encoder.hop, encoder.devices)
     tools = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     about = {"base_hop": dataset.base_hop, "info": info, "tools": tools, "inputs": inputs}
     with shards.ShardWriter(dataset.root, group, split, shard, total, **about) as writer:

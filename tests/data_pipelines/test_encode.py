@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from configs import codec as codec_config
-from data_pipelines import batches, encode, f0_statistics, features, shards, verify
+from configs.data import ljspeech
+from data_pipelines import batches, encode, f0_statistics, features, run, shards, verify
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.runtime import state, weights
+from ns2_jax.runtime import mesh, state, weights
 from ns2_jax.systems import system as systems
 
 RATE = 16000
@@ -98,6 +101,44 @@ def test_packed_codes_are_the_codes_and_are_verified(data_set, model):
     encode.encode(data_set, model)
     about = Dataset.open(data_set).manifest["groups"][group]
     assert "bits" not in about and about["bytes"] == size
+
+
+def test_eight_devices_make_the_bytes_of_one(data_set, tmp_path, monkeypatch):
+    """Through the stage, with an exported codec; each device has its own rows, and a killed run's other shards stay."""
+    codec = tiny.write_model("codec", tmp_path / "codec")
+    config = {**ljspeech.get_config().to_dict(), "root": "", "out": str(data_set), "codec": codec, "batch_seconds": 6.0}
+    made, spread = [], []
+    by_rows = mesh.by_rows
+
+    def watched(over, call):
+        compiled = by_rows(over, call)
+
+        def run_it(*arguments):
+            out = compiled(*arguments)
+            spread.append({shard.device.id: shard.data.shape[0] for shard in out.addressable_shards})
+            return out
+
+        return run_it
+
+    monkeypatch.setattr(mesh, "by_rows", watched)
+    for devices in (1, 8):
+        encode.load.cache_clear()
+        monkeypatch.setattr(mesh, "local_mesh", lambda count=devices: mesh.make_mesh({"fsdp": count}, jax.devices()[:count]))
+        run.run(config, ["encode"], run.local(0))
+        (group,) = data_set.glob("codes-*")
+        made.append({path.name: path.read_bytes() for path in group.iterdir()})
+        assert len(spread[-1]) == devices and set(spread[-1].values()) == {3 if devices == 1 else 1}
+        if devices == 8:
+            kept = {path: path.stat().st_mtime_ns for path in group.iterdir()}
+            (group / "train-00001-of-00002.json").unlink()
+            calls = len(spread)
+            run.run(config, ["encode"], run.local(0))
+            assert len(spread) == calls + 1  # three utterances of one length: one batch
+            assert {path.name for path in kept if path.stat().st_mtime_ns != kept[path]} == {"train-00001-of-00002.json"}
+        else:
+            shutil.rmtree(group)
+    encode.load.cache_clear()
+    assert made[0] == made[1] and len(made[0]) == 9
 
 
 def test_a_run_is_named_as_its_unrounded_export(model, tmp_path):
