@@ -1,0 +1,100 @@
+"""One input for every reason to refuse it, through the command's stages; the counts balance and no reason is left out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+from collections import Counter
+
+import numpy as np
+import soundfile
+
+from configs.data import folder, kaldi, libritts
+from data_pipelines import ingest, run
+from ns2_jax.data.dataset import Dataset
+
+ROOT = pathlib.Path(__file__).parents[2]
+RATE = 16000
+
+
+def hum(seconds: float, level: float = 0.2) -> np.ndarray:
+    t = np.arange(int(seconds * RATE)) / RATE
+    return (level * np.sin(2 * np.pi * 150 * t) * (1 + 0.3 * np.sin(2 * np.pi * 3 * t)) / 1.3).astype(np.float32)
+
+
+def save(path: pathlib.Path, audio: np.ndarray, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, audio, RATE, **options)
+
+
+def refused(config, root: pathlib.Path, out: pathlib.Path, expected: list[tuple[str, str]], kept: set[str], **changed) -> set[str]:
+    """Runs `ingest` and `verify`; what came of it is `expected` (item's name, reason) and `kept` (ids), and nothing got lost."""
+    run.run({**config.to_dict(), "root": str(root), "out": str(out), **changed}, ["ingest", "index", "verify"], run.local(0))
+    rows = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+    assert sorted((row["item"].rsplit("/", 1)[-1], row["reason"]) for row in rows) == sorted(expected)
+    assert all(row["detail"] for row in rows)
+    counts = ingest.balance(out, json.loads((out / "plan.json").read_text()))
+    reasons = Counter(reason for _, reason in expected)
+    assert counts == {"in": len(kept) + len(expected), "out": len(kept), **reasons}
+    dataset = Dataset.open(out)
+    assert {dataset.read(split, "meta", i)["utt_id"] for split in dataset.splits for i in range(dataset.records(split))} == kept
+    return set(reasons)
+
+
+def reasons_in_the_code() -> set[str]:
+    """Every reason that is given to a Reject, Rejected or AudioError where recordings are brought in."""
+    found = set()
+    for path in (*(ROOT / "data_pipelines" / f"{name}.py" for name in ("corpora", "ingest", "pauses", "transcripts", "tfds_source")),
+                 ROOT / "ns2_jax" / "audio" / "files.py"):  # fmt: skip
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                place = {"Reject": 1, "Rejected": 0, "AudioError": 0}.get(ast.unparse(node.func).split(".")[-1])
+                if place is not None and len(node.args) > place and isinstance(node.args[place], ast.Constant):
+                    found.add(node.args[place].value)
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
+                found |= {part.elts[0].value for part in ast.walk(node.value) if isinstance(part, ast.Tuple)}
+    return found
+
+
+def test_every_reason_has_its_animal(tmp_path):
+    wavs, lines = tmp_path / "a", []
+    for name, audio in {
+        "good": hum(1), "empty": hum(0), "silent": np.zeros(RATE, np.float32), "clipped": np.clip(hum(1) * 50, -1, 1), "long": hum(31),
+        "short": hum(0.2), "alone": hum(1), "blank": hum(1), "mute": hum(1), "torn": hum(1), "x/twice": hum(1), "y/twice": hum(1),
+    }.items():  # fmt: skip
+        save(wavs / f"{name}.wav", audio)
+    save(wavs / "nan.wav", np.where(np.arange(RATE) == 500, np.nan, hum(1)), subtype="FLOAT")
+    (wavs / "letter.wav").write_text("this is not audio")
+    lines += [f"{name}|Some words." for name in ("good", "letter", "empty", "silent", "clipped", "nan", "long", "short", "twice", "gone")]
+    lines += ["blank|", "mute|...", "torn|One text.", "torn|Another text.", "no separator here"]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    config = folder.get_config()
+    seen = refused(config, wavs, tmp_path / "out" / "a", [
+        ("letter.wav", "unreadable"), ("empty.wav", "empty"), ("silent.wav", "silent"), ("clipped.wav", "clipped"), ("nan.wav", "nan"),
+        ("long.wav", "long"), ("short.wav", "short"), ("alone.wav", "no_transcript"), ("twice.wav", "duplicate_id"),
+        ("blank.wav", "empty_text"), ("mute.wav", "unpronounceable"), ("torn.wav", "ambiguous_transcript"), ("a.csv:14", "duplicate_id"),
+        ("a.csv:15", "bad_line"), ("gone", "no_audio"),
+    ], {"good", "twice"}, layout={**config.layout.to_dict(), "transcripts": str(tmp_path / "a.csv")})  # fmt: skip
+
+    data = tmp_path / "b"
+    save(data / "r.wav", hum(5))
+    files = {
+        "wav.scp": [f"r {data}/r.wav", f"whole {data}/r.wav", "piped sox x.wav -t wav - |", f"lost {data}/none.wav"],
+        "text": ["r-1 Some words.", "r-2 Beyond the end.", "whole Some words.", "piped A command.", "lost No file.", "mumble No name."],
+        "utt2spk": ["r-1 ann", "r-2 ann", "whole ann", "piped ann", "lost ann"],
+        "segments": ["r-1 r 0 1.5", "r-2 r 4 9", "whole whole", "piped piped", "lost lost", "mumble r 1 2"],
+    }
+    for name, rows in files.items():
+        (data / name).write_text("\n".join(rows) + "\n")
+    seen |= refused(kaldi.get_config(), data, tmp_path / "out" / "b", [
+        ("r.wav", "bad_segment"), ("r.wav", "text_without_times"), ("piped", "pipe_command"), ("none.wav", "missing"),
+        ("mumble", "speaker_missing"),
+    ], {"r-1"}, split_seconds=4.0)  # fmt: skip
+
+    save(tmp_path / "c" / "train-clean-100" / "1" / "2" / "1_2_3.wav", hum(1))
+    (tmp_path / "c" / "train-clean-100" / "1" / "2" / "1_2_3.normalized.txt").write_text("Some words.")
+    save(tmp_path / "c" / "train-clean-100" / "stray.wav", hum(1))
+    seen |= refused(libritts.get_config(), tmp_path / "c", tmp_path / "out" / "c", [("stray.wav", "bad_place")], {"1_2_3"})
+
+    assert seen == reasons_in_the_code() - {"align_failed"}  # which is the aligner's, and tested with it
