@@ -294,8 +294,8 @@ def write_manifest(
         about[group] = {**markers[0]["info"], "bytes": sum(m["bytes"] for m in markers), "rejects": rejects, "tools": tools}
     manifest = {"format": FORMAT, **head, "splits": splits, "groups": about, "speakers": speakers, "fingerprint": digest.hexdigest()}
     records.write_atomic(path, json.dumps(manifest, indent=1).encode() + b"\n")
-    unfinished = {path.parent for path in root.glob("*/*-of-*.json")} - {root / group for group in groups}
     for left in root.rglob(".*.tmp-*"):
-        if left.parent not in unfinished:
+        at_work = (part for part in left.relative_to(root).parts[:-1] if part.split("-")[0] in records.SCHEMAS and part not in groups)
+        if not any(at_work):
             left.unlink(missing_ok=True)  # of a killed writer: what it began has been finished since
     return manifest

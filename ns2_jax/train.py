@@ -122,7 +122,8 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any) -> dict
 def train(program: Program, config: Any, workdir: str, dataset: str, codec: str) -> int:
     """Restore, loop, save; returns the exit code."""
     clock = metrics.Clock()
-    saved = checkpoints.Checkpoints(workdir, config.train.keep, dataset, config.seed, codec, lambda step: feed.order(config.data, step))
+    order = lambda step: feed.order(config.data, step, program.system.fields)
+    saved = checkpoints.Checkpoints(workdir, config.train.keep, dataset, config.seed, codec, order)
     with clock("start"):
         state = begin(program, saved, config)
     step, end = int(state["step"]), config.train.steps

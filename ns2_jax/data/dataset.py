@@ -55,7 +55,7 @@ class Dataset:
             )
         store = storage.at(root)
         try:
-            text = store.read(["manifest.json"])[0]
+            text = storage.at(root, storage.FEW_RETRIES).read(["manifest.json"])[0]
         except ConnectionError as error:
             raise FileNotFoundError(f"no data set at {root}: {error}") from error
         if text is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import hashlib
 import json
 import multiprocessing
 import os
@@ -58,7 +59,10 @@ def paths(data: Mapping[str, Any]) -> list[str]:
 
 
 def segments(data: Mapping[str, Any]) -> list[Segment]:
-    """`data.weights`: ((from step, (a weight for each data set)), ...), or empty. Raises ValueError for anything else."""
+    """`data.weights`: ((from step, (a weight for each data set)), ...), or empty; no weights, (0, ()), are shares in proportion.
+
+    Raises ValueError for anything else.
+    """
     try:
         return [(int(start), tuple(map(float, weights))) for start, weights in data.get("weights") or ()]
     except (TypeError, ValueError) as error:
@@ -71,17 +75,24 @@ def fingerprint(data: Mapping[str, Any]) -> str:
     return " ".join(Dataset.open(path).fingerprint for path in paths(data))
 
 
-def order(data: Mapping[str, Any], step: int) -> dict[str, Any]:
+def order(data: Mapping[str, Any], step: int, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What decides, beside the data sets and the seed, which utterances the batches before `step` had: config field -> JSON value.
 
-    A checkpoint keeps it. Weights that begin at `step` or later are left out: they may still change.
+    A checkpoint keeps it. Weights that begin at `step` or later are left out: they may still change. Where the `fields` of a batch need
+    phones, how many each utterance has decides on its bucket.
     """
-    fields = {name: data[name] for name in ("split", "transform", "buckets", "sample_rate", "hop")}
-    fields["weights"] = [segment for segment in segments(data) if segment[0] < step]
-    fields["cut"] = cut = dict(data.get("cut") or {})
+    sets = [Dataset.open(path) for path in paths(data)] if fields else []
+    counted = [dataset.phones(data["split"]) for dataset in sets if "align" in groups_for(fields, data, dataset)]
+    said: dict[str, Any] = {name: data[name] for name in ("split", "transform", "buckets", "sample_rate", "hop")}
+    weights = [segment for segment in segments(data) if segment[0] < step]
+    said["weights"] = [] if weights == [(0, ())] else weights
+    said["cut"] = cut = dict(data.get("cut") or {})
     if quality.bounds(cut):  # the bounds alone do not say what is left out: the columns may have been measured again
-        fields["cut"] = {**cut, "columns": [quality.fingerprint(Dataset.open(path), data["split"], cut) for path in paths(data)]}
-    return {f"config.data.{name}": json.loads(json.dumps(value, default=dict)) for name, value in fields.items()}
+        said["cut"] = {**cut, "columns": [quality.fingerprint(Dataset.open(path), data["split"], cut) for path in paths(data)]}
+    out = {f"config.data.{name}": json.loads(json.dumps(value, default=dict)) for name, value in said.items()}
+    if counted:
+        out["the alignment of config.data.path"] = hashlib.sha256(b"".join(counts.tobytes() for counts in counted)).hexdigest()[:12]
+    return out
 
 
 def codes_group(data: Mapping[str, Any], dataset: Dataset) -> str:
@@ -226,7 +237,7 @@ class StepSource:
         for kind, record in found.items():
             if kind == "audio":
                 out["audio"] = record["audio"].astype(np.float32) / 32768
-            elif kind == "align":
+            elif kind == "align" and len(record["ends"]):  # a prompt need not be aligned
                 out["phones"] = record["phones"]
                 out["durations"] = frames_lib.durations(record["ends"], samples, dataset.sample_rate, self.hop)
             elif kind == "f0":
@@ -239,6 +250,7 @@ class StepSource:
                     )
                 out["codes"] = record["codes"][:, : self.constants.get("q")]
         return out
+
 
 def _worker(index: int, count: int) -> None:
     """A killed trainer takes its workers and their shared memory along. One that is asked to end, with its whole group, needs

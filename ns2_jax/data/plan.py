@@ -10,6 +10,7 @@ import bisect
 import collections
 import hashlib
 import math
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -86,21 +87,23 @@ class StepPlan:
         digest = hashlib.sha256(f"{fingerprint} {self.seed}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "little")
         self._epochs: collections.OrderedDict[int, tuple[np.ndarray, list[np.ndarray]]] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """(bucket and position of every batch `[steps, 2]`, per bucket ids `[batches, b]`)."""
-        if epoch not in self._epochs:
-            rng = np.random.Generator(np.random.Philox(key=[self._key, epoch]))
-            tables = []
-            for ids, count, bucket in zip(self._members, self.batches, self.buckets):
-                table = np.full(count * bucket["b"], PADDING, np.int64)
-                table[: len(ids)] = rng.permutation(ids)
-                tables.append(table.reshape(count, bucket["b"]))
-            slots = np.concatenate([np.stack([np.full(n, i), np.arange(n)], 1) for i, n in enumerate(self.batches)])
-            self._epochs[epoch] = rng.permutation(slots, axis=0), tables
-            while len(self._epochs) > 2:  # around an epoch's turn two are in use
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
+        with self._lock:
+            if epoch not in self._epochs:
+                rng = np.random.Generator(np.random.Philox(key=[self._key, epoch]))
+                tables = []
+                for ids, count, bucket in zip(self._members, self.batches, self.buckets):
+                    table = np.full(count * bucket["b"], PADDING, np.int64)
+                    table[: len(ids)] = rng.permutation(ids)
+                    tables.append(table.reshape(count, bucket["b"]))
+                slots = np.concatenate([np.stack([np.full(n, i), np.arange(n)], 1) for i, n in enumerate(self.batches)])
+                self._epochs[epoch] = rng.permutation(slots, axis=0), tables
+                while len(self._epochs) > 2:  # around an epoch's turn two are in use
+                    self._epochs.popitem(last=False)
+            return self._epochs[epoch]
 
     def step(self, k: int) -> tuple[int, np.ndarray]:
         """(bucket index, ids int64 `[b]` with PADDING) of batch k >= 0."""
@@ -114,7 +117,10 @@ class StepPlan:
         return np.random.Generator(np.random.Philox(key=[self._key, 1 << 63], counter=[0, row, k, 0]))
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_epochs": collections.OrderedDict()}  # a worker rebuilds the tables it needs
+        return {name: value for name, value in self.__dict__.items() if name not in ("_epochs", "_lock")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _epochs=collections.OrderedDict(), _lock=threading.Lock())  # a worker rebuilds the tables it needs
 
     def __repr__(self) -> str:
         return f"StepPlan(fingerprint={self.fingerprint[:12]!r}, seed={self.seed}, buckets={self.buckets}, batches={self.batches})"
@@ -130,7 +136,7 @@ class Mixture:
     Args:
       plans: of every data set, with the same buckets.
       segments: (from step, weights), the first from step 0. A later weight is a segment more, and what was before it stays as it
-        was. Empty: each data set in proportion to its batches, all exactly once in `steps_per_epoch` steps.
+        was. No weights are shares in proportion to the batches. Empty: (0, ()), all exactly once in `steps_per_epoch` steps.
 
     Raises ValueError, in the words of config.data.weights, for segments that are not that.
     """
@@ -140,7 +146,8 @@ class Mixture:
         self.steps_per_epoch = None if segments else sum(plan.steps_per_epoch for plan in plans)
         check_segments(segments, len(plans))
         self._from = [int(start) for start, _ in segments] or [0]
-        turns = [_turns(weights) for _, weights in segments] or [np.array([plan.steps_per_epoch for plan in plans])]
+        usual = np.array([plan.steps_per_epoch for plan in plans])
+        turns = [_turns(weights) if weights else usual for _, weights in segments] or [usual]
         self._cycles = [(*_spread(counts), counts) for counts in turns]
         self._before = [np.zeros(len(plans), np.int64)]  # batches of every data set before each segment
         for start, end, (order, _, counts) in zip(self._from, self._from[1:], self._cycles):
@@ -176,6 +183,8 @@ def check_segments(segments: Sequence[Segment], sources: int) -> None:
     if segments and (starts[0] != 0 or any(a >= b for a, b in zip(starts, starts[1:]))):
         raise ValueError(f"config.data.weights: segments begin at steps {starts}; the first begins at 0, each later than the one before")
     for start, weights in segments:
+        if not weights:
+            continue
         if len(weights) != sources:
             raise ValueError(f"config.data.weights: {len(weights)} weights from step {start} on, config.data.path names {sources} data sets")
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):

@@ -20,6 +20,7 @@ import io
 import json
 import os
 import pathlib
+import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -216,9 +217,14 @@ def _fsync(path: pathlib.Path) -> None:
         os.close(fd)
 
 
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    """A temporary file that no other process has, on this machine or another."""
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
+
+
 def write_atomic(path: pathlib.Path, data: bytes) -> None:
     """`data` in `path`, wholly or not at all: temp file, fsync, rename."""
-    temp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temp = _beside(path)
     with open(temp, "wb") as file:
         file.write(data)
         file.flush()
@@ -263,7 +269,7 @@ class ShardWriter:
         self.inputs = dict(inputs or {})
         self.rejects: dict[str, int] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temp = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
+        self._temp = _beside(self.path)
         self._file = open(self._temp, "wb")
         self._sha = hashlib.sha256()
         self._entries: list[tuple[int, int, int]] = []

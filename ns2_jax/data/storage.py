@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,16 +19,18 @@ SCHEMES = ("gs://", "s3://", "http://", "https://")
 OPEN_FILES = 256  # descriptors kept; the least recently used is closed first
 IN_FLIGHT = 512  # requests; TensorStore's own default of 32 gives a thousand a second at 30 ms
 RETRIES = 6  # of a request, at doubling intervals from a second on
+FEW_RETRIES = 2  # of the first request to a data set, which may have been mistyped
 
 
 class Folder:
-    """Files below a folder. One thread at a time; a copy in another process opens its own files."""
+    """Files below a folder; a copy in another process opens its own files."""
 
     remote = False
 
     def __init__(self, root: pathlib.Path):
         self.root = root
         self._files: collections.OrderedDict[str, int] = collections.OrderedDict()
+        self._lock = threading.Lock()  # a descriptor must not be closed while another thread reads from it
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
         """Whole files; None for one that is not there."""
@@ -35,7 +38,11 @@ class Folder:
 
     def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
         """(name, offset, length) each, read as they are taken; what lies past the end of a file is missing."""
-        return (os.pread(self._open(name), length, offset) for name, offset, length in wanted)
+        return (self._range(name, offset, length) for name, offset, length in wanted)
+
+    def _range(self, name: str, offset: int, length: int) -> bytes:
+        with self._lock:
+            return os.pread(self._open(name), length, offset)
 
     def _open(self, name: str) -> int:
         if name not in self._files:
@@ -50,7 +57,10 @@ class Folder:
             close(file)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": collections.OrderedDict()}
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["root"])
 
 
 class Bucket:
@@ -58,12 +68,12 @@ class Bucket:
 
     remote = True
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, retries: int = RETRIES):
         self.root = root.rstrip("/")
         about: dict[str, Any] = {}
         for kind in ("gcs", "s3", "http"):
             about[f"{kind}_request_concurrency"] = {"limit": IN_FLIGHT}
-            about[f"{kind}_request_retries"] = {"max_retries": RETRIES}
+            about[f"{kind}_request_retries"] = {"max_retries": retries}
         self._store = tensorstore.KvStore.open(self.root + "/", context=tensorstore.Context(about)).result()
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
@@ -93,11 +103,11 @@ class Bucket:
         self.__init__(state["root"])
 
 
-def at(root: str | os.PathLike) -> Folder | Bucket:
-    """The storage at `root`. Raises ValueError for a URL that is not gs://, s3:// or http(s)://."""
+def at(root: str | os.PathLike, retries: int = RETRIES) -> Folder | Bucket:
+    """The storage at `root`; `retries` are of a URL's requests. Raises ValueError for a URL that is not gs://, s3:// or http(s)://."""
     text = os.fspath(root)
     if text.startswith(SCHEMES):
-        return Bucket(text)
+        return Bucket(text, retries)
     if "://" in text:
         raise ValueError(f"{text}: data sets are read from folders and from {', '.join(SCHEMES)}")
     return Folder(pathlib.Path(text).expanduser())
