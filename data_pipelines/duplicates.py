@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+import tqdm
 
 KEYS = 32
 NEIGHBOURS = 3  # recordings that have a key in common are paired with so many of the next longer ones
@@ -94,10 +95,9 @@ def candidates(keys_nk: np.ndarray, seconds: np.ndarray) -> np.ndarray:
     """
     n = len(keys_nk)
     by_length = np.argsort(seconds, kind="stable")
-    sorted_keys, seconds = keys_nk[by_length], seconds[by_length]
-    shared = []
-    for column in sorted_keys.T:
-        both = np.sort(column.astype(np.uint64) << np.uint64(32) | np.arange(n, dtype=np.uint64))
+    seconds, shared = seconds[by_length], []
+    for column in keys_nk.T:
+        both = np.sort(column[by_length].astype(np.uint64) << np.uint64(32) | np.arange(n, dtype=np.uint64))
         both = both[np.searchsorted(both, np.uint64(1 << 32)) :]
         key, row = both >> np.uint64(32), (both & np.uint64(0xFFFFFFFF)).astype(np.int64)
         for apart in range(1, NEIGHBOURS + 1):
@@ -149,7 +149,8 @@ def find(
             held[i] = measure(i)
         return held[i]
 
-    same = [pair for pair in near.tolist() if distance(bits(pair[0]), bits(pair[1])) <= DIFFERENT]
+    pairs = tqdm.tqdm(near.tolist(), "likely copies", mininterval=2, leave=False)
+    same = [pair for pair in pairs if distance(bits(pair[0]), bits(pair[1])) <= DIFFERENT]
     copies = np.flatnonzero(first != np.arange(len(digests)))
     links = np.concatenate([np.array(same, np.int64).reshape(-1, 2), np.stack([first[copies], copies], 1)])
     of = _groups(len(digests), links)

@@ -169,7 +169,7 @@ def measure_use(run: str, config: Mapping[str, Any], step: int, data: str | None
     prompted = any(name.startswith("prompt_") for name in system.fields)
     if not prompted and "phones" not in system.fields:
         return {}
-    numbers = dict(config["data"], path=data or config["data"]["path"], workers=0)
+    numbers = dict(config["data"], path=data or config["data"]["path"], workers=0, cut={})  # any data set, also one without columns
     datasets = [Dataset.open(path) for path in feed.paths(numbers)]
     split = "valid" if all("valid" in dataset.splits for dataset in datasets) else None
     prompted = prompted and all(len(dataset.speakers[split or numbers["split"]]) > 1 for dataset in datasets)
