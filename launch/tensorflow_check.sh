@@ -2,6 +2,7 @@
 # Whether TensorFlow reads our shards as we do: bash launch/tensorflow_check.sh DATA [FOLDER]
 # FOLDER (default: a temporary one) gets a virtual environment of its own with TensorFlow, which nothing here depends on; then every
 # shard of DATA is read by both and compared, and written again by TensorFlow: the file must have the same bytes.
+# Last run with TensorFlow 2.21.0 on 18 shards of meta, audio, text, phones, f0 and codes in ten bits (72 records): the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ $# -lt 1 ] || [ ! -e "$1/manifest.json" ]; then sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 2; fi

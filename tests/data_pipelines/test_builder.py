@@ -79,9 +79,11 @@ class Builder:
         self.log.seek(0)
         assert code == 0, self.log.read().decode()
 
-    def kill(self, after: float, group: bool) -> bool:
-        """SIGKILL after some seconds, to all its processes or to the coordinator alone; whether it was still at work."""
+    def kill(self, out: pathlib.Path, files: int, after: float, group: bool) -> bool:
+        """SIGKILL some seconds after there are so many files, to all its processes or to the coordinator alone; False if it was through."""
         try:
+            while self.process.poll() is None and sum(path.is_file() for path in list(out.rglob("*"))) < files:
+                time.sleep(0.01)
             self.process.wait(timeout=after)
             return False
         except subprocess.TimeoutExpired:
@@ -96,21 +98,19 @@ class Builder:
 
 def killed_often(corpus: pathlib.Path, folder: pathlib.Path, kills: int, seed: int) -> None:
     calm, killed, rng = folder / "calm" / "out", folder / "killed" / "out", random.Random(seed)
-    Builder(corpus, calm, folder / "cache").finish()  # once to compile, once to see how long it takes
-    shutil.rmtree(calm)
-    begin = time.monotonic()
     Builder(corpus, calm, folder / "cache").finish()
-    seconds, done, seen = time.monotonic() - begin, 0, set()
+    want, done, seen = tree(calm), 0, set()
     while done < kills:
-        if Builder(corpus, killed, folder / "cache").kill(rng.uniform(0, seconds), group=done % 2 == 0):
+        have = len(tree(killed)) if killed.exists() else 0
+        target = have + rng.randrange(len(want) // 3)
+        if Builder(corpus, killed, folder / "cache").kill(killed, target, rng.uniform(0, 0.5), group=done % 2 == 0):
             done += 1
             seen.add(tuple(sorted(path.name for path in killed.glob("*/"))))
         else:
             shutil.rmtree(killed)  # it was through: another life
     Builder(corpus, killed, folder / "cache").finish()
-    want = tree(calm)
     assert tree(killed) == want
-    assert len(seen) > 2  # it was met in different stages
+    assert len(seen) > 3  # it was met in different stages
     groups = {path.split("/")[0] for path in want if path.endswith(".tfrecord")}
     assert {group.split("-")[0] for group in groups} == {"audio", "codes", "f0", "meta", "phones", "text"}
     assert not [path for path in want if ".tmp-" in path]
