@@ -80,10 +80,13 @@ class Builder:
         assert code == 0, self.log.read().decode()
 
     def kill(self, out: pathlib.Path, files: int, after: float, group: bool) -> bool:
-        """SIGKILL some seconds after there are so many files, to all its processes or to the coordinator alone; False if it was through."""
+        """SIGKILL some seconds after there are so many files (0: when one is being written), to all its processes or to the coordinator
+        alone; False if it was through."""
         try:
             while self.process.poll() is None and sum(path.is_file() for path in list(out.rglob("*"))) < files:
                 time.sleep(0.01)
+            while self.process.poll() is None and after == 0 and not any(".tmp-" in path.name for path in list(out.glob("*/.*"))):
+                pass
             self.process.wait(timeout=after)
             return False
         except subprocess.TimeoutExpired:
@@ -99,18 +102,20 @@ class Builder:
 def killed_often(corpus: pathlib.Path, folder: pathlib.Path, kills: int, seed: int) -> None:
     calm, killed, rng = folder / "calm" / "out", folder / "killed" / "out", random.Random(seed)
     Builder(corpus, calm, folder / "cache").finish()
-    want, done, seen = tree(calm), 0, set()
+    want, done, seen, cut_short = tree(calm), 0, set(), 0
     while done < kills:
         have = len(tree(killed)) if killed.exists() else 0
         target = have + rng.randrange(len(want) // 3)
-        if Builder(corpus, killed, folder / "cache").kill(killed, target, rng.uniform(0, 0.5), group=done % 2 == 0):
+        after = rng.uniform(0, 0.5) if done % 3 else 0
+        if Builder(corpus, killed, folder / "cache").kill(killed, target, after, group=done % 2 == 0):
             done += 1
+            cut_short += any(".tmp-" in name for name in tree(killed))
             seen.add(tuple(sorted(path.name for path in killed.glob("*/"))))
         else:
             shutil.rmtree(killed)  # it was through: another life
     Builder(corpus, killed, folder / "cache").finish()
     assert tree(killed) == want
-    assert len(seen) > 3  # it was met in different stages
+    assert len(seen) > 3 and cut_short  # it was met in different stages, and in the middle of a file
     groups = {path.split("/")[0] for path in want if path.endswith(".tfrecord")}
     assert {group.split("-")[0] for group in groups} == {"audio", "codes", "f0", "meta", "phones", "text"}
     assert not [path for path in want if ".tmp-" in path]
