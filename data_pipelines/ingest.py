@@ -55,6 +55,7 @@ class Settings:
     valid: int = 20
     level: bool = True  # bring every recording to the level that prompts are brought to (audio.files.LEVEL)
     transcribed: bool = True  # whether a recording without text is refused
+    lexicon: str = ""  # a file of `word  PH OW1 N Z` lines; it says which texts can be spoken, and may change
     trim: float = 0.0  # dB below the loudest 20 ms under which both ends are silence and cut, but for 50 ms; 0: nothing is cut
     split_seconds: float = 0.0  # longer recordings are cut at their pauses (pauses.py); 0: none
 
@@ -64,7 +65,7 @@ class Settings:
 
 def settled(about: Mapping[str, Any]) -> dict[str, Any]:
     """What a plan says of its settings: `trim` and `split_seconds` only where they are used, because older plans lack them."""
-    return {key: value for key, value in about.items() if value or key not in ("trim", "split_seconds")}
+    return {key: value for key, value in about.items() if key != "lexicon" and (value or key not in ("trim", "split_seconds"))}
 
 
 def find(wavs: str | os.PathLike, texts: str | os.PathLike, speaker: str = "") -> tuple[list[Utterance], list[dict[str, str]], int]:
@@ -158,8 +159,10 @@ def plan(
         raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
     if path.exists():
         old = json.loads(path.read_text())
-        if {key: value for key, value in old.items() if key not in ("splits", "inputs", "languages")} != json.loads(json.dumps(about)):
-            raise ValueError(f"--out={out} was made from other recordings, transcripts or settings; choose another folder or delete it")
+        now = json.loads(json.dumps(about))
+        if differing := sorted(key for key in {*old, *now} - {"splits", "inputs", "languages"} if old.get(key) != now.get(key)):
+            what = "; ".join(f"{key} was {old.get(key)!r:.60}, is {now.get(key)!r:.60}" for key in differing)
+            raise ValueError(f"--out={out} was made from other recordings, transcripts or settings ({what}); choose another folder or delete it")
         return old
     folder = root / "plan"
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,20 +212,29 @@ def read(item: Utterance, settings: Settings) -> tuple[np.ndarray, float]:
         samples, rate = tfds_source.read(item.path)
     else:
         with files.Recording(item.path) as recording:
-            rate, frames = recording.rate, recording.frames
+            rate, frames, promised = recording.rate, recording.frames, recording.promised
         start = 0 if item.start is None else round(item.start * rate)
         end = frames if item.end is None or item.end < 0 else round(item.end * rate)  # Kaldi writes -1 for the end
         if not 0 <= start < max(end, 1) or end > frames + OVERHANG * rate:
             raise Rejected("bad_segment", f"{item.path} has {frames / rate:.2f} s, the segment is {item.start} to {item.end}")
         if min(end, frames) - start > settings.max_seconds * rate:
             raise files.AudioError("long", f"{item.path}: {(end - start) / rate:.0f} s long, at most {settings.max_seconds:g} s are taken")
+        if promised > frames:
+            raise files.AudioError("unreadable", f"{item.path}: damaged or cut short: {frames / rate:.2f} s of {promised / rate:.2f} s can be read")
         try:
             samples = soundfile.read(item.path, start=start, stop=min(end, frames), dtype="float32", always_2d=True)[0]
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise files.AudioError("unreadable", f"{item.path}: not an audio file we can read: {error}") from error
+        if len(samples) < min(end, frames) - start:
+            raise files.AudioError("unreadable", f"{item.path}: damaged or cut short: {len(samples)} of {min(end, frames) - start} samples can be read")
     audio = files.check(samples, rate, item.path, settings.min_seconds, settings.max_seconds)
     loudest = np.abs(samples.astype(np.float32) / (1 if samples.dtype.kind == "f" else -float(np.iinfo(samples.dtype).min)))
     return files.resample(audio, rate, settings.rate), float(np.mean(loudest >= FULL_SCALE))
+
+
+@functools.lru_cache(maxsize=1)
+def _lexicon(path: str) -> dict[str, tuple[str, ...]]:
+    return front.read_lexicon(path or None)
 
 
 def prepare(item: Utterance, settings: Settings) -> dict[str, dict]:
@@ -238,8 +250,9 @@ def prepare(item: Utterance, settings: Settings) -> dict[str, dict]:
     if item.text.strip() or settings.transcribed:
         if not item.text.strip():
             raise Rejected("empty_text", "it has no text")
-        spoken = transcripts.normalise(item.text, item.lang)
-        transcripts.phonemise(item.text, item.lang)
+        table = _lexicon(settings.lexicon)
+        spoken = transcripts.normalise(item.text, item.lang, table)
+        transcripts.phonemise(item.text, item.lang, table)
     who = {"speaker": item.speaker, "source": item.source, "voice": item.speaker, "book": item.book, "lang": item.lang}
     values = {
         "meta": {"utt_id": item.utt_id, **who, "text": item.text, "text_norm": spoken},
@@ -316,7 +329,11 @@ def task(function: Callable[..., Any], root: str, settings: Any, splits: Mapping
 
 
 def _rows(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    """Raises ValueError when `ingest` has not written all of them."""
+    try:
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename} is missing: ingest has not ended; run it again") from error
 
 
 def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[str] = ()) -> dict[str, int]:

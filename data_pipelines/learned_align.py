@@ -139,6 +139,8 @@ def align(root: str | os.PathLike, aligner: str = "", lexicon: str = "") -> dict
 
     Raises FileNotFoundError without a data set or aligner, ValueError as `load` and `check`.
     """
+    if not str(root):
+        raise ValueError("--data is empty: name a data set, e.g. one made by data_pipelines.run")
     dataset = Dataset.open(root)
     check(dataset, load(aligner) if aligner else None)
     for split in dataset.splits:

@@ -110,7 +110,11 @@ def _ingest(job: Job) -> None:
     if config["transcribed"]:
         transcripts.check_languages(job.made["languages"])
     names = ("rate", "min_seconds", "max_seconds", "level", "transcribed", "trim", "split_seconds")
-    job.each(ingest.ingest_shard, ingest.Settings(align="none", **{name: config[name] for name in names}), "ingest")
+    kept = {name: job.made.get(name, 0.0) for name in names}  # an old plan does not name those that it does without
+    if changed := [name for name in names if kept[name] != config[name]]:
+        raise ValueError(f"config.{changed[0]}={config[changed[0]]}, but {job.root} was begun with {kept[changed[0]]}; set it back, or choose "
+                         "another config.out")
+    job.each(ingest.ingest_shard, ingest.Settings(align="none", lexicon=config["lexicon"], **kept), "ingest")
     counts = ingest.balance(job.root, job.made)
     if "pieces" in counts:
         logging.info("%d long recordings were split into %d pieces", counts.pop("split"), counts.pop("pieces"))
@@ -224,6 +228,11 @@ def run(config: Mapping[str, Any], stages: Sequence[str], runner: Runner) -> Non
         raise ValueError(f"--stages is empty; there are {','.join(STAGES)}")
     if not config["out"]:
         raise ValueError("config.out is empty: name the data set to make, e.g. --config.out=data/ljspeech")
+    for name, least in (("per_shard", 1), ("rate", 8000)):
+        if config[name] < least:
+            raise ValueError(f"config.{name}={config[name]}; expected at least {least}")
+    if config["split_by"] not in ("speaker", "utterance", "corpus"):
+        raise ValueError(f"config.split_by={config['split_by']!r}; expected speaker, utterance or corpus")
     if "://" in config["out"]:
         raise ValueError(f"config.out={config['out']}: mount the bucket and give the mounted folder; shards are renamed into place")
     job = Job(config, runner)

@@ -140,9 +140,12 @@ def _die_with_parent() -> None:
 def _child(process_shard: Callable[[int], Any], shard: int, pipe: multiprocessing.connection.Connection) -> None:
     _die_with_parent()
     try:
-        pipe.send((True, process_shard(shard)))
+        pipe.send((None, process_shard(shard)))
+    except (ValueError, FileNotFoundError, ImportError) as error:  # what the user can mend, in one line as without workers
+        kind = next(kind for kind in (ValueError, FileNotFoundError, ImportError) if isinstance(error, kind))
+        pipe.send((kind, str(error)))
     except BaseException:  # reported to the coordinator, which raises it
-        pipe.send((False, traceback.format_exc()))
+        pipe.send((RuntimeError, traceback.format_exc()))
     finally:
         pipe.close()
 
@@ -151,8 +154,8 @@ def run_shards(process_shard: Callable[[int], Any], n: int, workers: int, descri
     """`[process_shard(0), ..., process_shard(n - 1)]`, each in its own spawned process, `workers` at a time.
 
     `process_shard` must be picklable (a module's function or a `functools.partial` of one), idempotent, and return
-    something small. `workers=0` runs in this process. Raises RuntimeError with the worker's traceback; the other
-    workers are stopped, finished shards stay.
+    something small. `workers=0` runs in this process. Raises the ValueError, FileNotFoundError or ImportError of a worker, and
+    RuntimeError with its traceback for anything else; the other workers are stopped, finished shards stay.
     """
     if workers == 0:
         return [process_shard(shard) for shard in tqdm.tqdm(range(n), description, mininterval=2)]
@@ -172,12 +175,14 @@ def run_shards(process_shard: Callable[[int], Any], n: int, workers: int, descri
                 for pipe in multiprocessing.connection.wait(list(running)):
                     shard, process = running[pipe]
                     try:
-                        fine, value = pipe.recv()
+                        failed, value = pipe.recv()
                     except EOFError:
                         process.join()
-                        fine, value = False, f"the worker died with exit code {process.exitcode} (killed, or out of memory)"
-                    if not fine:
+                        failed, value = RuntimeError, f"the worker died with exit code {process.exitcode} (killed, or out of memory)"
+                    if failed is RuntimeError:
                         raise RuntimeError(f"shard {shard} failed; run the same command again to continue after it is mended:\n{value}")
+                    if failed:
+                        raise failed(value)
                     process.join()
                     pipe.close()
                     del running[pipe]
@@ -221,6 +226,10 @@ def _markers(root: pathlib.Path, needed: set[str]) -> dict[tuple[str, str], list
         for split in {split for _, split in found}:
             if (group, split) not in found:
                 lacking[group] = f"{root}/{group} has no split {split!r} although another group has; run its command again"
+    for group in {group for group, _ in found}:
+        infos = {json.dumps(m["info"], sort_keys=True) for (name, _), markers in found.items() if name == group for m in markers}
+        if len(infos) > 1:
+            lacking[group] = f"{root}/{group}: shards were made with different settings {sorted(infos)}; run its command again"
     for group, message in sorted(lacking.items()):
         if group in needed:
             raise ValueError(message)
@@ -228,7 +237,7 @@ def _markers(root: pathlib.Path, needed: set[str]) -> dict[tuple[str, str], list
     return {key: markers for key, markers in found.items() if key[0] not in lacking}
 
 
-def write_manifest(
+def manifest_of(
     root: str | os.PathLike,
     *,
     name: str | None = None,
@@ -239,7 +248,7 @@ def write_manifest(
     needed: Sequence[str] = (),
     order: Sequence[str] = ("train", "valid", "test", "heldout"),
 ) -> dict[str, Any]:
-    """Merges the commit markers under `root` into `<root>/manifest.json` and returns it.
+    """What the commit markers under `root` say together.
 
     What is not given comes from the manifest already there (a stage that adds a group only says `write_manifest(root)`), else
     from the defaults (16 kHz, base hop 200 samples, F0 period 160 samples). `phones` is the hash of the phone inventory. The
@@ -284,18 +293,17 @@ def write_manifest(
         for m in markers:
             for reason, count in m["rejects"].items():
                 rejects[reason] = rejects.get(reason, 0) + count
-        infos = {json.dumps(m["info"], sort_keys=True) for m in markers}
-        if len(infos) > 1:
-            raise ValueError(
-                f"{root}/{group}: shards were made with different settings "
-                f"{sorted(infos)}; delete the group and make it again"
-            )
         tools = dict(sorted({key: value for m in markers for key, value in m["tools"].items()}.items()))
         about[group] = {**markers[0]["info"], "bytes": sum(m["bytes"] for m in markers), "rejects": rejects, "tools": tools}
-    manifest = {"format": FORMAT, **head, "splits": splits, "groups": about, "speakers": speakers, "fingerprint": digest.hexdigest()}
-    records.write_atomic(path, json.dumps(manifest, indent=1).encode() + b"\n")
+    return {"format": FORMAT, **head, "splits": splits, "groups": about, "speakers": speakers, "fingerprint": digest.hexdigest()}
+
+
+def write_manifest(root: str | os.PathLike, **given: Any) -> dict[str, Any]:
+    """Writes `manifest_of(root, **given)` to `<root>/manifest.json`, clears what killed writers left, and returns it."""
+    root, manifest = pathlib.Path(root), manifest_of(root, **given)
+    records.write_atomic(root / "manifest.json", json.dumps(manifest, indent=1).encode() + b"\n")
     for left in root.rglob(".*.tmp-*"):
-        at_work = (part for part in left.relative_to(root).parts[:-1] if part.split("-")[0] in records.SCHEMAS and part not in groups)
+        at_work = (part for part in left.relative_to(root).parts[:-1] if part.split("-")[0] in records.SCHEMAS and part not in manifest["groups"])
         if not any(at_work):
             left.unlink(missing_ok=True)  # of a killed writer: what it began has been finished since
     return manifest

@@ -54,7 +54,7 @@ class Ns2Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     feature = vector(np.float32 if kind == "float16" else np.dtype(kind))  # TFDS stores no float16
                 features[_key(group, field)] = feature
         about = {"fingerprint": data.fingerprint, "phones": list(phones.PHONES), "base_hop": data.base_hop, "f0_period": data.f0_period,
-                 "sample_rate": data.sample_rate}
+                 "sample_rate": data.sample_rate, "groups": list(data.groups)}
         description = f"{data.manifest['name']}: speech with transcripts, made by ns2_jax."
         metadata = tfds.core.MetadataDict(about)
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), description=description, metadata=metadata)
@@ -78,6 +78,11 @@ class Ns2Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def export(data: str | os.PathLike, out: str | os.PathLike) -> str:
     """Writes the copy and returns its folder. Raises as `Dataset.open`."""
     builder = Ns2Corpus(source=data, data_dir=os.fspath(out), file_format="array_record")
+    mine = Dataset.open(data)
+    if os.path.exists(builder.data_dir) and (old := builder.info.metadata or {}):
+        if (old.get("fingerprint"), old.get("groups")) != (mine.fingerprint, list(mine.groups)):
+            raise ValueError(f"{builder.data_dir} is a copy of other recordings or with other groups ({old.get('groups')}, now "
+                             f"{list(mine.groups)}); delete it, or choose another --out")
     builder.download_and_prepare(file_format="array_record")
     return str(builder.data_dir)
 

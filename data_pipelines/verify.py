@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 from collections import Counter
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from data_pipelines import shards
 from ns2_jax.data import records
 from ns2_jax.data.frames import frame_count
+from ns2_jax.text.phones import PHONES
 
 
 def _invariants(group: str, record: dict[str, Any], marker: dict[str, Any]) -> str:
@@ -28,7 +30,9 @@ def _invariants(group: str, record: dict[str, Any], marker: dict[str, Any]) -> s
         return f"{len(record['phones'])} phones and {len(record['ends'])} ends"
     if kind == "align" and len(record["ends"]) and (record["ends"][-1] != samples or (np.diff(record["ends"], prepend=0) <= 0).any()):
         return f"phone ends must rise to num_samples={samples}, not to {record['ends'][-1]}"
-    if kind == "f0" and (len(record["f0"]) != samples // marker["info"]["period"] or not (record["f0"] >= 0).all()):
+    if kind in ("align", "phones") and len(record["phones"]) and not 0 < record["phones"].min() <= record["phones"].max() < len(PHONES):
+        return f"phone ids from {record['phones'].min()} to {record['phones'].max()}; the inventory has 1 to {len(PHONES) - 1}"
+    if kind == "f0" and (len(record["f0"]) != samples // marker["info"]["period"] or not (np.isfinite(record["f0"]) & (record["f0"] >= 0)).all()):
         return f"{len(record['f0'])} values of F0 for {samples} samples, or one that is not a frequency"
     if kind == "codes" and record["codes"].shape != (frame_count(samples, marker["info"]["hop"]), marker["info"]["levels"]):
         return f"codes {record['codes'].shape} for {samples} samples"
@@ -58,21 +62,33 @@ def check_shard(path: pathlib.Path, group: str) -> tuple[list[str], list[int]]:
     return problems, lengths
 
 
+def groups(root: str | os.PathLike) -> list[str]:
+    """All that a data set has or should have: what its manifest names, and what lies there."""
+    top = pathlib.Path(root)
+    there = {path.parent.name for kind in ("json", "tfrecord") for path in top.glob(f"*/*-of-*.{kind}")}
+    manifest = top / "manifest.json"
+    return sorted({"meta", "audio", *there, *(json.loads(manifest.read_text())["groups"] if manifest.exists() else ())})
+
+
 def verify_shard(root: str, settings: None, split: str, shard: int, total: int) -> None:
     """Checks one shard of every group and writes what it found to `verify/`."""
     del settings
     problems, checked, lengths, damaged = [], {}, {}, {}
     path = shards.verified_path(root, split, shard)
     path.unlink(missing_ok=True)
-    for folder in sorted(pathlib.Path(root).iterdir()):
-        if not any(folder.glob("*-of-*.tfrecord")):
-            continue
-        data = records.shard_path(root, folder.name, split, shard, total)
-        found, lengths[folder.name] = check_shard(data, folder.name)
+    made: dict[str, dict[str, Any]] = {}
+    for group in groups(root):
+        data = records.shard_path(root, group, split, shard, total)
+        found, lengths[group] = check_shard(data, group)
         problems += found
-        if found and shards.committed(root, [folder.name], split, shard, total):  # else it is made again anyway
-            damaged[folder.name] = data.stat().st_mtime_ns
-        checked[folder.name] = len(lengths[folder.name])
+        if found and shards.committed(root, [group], split, shard, total):  # else it is made again anyway
+            damaged[group] = data.stat().st_mtime_ns
+        checked[group] = len(lengths[group])
+        if not found:
+            made[group] = records.load_marker(records.marker_path(data).read_bytes(), data)
+    for group, marker in made.items():
+        for source in sorted(name for name, sha in marker.get("inputs", {}).items() if name in made and made[name]["sha256"] != sha):
+            problems.append(f"{records.shard_path(root, group, split, shard, total)}: it was made from another shard of {source!r}")
     if not problems and len({tuple(samples) for samples in lengths.values()}) > 1:
         problems.append(f"{root}: the groups disagree on the lengths of the utterances of {split} {shard}")
     path.parent.mkdir(exist_ok=True)
@@ -82,7 +98,11 @@ def verify_shard(root: str, settings: None, split: str, shard: int, total: int) 
 def collect(root: str) -> dict[str, int]:
     """Records checked, by group. Raises ValueError with the problems of all shards."""
     found = [json.loads(path.read_text()) for path in sorted((pathlib.Path(root) / "verify").glob("*.json"))]
-    if problems := [problem for shard in found for problem in shard["problems"]]:
+    problems = [problem for shard in found for problem in shard["problems"]]
+    manifest = pathlib.Path(root) / "manifest.json"
+    if not problems and manifest.exists() and json.loads(manifest.read_text()) != shards.manifest_of(root):
+        problems = [f"{manifest}: it does not say what the shards do; stage index writes it again"]
+    if problems:
         listed = "\n  - ".join(problems[:20])
         raise ValueError(f"{len(problems)} problems in {root}; run the command that made it again, and only these shards are remade:\n  - {listed}")
     return dict(sum((Counter(shard["checked"]) for shard in found), Counter()))

@@ -19,14 +19,15 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do flags+=("$1"); shift; done
 [ $# -gt 0 ] && shift
 container=(--environment_type=DOCKER "--environment_config=${IMAGE:-ns2_jax}")
 [ -z "${ENVIRONMENT:-}" ] || container=(--environment_type=PROCESS "--environment_config={\"command\": \"$ENVIRONMENT\"}")
+case $RUNNER in flink | spark) [ -n "${MASTER:-}" ] || { echo "error: set MASTER, see bash launch/beam.sh" >&2; exit 2; } ;; esac
 case $RUNNER in
   local) options=(--direct_num_workers="${WORKERS:-$(nproc)}" --direct_running_mode=multi_processing) ;;
   dataflow)
-    : "${PROJECT:?} ${REGION:?} ${BUCKET:?} ${IMAGE:?}"
+    for name in PROJECT REGION BUCKET IMAGE; do [ -n "${!name:-}" ] || { echo "error: set $name, see bash launch/beam.sh" >&2; exit 2; }; done
     options=(--runner=DataflowRunner --project="$PROJECT" --region="$REGION" --temp_location="$BUCKET/temp" --staging_location="$BUCKET/staging"
       --sdk_container_image="$IMAGE" --sdk_location=container --experiments=use_runner_v2 --job_name="ns2-jax-$(date +%s)") ;;
-  flink) options=(--runner=FlinkRunner --flink_master="${MASTER:?}" --sdk_worker_parallelism="${WORKERS:-1}" "${container[@]}") ;;
-  spark) options=(--runner=SparkRunner --spark_master_url="${MASTER:?}" --sdk_worker_parallelism="${WORKERS:-1}" "${container[@]}") ;;
+  flink) options=(--runner=FlinkRunner --flink_master="$MASTER" --sdk_worker_parallelism="${WORKERS:-1}" "${container[@]}") ;;
+  spark) options=(--runner=SparkRunner --spark_master_url="$MASTER" --sdk_worker_parallelism="${WORKERS:-1}" "${container[@]}") ;;
   *) echo "error: $RUNNER is no runner; there are local, dataflow, flink, spark" >&2; exit 2 ;;
 esac
 if [ -z "$RUN" ]; then

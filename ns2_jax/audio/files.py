@@ -67,6 +67,8 @@ def check(audio: np.ndarray, rate: int, name: str = "audio", min_seconds: float 
         raise AudioError("empty", f"{name}: there is no audio in it")
     if not np.isfinite(audio).all():
         raise AudioError("nan", f"{name}: {int((~np.isfinite(audio)).sum())} of {audio.size} samples are NaN or infinite")
+    if np.abs(audio).max() > LOUDEST:
+        raise AudioError("unreadable", f"{name}: samples up to {np.abs(audio).max():.3g}, expected them in [-1, 1]; scale it first")
     if np.abs(audio).max() < SILENT:
         raise AudioError("silent", f"{name}: silent (peak {np.abs(audio).max():.1e}, expected more than {SILENT:.0e})")
     seconds = audio.size / rate
@@ -148,7 +150,7 @@ class Recording:
             audio = change.resample_chunk(audio) if change else audio
             if len(audio):
                 yield np.ascontiguousarray(audio.T)
-        if total < (promised := self._promised()):
+        if total < (promised := self.promised):
             parts = f"{total / self.rate:.2f} s of {promised / self.rate:.2f} s"
             raise AudioError("unreadable", f"{self.path}: damaged or cut short: {parts} can be read")
         if not total:
@@ -157,9 +159,16 @@ class Recording:
         if len(rest):
             yield np.ascontiguousarray(rest.T)
 
-    def _promised(self) -> int:
+    @property
+    def promised(self) -> int:
         """Samples of a channel by the header. libsndfile corrects a WAV's silently, and only its log tells; for an MP3 without a
-        header of its own (Xing's) it guesses, and nothing is promised."""
+        header of its own (Xing's) it guesses, and nothing is promised; an Ogg stream whose last page does not end it promises one more."""
+        if self._file.format == "OGG":
+            with open(self.path, "rb") as file:
+                file.seek(max(os.path.getsize(self.path) - (1 << 17), 0))  # a page has at most 65,307 bytes
+                tail = file.read()
+            last = tail.rfind(b"OggS")
+            return self.frames + int(not (0 <= last < len(tail) - 6 and tail[last + 5] & 4))
         if self._file.format == "MP3":
             with open(self.path, "rb") as file:
                 tag = file.read(10)  # ID3: "ID3", version, flags, length in four times seven bits

@@ -59,16 +59,3 @@ def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **f
                              averaging="median of absolute errors of all boundaries inside utterances", **common)
     first |= {"value": median(rows), "interval": _interval(rows, seed)}
     return [first, *lines]
-
-
-def by_phone(rows: Sequence[dict[str, Any]], phones: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Where an aligner fails: per pair of phones round a boundary how many there are, median signed and absolute error in ms, share over
-    50 ms; the worst (by boundaries over 50 ms) first. `phones` are ids `[p]` of each utterance."""
-    pairs: dict[tuple[str, str], list[float]] = {}
-    for row, ids in zip(rows, phones, strict=True):
-        names = inventory.names(ids)
-        for pair, error in zip(zip(names, names[1:]), row["errors"], strict=True):
-            pairs.setdefault(pair, []).append(error)
-    table = [{"before": a, "after": b, "n": len(e), "late_ms": float(np.median(e)), "median_ms": float(np.median(np.abs(e))),
-              "over_50": float(np.mean(np.abs(e) > 50))} for (a, b), e in pairs.items()]
-    return sorted(table, key=lambda row: -row["over_50"] * row["n"])

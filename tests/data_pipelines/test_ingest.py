@@ -81,6 +81,20 @@ def test_the_zoo(tmp_path):
     assert sum(dataset.manifest["groups"]["meta"]["rejects"].values()) == 9  # those found on reading the audio and the text
 
 
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_a_recording_cut_short_is_refused(tmp_path, kind):
+    """Whatever its format: else half a recording would be trained on with its whole text."""
+    wavs, lines = tmp_path / "wavs", ["whole|Some words.", "half|Some words.", "loud|Some words."]
+    noise = 0.1 * np.random.default_rng(0).normal(size=4 * RATE).astype(np.float32)
+    save(wavs / f"whole.{kind}", noise)
+    data = (wavs / f"whole.{kind}").read_bytes()
+    (wavs / f"half.{kind}").write_bytes(data[: len(data) // 2])
+    save(wavs / "loud.wav", np.where(np.arange(RATE) == 500, 1e30, hum(1)), subtype="FLOAT")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    ingest.ingest(wavs, tmp_path / "list.csv", tmp_path / "out", settings=KEEP, f0=False)
+    assert reject_reasons(tmp_path / "out") == [("unreadable", f"half.{kind}"), ("unreadable", "loud.wav")]
+
+
 def test_what_is_written(tmp_path):
     wavs, out = tmp_path / "LJSpeech-1.1" / "wavs", tmp_path / "out"
     lines = good(wavs, 10)

@@ -144,6 +144,62 @@ def test_the_command(lj, tmp_path):
         assert done.returncode == 2 and words in done.stderr.strip().splitlines()[-1], done.stderr
 
 
+def test_a_data_set_goes_on_as_it_was_begun(lj, tmp_path):
+    """The corpus need not be named again, its settings cannot be others."""
+    settings = config("ljspeech", lj, tmp_path / "out", per_shard=5)
+    stages(settings, "ingest")
+    before = digests(tmp_path / "out")
+    stages({**settings, "root": ""}, "ingest")
+    assert digests(tmp_path / "out") == before
+    for changed, words in (({"rate": 24000}, "config.rate=24000, but .* was begun with 16000"), ({"level": False}, "config.level=False")):
+        with pytest.raises(ValueError, match=words):
+            stages({**settings, "root": "", **changed}, "ingest")
+    with pytest.raises(ValueError, match="rate was 16000, is 24000"):
+        stages({**settings, "rate": 24000}, "ingest")
+    next((tmp_path / "out" / "rejects").glob("*.jsonl")).unlink()
+    with pytest.raises(ValueError, match="is missing: ingest has not ended"):
+        stages({**settings, "root": ""}, "index")
+
+
+@pytest.mark.parametrize(("changed", "words"), [
+    ({"per_shard": 0}, "config.per_shard=0; expected at least 1"), ({"rate": 0}, "config.rate=0"), ({"split_by": "gender"}, "expected speaker")])
+def test_numbers_that_cannot_be(lj, tmp_path, changed, words):
+    with pytest.raises(ValueError, match=words):
+        stages({**config("ljspeech", lj, tmp_path / "out"), **changed}, "ingest")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lexicon_speaks_where_nobody_else_can(tmp_path):
+    """A word of another script is no reject when the user says how it sounds; what a worker refuses is one line for the user."""
+    (tmp_path / "corpus").mkdir()
+    soundfile.write(tmp_path / "corpus" / "a.wav", hum(1), RATE)
+    (tmp_path / "corpus" / "a.txt").write_text("猫", encoding="utf8")
+    (tmp_path / "lexicon.txt").write_text("猫  N EY1 K OW0\n", encoding="utf8")
+    settings = config("folder", tmp_path / "corpus", tmp_path / "out")
+    with pytest.raises(ValueError, match="no recording can be used"):
+        stages(settings, "ingest")
+    shutil.rmtree(tmp_path / "out")
+    stages({**settings, "lexicon": str(tmp_path / "lexicon.txt")}, "ingest,phonemise,verify")
+    dataset = Dataset.open(tmp_path / "out")
+    assert phones.names(dataset.read(dataset.splits[0], "phones", 0)["phones"]) == ["sil", "n", "ey", "k", "ow", "sil"]
+    with pytest.raises(FileNotFoundError, match="nowhere.txt"):
+        run.run({**settings, "lexicon": str(tmp_path / "nowhere.txt")}, ["phonemise"], run.local(1))
+
+
+def test_settings_half_changed_leave_the_other_groups_alone(lj, tmp_path):
+    settings = config("ljspeech", lj, tmp_path / "out", per_shard=5)
+    stages(settings, "ingest,phonemise")
+    marker = sorted((tmp_path / "out" / "phones").glob("train*.json"))[0]
+    shutil.copytree(tmp_path / "out" / "phones", tmp_path / "before")
+    (tmp_path / "lexicon.txt").write_text("dollars  B AH1 K S\n")
+    transcripts.phonemise_shard(str(tmp_path / "out"), str(tmp_path / "lexicon.txt"), "train", 0, 3)  # and then the machine went down
+    assert marker.read_bytes() != (tmp_path / "before" / marker.name).read_bytes()
+    stages(settings, "normalise,index")
+    assert Dataset.open(tmp_path / "out").groups == ("audio", "meta", "text")
+    stages(settings, "phonemise")
+    assert Dataset.open(tmp_path / "out").groups == ("audio", "meta", "phones", "text")
+
+
 def test_times_of_text_grids_and_of_an_aligner(lj, tmp_path):
     """One stage, whoever finds the times: grids where MFA writes them, times to train an aligner on, and an aligner's."""
     out, grids = tmp_path / "out", tmp_path / "aligned"
@@ -215,6 +271,9 @@ def flip(root: pathlib.Path) -> None:
     ({"align": {"phones": np.ones(0, np.uint8), "ends": np.array([], np.int32)}}, ""),
     ({"f0": {"f0": np.ones(24, np.float16)}}, "24 values of F0 for 4000 samples"),
     ({"f0": {"f0": np.full(25, np.nan, np.float16)}}, "is not a frequency"),
+    ({"f0": {"f0": np.full(25, np.inf, np.float16)}}, "is not a frequency"),
+    ({"phones": {"phones": np.full(3, 255, np.uint8)}}, "phone ids from 255 to 255"),
+    ({"align": {"phones": np.zeros(2, np.uint8), "ends": np.array([100, 4000], np.int32)}}, "phone ids from 0 to 0"),
     ({"codes-abc": {"codes": np.zeros((19, 2), np.uint16)}}, r"codes \(19, 2\) for 4000 samples"),
     ({"text": {"text_norm": "t", "num_samples": 3000}}, "disagree on the lengths"),
     (flip, "its bytes are not those that were written"),
@@ -233,3 +292,31 @@ def test_verify_finds(tmp_path, changed, words):
         return
     with pytest.raises(ValueError, match=f"1 problems in (?s:.*){words}"):
         verify.collect(str(tmp_path))
+
+
+def test_verify_misses_what_should_be_there(tmp_path):
+    """A group that is gone, a manifest that says something else, a group made of recordings that have changed since."""
+    small(tmp_path)
+    shards.write_manifest(tmp_path)
+    again = lambda: (verify.verify_shard(str(tmp_path), None, "train", 0, 1), verify.collect(str(tmp_path)))
+    again()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for changed in ({"sample_rate": 8000, "splits": {"train": {"shards": 1, "records": 2, "seconds": 0.25}}}, {"groups": {}}):
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **changed}))
+        with pytest.raises(ValueError, match="does not say what the shards do"):
+            again()
+    shards.write_manifest(tmp_path, sample_rate=16000)
+    again()
+    source = records.load_marker(records.marker_path(records.shard_path(tmp_path, "audio", "train", 0, 1)).read_bytes(), tmp_path)["sha256"]
+    for sha, words in ((source, ""), ("0" * 64, "made from another shard of 'audio'")):
+        with shards.ShardWriter(tmp_path, "f0", "train", 0, 1, info={"period": 160}, inputs={"audio": sha}) as writer:
+            writer.write({"f0": np.ones(25, np.float16)}, 4000)
+        if words:
+            with pytest.raises(ValueError, match=words):
+                again()
+        else:
+            again()
+    for path in (tmp_path / "text").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="text/train-00000-of-00001"):
+        again()

@@ -50,8 +50,12 @@ def parent(k: int) -> tuple[int, int]:
 
 def fails(k: int) -> int:
     if k == 2:
-        raise ValueError("no such voice")
+        raise KeyError("no such voice")
     return k
+
+
+def refuses(k: int) -> int:
+    raise FileNotFoundError(f"no voice {k}")
 
 
 def dies(k: int) -> int:
@@ -75,6 +79,8 @@ def test_every_shard_has_a_process_of_its_own():
 def test_a_failing_shard_is_named_with_its_traceback():
     with pytest.raises(RuntimeError, match="(?s)shard 2 failed.*no such voice"):
         shards.run_shards(fails, 3, 1)
+    with pytest.raises(FileNotFoundError, match="^no voice 0$"):  # what the user can mend needs no traceback
+        shards.run_shards(refuses, 1, 1)
 
 
 def test_a_killed_worker_is_an_error_not_a_hang():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import pathlib
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -80,21 +82,32 @@ def test_every_reason_has_its_animal(tmp_path):
     data = tmp_path / "b"
     save(data / "r.wav", hum(5))
     files = {
-        "wav.scp": [f"r {data}/r.wav", f"whole {data}/r.wav", "piped sox x.wav -t wav - |", f"lost {data}/none.wav"],
-        "text": ["r-1 Some words.", "r-2 Beyond the end.", "whole Some words.", "piped A command.", "lost No file.", "mumble No name."],
-        "utt2spk": ["r-1 ann", "r-2 ann", "whole ann", "piped ann", "lost ann"],
-        "segments": ["r-1 r 0 1.5", "r-2 r 4 9", "whole whole", "piped piped", "lost lost", "mumble r 1 2"],
+        "wav.scp": [f"r {data}/r.wav", "piped sox x.wav -t wav - |", f"lost {data}/none.wav"],
+        "text": ["r-1 Some words.", "r-2 Beyond the end.", "piped A command.", "lost No file.", "mumble No name."],
+        "utt2spk": ["r-1 ann", "r-2 ann", "piped ann", "lost ann"],
+        "segments": ["r-1 r 0 1.5", "r-2 r 4 9", "piped piped 0 1", "lost lost 0 1", "mumble r 1 2"],
     }
     for name, rows in files.items():
         (data / name).write_text("\n".join(rows) + "\n")
     seen |= refused(kaldi.get_config(), data, tmp_path / "out" / "b", [
-        ("r.wav", "bad_segment"), ("r.wav", "text_without_times"), ("piped", "pipe_command"), ("none.wav", "missing"),
+        ("r.wav", "bad_segment"), ("piped", "pipe_command"), ("none.wav", "missing"),
         ("mumble", "speaker_missing"),
     ], {"r-1"}, split_seconds=4.0)  # fmt: skip
+
+    whole = tmp_path / "b2"
+    whole.mkdir()
+    save(data / "s.wav", hum(2))
+    for name, rows in {"wav.scp": [f"r {data}/r.wav", f"s {data}/s.wav"], "text": ["r Some words.", "s Others."], "utt2spk": ["r ann", "s ann"]}.items():
+        (whole / name).write_text("\n".join(rows) + "\n")
+    seen |= refused(kaldi.get_config(), whole, tmp_path / "out" / "b2", [("r.wav", "text_without_times")], {"s"}, split_seconds=4.0)
 
     save(tmp_path / "c" / "train-clean-100" / "1" / "2" / "1_2_3.wav", hum(1))
     (tmp_path / "c" / "train-clean-100" / "1" / "2" / "1_2_3.normalized.txt").write_text("Some words.")
     save(tmp_path / "c" / "train-clean-100" / "stray.wav", hum(1))
     seen |= refused(libritts.get_config(), tmp_path / "c", tmp_path / "out" / "c", [("stray.wav", "bad_place")], {"1_2_3"})
+
+    save(tmp_path / "d" / "good.wav", hum(1))
+    os.rename(shutil.copy(tmp_path / "d" / "good.wav", tmp_path / "d" / "other.wav"), os.path.join(os.fsencode(tmp_path), b"d", b"caf\xe9.wav"))
+    seen |= refused(folder.get_config(), tmp_path / "d", tmp_path / "out" / "d", [("caf\\udce9.wav", "bad_name")], {"good"}, transcribed=False)
 
     assert seen == reasons_in_the_code() - {"align_failed"}  # which is the aligner's, and tested with it

@@ -33,11 +33,3 @@ def test_a_missing_alignment_counts_as_wrong_everywhere():
     assert lines[2]["value"] == 0.25 and lines[0]["value"] == float("inf") and lines[0]["fingerprint"]["missing"] == 1
     with pytest.raises(ValueError, match="no boundary"):
         boundaries.summarise("aligner", boundaries.measure([EXACT[1][:1]], [EXACT[1][:1]], 16000))
-
-
-def test_the_worst_pairs_of_phones_come_first():
-    rows = boundaries.measure(FOUND, EXACT, 16000)
-    table = boundaries.by_phone(rows, [phones.ids(["sil", "k", "ae", "t"]), phones.ids(["sil", "k"])])
-    assert (table[0]["before"], table[0]["after"], table[0]["over_50"]) == ("ae", "t", 1.0)
-    pair = next(row for row in table if row["before"] == "sil")
-    assert (pair["n"], pair["late_ms"], pair["median_ms"]) == (2, 5.0, 5.0)
