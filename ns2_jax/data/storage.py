@@ -68,12 +68,12 @@ class Bucket:
 
     remote = True
 
-    def __init__(self, root: str, retries: int = RETRIES):
+    def __init__(self, root: str, retries: int | None = None):
         self.root = root.rstrip("/")
         about: dict[str, Any] = {}
         for kind in ("gcs", "s3", "http"):
             about[f"{kind}_request_concurrency"] = {"limit": IN_FLIGHT}
-            about[f"{kind}_request_retries"] = {"max_retries": retries}
+            about[f"{kind}_request_retries"] = {"max_retries": RETRIES if retries is None else retries}
         self._store = tensorstore.KvStore.open(self.root + "/", context=tensorstore.Context(about)).result()
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
@@ -103,8 +103,8 @@ class Bucket:
         self.__init__(state["root"])
 
 
-def at(root: str | os.PathLike, retries: int = RETRIES) -> Folder | Bucket:
-    """The storage at `root`; `retries` are of a URL's requests. Raises ValueError for a URL that is not gs://, s3:// or http(s)://."""
+def at(root: str | os.PathLike, retries: int | None = None) -> Folder | Bucket:
+    """The storage at `root`; `retries` of a URL's requests, usually RETRIES. Raises ValueError for a URL that is not gs://, s3:// or http(s)://."""
     text = os.fspath(root)
     if text.startswith(SCHEMES):
         return Bucket(text, retries)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from noise_corpus import CODEC, Field, write_corpus
 
-from ns2_jax.data import feed, frames
+from ns2_jax.data import feed, frames, records
 from ns2_jax.data.dataset import Dataset
 
 CROP = {"audio": Field("bs", "float32"), "frames": Field("b", "int32"), "weight": Field("b", "float32")}
@@ -282,6 +282,26 @@ def test_the_order_leaves_out_weights_that_may_still_change():
     assert feed.order(data, 50)["config.data.weights"] == [[0, [1.0, 1.0]]]
     assert feed.order(data, 51)["config.data.weights"] == [[0, [1.0, 1.0]], [50, [2.0, 1.0]]]
     assert feed.order(data, 1)["config.data.buckets"] == [{"b": 8, "t": 64}]
+    later = crop_data("x", weights=((0, ()), (50, (2, 1))))
+    assert feed.order(later, 50)["config.data.weights"] == feed.order(crop_data("x"), 50)["config.data.weights"] == []
+
+
+def test_the_alignment_belongs_to_the_order(tmp_path):
+    """How many phones an utterance has decides on its bucket: another alignment is another order, for who reads phones."""
+    write_corpus(tmp_path / "a")
+    before = feed.order(speech_data(tmp_path / "a"), 5, SPEECH), feed.order(crop_data(tmp_path / "a"), 5, CROP)
+    dataset = Dataset.open(tmp_path / "a")
+    rows = [dataset.read("train", "align", i) for i in range(dataset.records("train"))]
+    splits = dataset.manifest["splits"]
+    at = np.cumsum([0, *(len(np.load(path)) for path in sorted((tmp_path / "a" / "align").glob("train*.npy")))])
+    for shard in range(splits["train"]["shards"]):
+        with records.ShardWriter(tmp_path / "a", "align", "train", shard, splits["train"]["shards"]) as writer:
+            for i in range(at[shard], at[shard + 1]):
+                empty = i == 3
+                writer.write({"phones": rows[i]["phones"][:0] if empty else rows[i]["phones"],
+                              "ends": rows[i]["ends"][:0] if empty else rows[i]["ends"]}, rows[i]["num_samples"])  # fmt: skip
+    after = feed.order(speech_data(tmp_path / "a"), 5, SPEECH), feed.order(crop_data(tmp_path / "a"), 5, CROP)
+    assert before[1] == after[1] and [name for name in before[0] if before[0][name] != after[0][name]] == ["the alignment of config.data.path"]
 
 
 def test_prompts_by_the_same_speaker(corpus):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import sys
+import threading
 from collections import Counter
 
 import hypothesis
@@ -180,6 +182,33 @@ def test_new_weights_leave_the_past_alone(mixed, last, later, data):
         a, b = before.step(k), after.step(k)
         assert a[:2] == b[:2] and np.array_equal(a[2], b[2])
         assert before.row_rng(k, 1).integers(2**60) == after.row_rng(k, 1).integers(2**60)
+
+
+def test_threads_share_a_plan():
+    """Four threads, an epoch a batch: nobody finds the table gone that another has just pushed out."""
+    plan, again = (StepPlan(np.full(4, 10), [dict(b=4, t=16)], fingerprint="x", seed=0) for _ in range(2))
+    steps, wrong, expected = iter(range(20_000)), [], [again.step(k)[1].tolist() for k in range(5)]
+
+    def ask() -> None:
+        try:
+            for k in steps:
+                ids = plan.step(k)[1].tolist()
+                assert k >= 5 or ids == expected[k]
+        except BaseException as error:
+            wrong.append(error)
+
+    often = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    sys.setswitchinterval(often)
+    assert not wrong
+
+
+def test_no_weights_are_shares_in_proportion():
+    """So a training that began without weights can get some."""
+    one, two = mixture([30, 10]), mixture([30, 10], [(0, ()), (16, (0, 1))])
+    assert [one.step(k)[0] for k in range(16)] == [two.step(k)[0] for k in range(16)] and {two.step(k)[0] for k in range(16, 30)} == {1}
 
 
 def test_weights_far_into_a_training():

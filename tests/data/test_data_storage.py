@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 import pickle
 import shutil
+import sys
+import threading
 import time
 
 import numpy as np
@@ -25,6 +27,7 @@ def url(corpus):
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(storage, "RETRIES", 1)
+    monkeypatch.setattr(storage, "FEW_RETRIES", 1)
 
 
 def test_a_feed_from_a_url_is_the_feed_of_the_folder(corpus, url):
@@ -95,6 +98,28 @@ def test_the_server_keeps_to_its_folder(corpus):
     assert range_server.found(root, "manifest.json")[1] > 100
     with pytest.raises(FileNotFoundError):
         range_server.found(root, "../" * 20 + "etc/hostname")
+
+
+def test_threads_share_a_folder(tmp_path, monkeypatch):
+    """A descriptor is not closed, nor given to another file, while somebody reads from it."""
+    monkeypatch.setattr(storage, "OPEN_FILES", 8)
+    for i in range(100):
+        (tmp_path / f"{i}").write_bytes(bytes([i]) * 4096)
+    folder, wrong = storage.Folder(tmp_path), []
+
+    def read(seed: int) -> None:
+        try:
+            for i in np.random.default_rng(seed).integers(0, 100, 3000).tolist():
+                assert next(folder.ranges([(f"{i}", 5, 64)])) == bytes([i]) * 64
+        except BaseException as error:
+            wrong.append(error)
+
+    often = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    sys.setswitchinterval(often)
+    assert not wrong
 
 
 def test_few_files_stay_open(corpus, monkeypatch):

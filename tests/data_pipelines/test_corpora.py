@@ -283,6 +283,11 @@ def test_tfds_there_and_back(tmp_path):
     tfds_builder.export(tmp_path / "ours", tmp_path / "tfds")
     import tensorflow_datasets as tfds
 
+    tfds_builder.export(tmp_path / "ours", tmp_path / "tfds")  # the same again is there already
+    build(config("folder", root, tmp_path / "ours"), "normalise,index")
+    with pytest.raises(ValueError, match="other groups.*delete it, or choose another --out"):
+        tfds_builder.export(tmp_path / "ours", tmp_path / "tfds")
+
     source = tfds.data_source("ns2_corpus", data_dir=str(tmp_path / "tfds"), split="train")
     found = {row["utt_id"].decode(): row for row in source}
     assert len(found) == ours.records("train") > 0
