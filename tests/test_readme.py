@@ -93,3 +93,23 @@ def test_your_recordings_as_printed(tmp_path):
         words = [word.replace("CODEC", "results/codec/model") for word in shlex.split(line)]
         run(words + (["--config.train.steps=2"] if words[2] == "ns2_jax.train" else []), tmp_path)
     assert (tmp_path / "runs/mine/checkpoints/2").is_dir()
+
+
+def test_a_corpus_in_another_language_as_printed(tmp_path):
+    """The block under "Corpora of thousands of hours", on a miniature MLS with the smallest aligner."""
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    tone = lambda n: (0.2 * np.sin(2 * np.pi * np.cumsum(150 + 50 * np.sin(np.arange(n) / 4000)) / 16000)).astype(np.float32)
+    root = tmp_path / "mls_german"
+    for split, names in {"train": [f"48_10_{i:06}" for i in range(8)], "dev": ["17_29_000004"], "test": ["99_1_000000"]}.items():
+        for name in names:
+            folder = root / split / "audio" / "/".join(name.split("_")[:2])
+            folder.mkdir(parents=True, exist_ok=True)
+            files.write(folder / f"{name}.flac", tone(16000 + 1000 * int(name[-1])), 16000)
+        (root / split / "transcripts.txt").write_text("".join(f"{name}\tein schöner tag\n" for name in names), encoding="utf8")
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"## Corpora of thousands of hours.*?```bash\n(.*?)```", text, re.S).group(1).replace("\\\n", " ")
+    for line in block.splitlines():
+        words = [word.replace("CODEC", "results/codec/model").replace(":base", ":smoke") for word in shlex.split(line)]
+        run(words + (["--config.train.steps=2"] if words[2] == "ns2_jax.train" else ["--config.max_rejects=1"]), tmp_path)
+    assert (tmp_path / "data/mls_de/DATASHEET.md").is_file() and list((tmp_path / "data/mls_de").glob("codes-*/test-*.tfrecord"))

@@ -22,15 +22,22 @@ RETRIES = 6  # of a request, at doubling intervals from a second on
 FEW_RETRIES = 2  # of the first request to a data set, which may have been mistyped
 
 
+class _Files(collections.OrderedDict):
+    """Name -> open descriptor, closed with it."""
+
+    def __del__(self, close=os.close) -> None:  # bound early: at the interpreter's end `os` is gone
+        for file in self.values():
+            close(file)
+
+
 class Folder:
-    """Files below a folder; a copy in another process opens its own files."""
+    """Files below a folder; every thread has its own open, and so has a copy in another process."""
 
     remote = False
 
     def __init__(self, root: pathlib.Path):
         self.root = root
-        self._files: collections.OrderedDict[str, int] = collections.OrderedDict()
-        self._lock = threading.Lock()  # a descriptor must not be closed while another thread reads from it
+        self._own = threading.local()
 
     def read(self, names: Sequence[str]) -> list[bytes | None]:
         """Whole files; None for one that is not there."""
@@ -38,23 +45,18 @@ class Folder:
 
     def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
         """(name, offset, length) each, read as they are taken; what lies past the end of a file is missing."""
-        return (self._range(name, offset, length) for name, offset, length in wanted)
+        if not hasattr(self._own, "files"):
+            self._own.files = _Files()
+        files = self._own.files
+        return (os.pread(self._open(files, name), length, offset) for name, offset, length in wanted)
 
-    def _range(self, name: str, offset: int, length: int) -> bytes:
-        with self._lock:
-            return os.pread(self._open(name), length, offset)
-
-    def _open(self, name: str) -> int:
-        if name not in self._files:
-            self._files[name] = os.open(self.root / name, os.O_RDONLY)
-            while len(self._files) > OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-        self._files.move_to_end(name)
-        return self._files[name]
-
-    def __del__(self, close=os.close) -> None:  # bound early: at the interpreter's end `os` is gone
-        for file in self._files.values():
-            close(file)
+    def _open(self, files: _Files, name: str) -> int:
+        if name not in files:
+            files[name] = os.open(self.root / name, os.O_RDONLY)
+            while len(files) > OPEN_FILES:
+                os.close(files.popitem(last=False)[1])
+        files.move_to_end(name)
+        return files[name]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root}
