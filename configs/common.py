@@ -133,7 +133,7 @@ def finish(config: ml_collections.ConfigDict, overrides: Mapping[str, str] | Non
     config.lock()
     config.optim.by_key.unlock()
     config.init_from.unlock()
-    config.data.cut.unlock()  # open dictionaries: their keys are paths
+    config.data.cut.unlock()  # open dictionaries: their keys are paths and columns
     return config
 
 

@@ -40,8 +40,8 @@ def audio_batches(
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Yields (positions, audio float32 `[b, s]`, samples int32 `[b]`); each position once, `s` a multiple of `hop`.
 
-    Utterances of like length go together. `b` is a multiple of `devices` and `b * s` about `batch_seconds`; the last batch of a length is padded with empty rows (positions
-    has only the real ones), so that every length has one shape.
+    Utterances of like length go together. `b` is a multiple of `devices` and `b * s` about `batch_seconds`; the last batch of a length is
+    padded with empty rows (positions has only the real ones), so that every length has one shape.
     """
     records = dataset.frames(split)
     by_length: dict[int, list[int]] = {}

@@ -1,7 +1,7 @@
 """Corpora as they lie on disk: each layout is a generator of utterances, and of rejects for what is not one.
 
-A layout reads lists and names, never audio (but TFDS's, which has no lists), so that planning ten million utterances takes minutes. Everything it finds comes out
-exactly once, as an `Utterance` or as a `Reject` with its reason.
+A layout reads lists and names, never audio (but TFDS's, which has no lists), so that planning ten million utterances takes minutes.
+Everything it finds comes out exactly once, as an `Utterance` or as a `Reject` with its reason.
 
 | layout | structure |
 |---|---|
@@ -272,6 +272,14 @@ def vctk(root: str | os.PathLike, microphones: Sequence[str] = ("mic1",)) -> Fou
             yield Utterance(name, str(path), speaker, words, source=f"vctk {microphone}".strip())
 
 
+def _rows(rows: csv.DictReader, file: pathlib.Path) -> Iterator[dict]:
+    """Raises ValueError where the file cannot be read on."""
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise ValueError(f"{file}:{rows.line_num}: {error}; is a quotation mark not closed?") from error
+
+
 def _seconds(text: str) -> float:
     """Raises ValueError for what is no finite number."""
     if not math.isfinite(value := float(text)):
@@ -301,7 +309,7 @@ def manifest(root: str | os.PathLike, columns: Mapping[str, str] | None = None, 
         if names["path"] not in (rows.fieldnames or ()):
             raise ValueError(f"{file} has the columns {rows.fieldnames}, none of them {names['path']!r}; say which holds the path in "
                              "config.layout.columns")
-        for row in rows:
+        for row in _rows(rows, file):
             at = f"{file}:{rows.line_num}"
             get = lambda name, usual="": (row.get(names[name]) or "").strip() or usual
             wrong = (

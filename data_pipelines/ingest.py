@@ -225,8 +225,8 @@ def read(item: Utterance, settings: Settings) -> tuple[np.ndarray, float]:
             samples = soundfile.read(item.path, start=start, stop=min(end, frames), dtype="float32", always_2d=True)[0]
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise files.AudioError("unreadable", f"{item.path}: not an audio file we can read: {error}") from error
-        if len(samples) < min(end, frames) - start:
-            raise files.AudioError("unreadable", f"{item.path}: damaged or cut short: {len(samples)} of {min(end, frames) - start} samples can be read")
+        if promised and len(samples) < (wanted := min(end, frames) - start):
+            raise files.AudioError("unreadable", f"{item.path}: damaged or cut short: {len(samples)} of {wanted} samples can be read")
     audio = files.check(samples, rate, item.path, settings.min_seconds, settings.max_seconds)
     loudest = np.abs(samples.astype(np.float32) / (1 if samples.dtype.kind == "f" else -float(np.iinfo(samples.dtype).min)))
     return files.resample(audio, rate, settings.rate), float(np.mean(loudest >= FULL_SCALE))
@@ -273,7 +273,7 @@ def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: i
     """Writes one shard of `meta` and `audio` (and `align`, when `settings` says so) and its list of rejects."""
     groups = ["audio", "meta"] + (["align"] if settings.align != "none" else [])
     lists = [shards.rejects_path(root, split, shard)] + ([pieces_path(root, split, shard)] if settings.split_seconds else [])
-    if shards.committed(root, groups, split, shard, total) and all(path.exists() for path in lists):
+    if shards.committed(root, groups, split, shard, total) and all(path.exists() for path in lists) and _agree(root, groups, split, shard, total):
         return
     lines = list_path(root, split, shard, total).read_text(encoding="utf8").splitlines()
     sphinx.restart()  # the recogniser adapts to what it hears: a shard must not depend on the shard before it
@@ -314,6 +314,13 @@ def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: i
         raise
 
 
+def _agree(root: str, groups: Iterable[str], split: str, shard: int, total: int) -> bool:
+    """Whether the groups of a shard hold the same utterances: killed between two of them, one may be older."""
+    paths = [records.marker_path(records.shard_path(root, group, split, shard, total)) for group in groups]
+    markers = [records.load_marker(path.read_bytes(), path) for path in paths]
+    return len({(marker["records"], marker["samples"]) for marker in markers}) == 1
+
+
 def pieces_path(root: str | os.PathLike, split: str, shard: int) -> pathlib.Path:
     """Where the pieces of a shard's recordings that were split are listed, with their seconds."""
     return pathlib.Path(root) / "pieces" / f"{split}-{shard:05d}.jsonl"
@@ -339,7 +346,8 @@ def _rows(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
 def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[str] = ()) -> dict[str, int]:
     """Writes `rejects.jsonl` and the manifest and returns {"in": ..., "out": ..., reason: count}, where in = out + all reasons.
 
-    Where recordings were split, "split" and "pieces" are how many and into how many: in - split + pieces = out + all reasons. `made` is what `plan` returned. Raises ValueError when nothing is left, RuntimeError when something was lost.
+    Where recordings were split, "split" and "pieces" are how many and into how many: in - split + pieces = out + all reasons. `made` is
+    what `plan` returned. Raises ValueError when nothing is left, RuntimeError when something was lost.
     """
     root = pathlib.Path(root)
     numbers = [(split, k) for split, about in made["splits"].items() for k in range(about["shards"])]

@@ -62,7 +62,7 @@ def cuts(pauses: np.ndarray, count: int, longest: float, shortest: float) -> lis
 
 
 def split(item: Utterance, split_seconds: float, min_seconds: float, below_db: float) -> list[Utterance]:
-    """`item`, or what becomes of a recording longer than `split_seconds`: `id-000`, `id-001`, ... whose source says which seconds it is.
+    """`item`, or what becomes of a recording longer than `split_seconds`: `id#000`, `id#001`, ... whose source says which seconds it is.
 
     A segment of a recording and what comes from TFDS stay whole. Raises Rejected for a long recording with a text, which nobody can cut
     without knowing when its words are said, and files.AudioError.
@@ -82,6 +82,6 @@ def split(item: Utterance, split_seconds: float, min_seconds: float, below_db: f
         return [item]
     edges = [0.0, *(round(i * window, 6) for i in at), seconds]
     return [
-        dataclasses.replace(item, utt_id=f"{item.utt_id}-{k:03d}", start=start, end=end, source=f"{item.source}#t={start:.3f},{end:.3f}")
+        dataclasses.replace(item, utt_id=f"{item.utt_id}#{k:03d}", start=start, end=end, source=f"{item.source}#t={start:.3f},{end:.3f}")
         for k, (start, end) in enumerate(zip(edges[:-1], edges[1:]))
     ]

@@ -118,8 +118,9 @@ def _ingest(job: Job) -> None:
     counts = ingest.balance(job.root, job.made)
     if "pieces" in counts:
         logging.info("%d long recordings were split into %d pieces", counts.pop("split"), counts.pop("pieces"))
+    total = sum(counts.values()) - counts["in"]
     logging.info("%d in, %d out; rejects: %s", counts.pop("in"), counts.pop("out"), counts or "none")
-    ingest.check_rejects(job.root, job.made["inputs"], config["max_rejects"])
+    ingest.check_rejects(job.root, total, config["max_rejects"])
 
 
 def _normalise(job: Job) -> None:
@@ -144,7 +145,7 @@ def _align(job: Job) -> None:
     from data_pipelines import learned_align
 
     dataset = Dataset.open(job.root)
-    learned_align.keep_times(dataset)
+    learned_align.keep_times(dataset)  # also before pocketsphinx and grids take their place
     if how == "pocketsphinx":
         from data_pipelines import align
 
@@ -209,7 +210,7 @@ def _index(job: Job) -> None:
 
 
 def _verify(job: Job) -> None:
-    job.each(verify.verify_shard, None, "verify")
+    job.each(verify.verify_shard, verify.groups(job.root), "verify")
     checked = verify.collect(job.root)
     logging.info("verified: %s", ", ".join(f"{group} {count}" for group, count in sorted(checked.items())))
 
@@ -228,7 +229,7 @@ def run(config: Mapping[str, Any], stages: Sequence[str], runner: Runner) -> Non
         raise ValueError(f"--stages is empty; there are {','.join(STAGES)}")
     if not config["out"]:
         raise ValueError("config.out is empty: name the data set to make, e.g. --config.out=data/ljspeech")
-    for name, least in (("per_shard", 1), ("rate", 8000)):
+    for name, least in (("per_shard", 1), ("rate", 8000), ("trim", 0), ("split_seconds", 0), ("max_rejects", 0)):
         if config[name] < least:
             raise ValueError(f"config.{name}={config[name]}; expected at least {least}")
     if config["split_by"] not in ("speaker", "utterance", "corpus"):

@@ -85,7 +85,7 @@ def derive(
     root: str | os.PathLike, group: str, split: str, shard: int, shards: int, make: Callable[..., Any], *, empty: Mapping[str, Any],
     sources: Sequence[str] = (), info: Mapping[str, Any] | None = None, tools: Mapping[str, str] | None = None, at_once: int = 0,
 ) -> int:  # fmt: skip
-    """Writes one shard of `group` from the same shard of `meta` and `sources`, and returns how many records had to stay empty.
+    """Writes one shard of `group` from the same shard of `meta` and `sources`, and returns how many records it had to leave empty.
 
     `make` takes group -> record and gives the new record or raises Rejected; with `at_once` it takes a list of so many and gives a
     list in which a Rejected may stand. A rejected record is `empty`, so that groups stay in step, the marker counts it and
@@ -141,11 +141,12 @@ def _child(process_shard: Callable[[int], Any], shard: int, pipe: multiprocessin
     _die_with_parent()
     try:
         pipe.send((None, process_shard(shard)))
-    except (ValueError, FileNotFoundError, ImportError) as error:  # what the user can mend, in one line as without workers
-        kind = next(kind for kind in (ValueError, FileNotFoundError, ImportError) if isinstance(error, kind))
-        pipe.send((kind, str(error)))
-    except BaseException:  # reported to the coordinator, which raises it
-        pipe.send((RuntimeError, traceback.format_exc()))
+    except BaseException as error:  # reported to the coordinator, which raises it
+        from ns2_jax.runtime import cluster  # imports jax, which a worker does without until it fails
+
+        told = traceback.format_exc()
+        kind = next((kind for kind in (ValueError, FileNotFoundError, ImportError) if isinstance(error, kind)), RuntimeError)
+        pipe.send((kind, str(error)) if cluster.is_user_error(error) and kind is not RuntimeError else (RuntimeError, told))
     finally:
         pipe.close()
 

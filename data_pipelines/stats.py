@@ -108,13 +108,13 @@ def collect(root: str | os.PathLike, license: str = "") -> tuple[dict[str, Any],
     splits = {}
     for split in dataset.splits:
         people, seconds = speakers.load(dataset, split), columns[split]["seconds"]
-        minutes = np.bincount(people.speaker, seconds, len(people.names)) / 60
+        minutes = np.bincount(people.speaker, seconds, len(people.names)) / 60 if len(seconds) else np.zeros(1)
         hours = round(float(seconds.sum(dtype=np.float64)) / 3600, 4)
         splits[split] = {"utterances": len(seconds), "hours": hours, "speakers": len(people.names),
                          "minutes_per_speaker": {"least": round(float(minutes.min()), 2), "median": round(float(np.median(minutes)), 2),
                                                  "most": round(float(minutes.max()), 2)},
                          "languages": tables[split]["languages"]}  # fmt: skip
-    sets = [set(names) for names in dataset.speakers.values()]
+    where = collections.Counter(name for names in dataset.speakers.values() for name in set(names))
     everything = {name: np.concatenate([columns[split][name] for split in dataset.splits]) for name in measured.COLUMNS}
     seconds, cuts = everything["seconds"], []
     for cut in CUTS:
@@ -129,7 +129,7 @@ def collect(root: str | os.PathLike, license: str = "") -> tuple[dict[str, Any],
         "name": dataset.manifest["name"], "fingerprint": dataset.fingerprint, "sample_rate": dataset.sample_rate,
         "license": license or _read(folder / "stats.json").get("license", ""),
         "made": _made(folder),
-        "splits": splits, "speakers_in_several_splits": sum(len(names) for names in sets) - len(set().union(*sets)),
+        "splits": splits, "speakers_in_several_splits": sum(count > 1 for count in where.values()),
         "groups": dataset.manifest["groups"], "rejects": _rejects(folder, dataset),
         "columns": {name: _spread(values) for name, values in everything.items()},
         "copies": tables[dataset.splits[0]]["copies"], "cuts": cuts, "phones": said,

@@ -11,12 +11,14 @@ import json
 import os
 import pathlib
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines import shards
+from data_pipelines import quality, shards
 from ns2_jax.data import records
+from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_count
 from ns2_jax.text.phones import PHONES
 
@@ -70,14 +72,13 @@ def groups(root: str | os.PathLike) -> list[str]:
     return sorted({"meta", "audio", *there, *(json.loads(manifest.read_text())["groups"] if manifest.exists() else ())})
 
 
-def verify_shard(root: str, settings: None, split: str, shard: int, total: int) -> None:
-    """Checks one shard of every group and writes what it found to `verify/`."""
-    del settings
+def verify_shard(root: str, settings: Sequence[str], split: str, shard: int, total: int) -> None:
+    """Checks one shard of every group (`settings` are their names) and writes what it found to `verify/`."""
     problems, checked, lengths, damaged = [], {}, {}, {}
     path = shards.verified_path(root, split, shard)
     path.unlink(missing_ok=True)
     made: dict[str, dict[str, Any]] = {}
-    for group in groups(root):
+    for group in settings:
         data = records.shard_path(root, group, split, shard, total)
         found, lengths[group] = check_shard(data, group)
         problems += found
@@ -100,8 +101,10 @@ def collect(root: str) -> dict[str, int]:
     found = [json.loads(path.read_text()) for path in sorted((pathlib.Path(root) / "verify").glob("*.json"))]
     problems = [problem for shard in found for problem in shard["problems"]]
     manifest = pathlib.Path(root) / "manifest.json"
-    if not problems and manifest.exists() and json.loads(manifest.read_text()) != shards.manifest_of(root):
+    if not problems and (not manifest.exists() or json.loads(manifest.read_text()) != shards.manifest_of(root)):
         problems = [f"{manifest}: it does not say what the shards do; stage index writes it again"]
+    if not problems and "quality" in groups(root) and not quality.whole(Dataset.open(root)):
+        problems = [f"{root}/index: the quality columns are not those of the records; stage quality writes them again"]
     if problems:
         listed = "\n  - ".join(problems[:20])
         raise ValueError(f"{len(problems)} problems in {root}; run the command that made it again, and only these shards are remade:\n  - {listed}")

@@ -122,8 +122,8 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any) -> dict
 def train(program: Program, config: Any, workdir: str, dataset: str, codec: str) -> int:
     """Restore, loop, save; returns the exit code."""
     clock = metrics.Clock()
-    order = lambda step: feed.order(config.data, step, program.system.fields)
-    saved = checkpoints.Checkpoints(workdir, config.train.keep, dataset, config.seed, codec, order)
+    order = feed.order(config.data, program.system.fields)
+    saved = checkpoints.Checkpoints(workdir, config.train.keep, dataset, config.seed, codec, order, {"config.data.cut": {}})
     with clock("start"):
         state = begin(program, saved, config)
     step, end = int(state["step"]), config.train.steps

@@ -3,7 +3,7 @@
     python -m data_pipelines.run --config=configs/data/mls.py:german --config.root=mls_german --config.out=data/mls_german \\
         --stages=ingest,normalise,phonemise,f0,quality,index,verify,stats
 
-Splits are the corpus's own (dev is our valid), which share no speaker. The stage `align` has a model for English only.
+Splits are the corpus's own (dev is our valid), which share no speaker. `config.aligner` needs an aligner for other languages than English.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker, shared_memory
 from typing import Any
 
 import grain
@@ -75,24 +76,29 @@ def fingerprint(data: Mapping[str, Any]) -> str:
     return " ".join(Dataset.open(path).fingerprint for path in paths(data))
 
 
-def order(data: Mapping[str, Any], step: int, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What decides, beside the data sets and the seed, which utterances the batches before `step` had: config field -> JSON value.
+def order(data: Mapping[str, Any], fields: Mapping[str, Any] | None = None) -> Callable[[int], dict[str, Any]]:
+    """`order(data, fields)(step)`: what decides, beside the data sets and the seed, which utterances the batches before `step` had, config
+    field -> JSON value. A checkpoint keeps it.
 
-    A checkpoint keeps it. Weights that begin at `step` or later are left out: they may still change. Where the `fields` of a batch need
-    phones, how many each utterance has decides on its bucket.
+    The data sets are asked once, as a feed asks them when it begins. Weights that begin at `step` or later are left out: they may still
+    change. Where the `fields` of a batch need phones, how many each utterance has decides on its bucket.
     """
     sets = [Dataset.open(path) for path in paths(data)] if fields else []
     counted = [dataset.phones(data["split"]) for dataset in sets if "align" in groups_for(fields, data, dataset)]
     said: dict[str, Any] = {name: data[name] for name in ("split", "transform", "buckets", "sample_rate", "hop")}
-    weights = [segment for segment in segments(data) if segment[0] < step]
-    said["weights"] = [] if weights == [(0, ())] else weights
     said["cut"] = cut = dict(data.get("cut") or {})
     if quality.bounds(cut):  # the bounds alone do not say what is left out: the columns may have been measured again
         said["cut"] = {**cut, "columns": [quality.fingerprint(Dataset.open(path), data["split"], cut) for path in paths(data)]}
-    out = {f"config.data.{name}": json.loads(json.dumps(value, default=dict)) for name, value in said.items()}
+    fixed = {f"config.data.{name}": json.loads(json.dumps(value, default=dict)) for name, value in said.items()}
     if counted:
-        out["the alignment of config.data.path"] = hashlib.sha256(b"".join(counts.tobytes() for counts in counted)).hexdigest()[:12]
-    return out
+        fixed["the alignment of config.data.path"] = hashlib.sha256(b"".join(counts.tobytes() for counts in counted)).hexdigest()[:12]
+    served = segments(data)
+
+    def before(step: int) -> dict[str, Any]:
+        weights = [[start, list(shares)] for start, shares in served if start < step]
+        return {**fixed, "config.data.weights": [] if weights == [[0, []]] else weights}
+
+    return before
 
 
 def codes_group(data: Mapping[str, Any], dataset: Dataset) -> str:
@@ -259,6 +265,15 @@ def _worker(index: int, count: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # Python tells its resource tracker of shared memory a moment after making it; killed in between, it would stay. So: before.
+    make = shared_memory._make_filename
+
+    def told() -> str:
+        name = make()
+        resource_tracker.register(name, "shared_memory")
+        return name
+
+    shared_memory._make_filename = told
 
 
 def _end_workers() -> None:

@@ -317,6 +317,7 @@ class ShardWriter:
         if self.path.exists() and _sha256(self.path) == marker["sha256"]:
             self._temp.unlink()
         else:
+            marker_path(self.path).unlink(missing_ok=True)  # which would say that other bytes are finished
             os.replace(self._temp, self.path)
         _replace(index_path(self.path), index)
         _fsync(self.path.parent)
@@ -359,7 +360,7 @@ def load_marker(data: bytes, path: str | os.PathLike) -> dict[str, Any]:
     try:
         marker = json.loads(data)
         checksum = marker.pop("checksum", None)
-        whole = set(marker) <= MARKER and (checksum is None or data == _marker_bytes(marker))
+        whole = MARKER - {"inputs"} <= set(marker) <= MARKER and (checksum is None or data == _marker_bytes(marker))
     except (ValueError, TypeError, AttributeError):
         whole = False
     if not whole:

@@ -75,16 +75,16 @@ class Checkpoints:
 
     `dataset` (fingerprint) and `seed` travel with the step: together they are the position in the data. So do the hash of the
     `codec` whose codes are read, and `order(step)`: what else decides the order of the data up to a step, config field -> JSON
-    value. A restore under others is refused.
+    value. A restore under others is refused. `usual` is what a checkpoint had that was written before its field was.
     """
 
     def __init__(
         self, workdir: str | os.PathLike, keep: int = 3, dataset: str = "", seed: int = 0, codec: str = "",
-        order: Callable[[int], Mapping[str, Any]] = lambda step: {},
+        order: Callable[[int], Mapping[str, Any]] = lambda step: {}, usual: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         workdir = os.fspath(workdir)
         self.root = workdir if "://" in workdir else os.path.abspath(workdir)
-        self.dataset, self.seed, self.codec, self.order = dataset, seed, codec, order
+        self.dataset, self.seed, self.codec, self.order, self.usual = dataset, seed, codec, order, dict(usual or {})
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(os.path.join(self.root, FOLDER), options=options, item_names=("model", "train", "data"))
 
@@ -124,7 +124,7 @@ class Checkpoints:
                 f"{self.root} was trained on codes of codec {position['codec']}, the codes are now of {self.codec}: its own codec would not "
                 "understand them. Put the old codec's export back, or use another --workdir")
         now = self.order(step)
-        for name, before in position.get("order", {}).items():
+        for name, before in {**self.usual, **position.get("order", {})}.items():
             if now.get(name, before) != before:
                 raise ValueError(
                     f"{self.root} was trained with {name}={before}, it is now {now[name]}: step {step} would point at other data. Set it "

@@ -279,17 +279,17 @@ def test_mixture_errors(several, changes, words):
 
 def test_the_order_leaves_out_weights_that_may_still_change():
     data = crop_data("x", weights=((0, (1, 1)), (50, (2, 1))))
-    assert feed.order(data, 50)["config.data.weights"] == [[0, [1.0, 1.0]]]
-    assert feed.order(data, 51)["config.data.weights"] == [[0, [1.0, 1.0]], [50, [2.0, 1.0]]]
-    assert feed.order(data, 1)["config.data.buckets"] == [{"b": 8, "t": 64}]
+    assert feed.order(data)(50)["config.data.weights"] == [[0, [1.0, 1.0]]]
+    assert feed.order(data)(51)["config.data.weights"] == [[0, [1.0, 1.0]], [50, [2.0, 1.0]]]
+    assert feed.order(data)(1)["config.data.buckets"] == [{"b": 8, "t": 64}]
     later = crop_data("x", weights=((0, ()), (50, (2, 1))))
-    assert feed.order(later, 50)["config.data.weights"] == feed.order(crop_data("x"), 50)["config.data.weights"] == []
+    assert feed.order(later)(50)["config.data.weights"] == feed.order(crop_data("x"))(50)["config.data.weights"] == []
 
 
 def test_the_alignment_belongs_to_the_order(tmp_path):
     """How many phones an utterance has decides on its bucket: another alignment is another order, for who reads phones."""
     write_corpus(tmp_path / "a")
-    before = feed.order(speech_data(tmp_path / "a"), 5, SPEECH), feed.order(crop_data(tmp_path / "a"), 5, CROP)
+    before = feed.order(speech_data(tmp_path / "a"), SPEECH)(5), feed.order(crop_data(tmp_path / "a"), CROP)(5)
     dataset = Dataset.open(tmp_path / "a")
     rows = [dataset.read("train", "align", i) for i in range(dataset.records("train"))]
     splits = dataset.manifest["splits"]
@@ -300,7 +300,7 @@ def test_the_alignment_belongs_to_the_order(tmp_path):
                 empty = i == 3
                 writer.write({"phones": rows[i]["phones"][:0] if empty else rows[i]["phones"],
                               "ends": rows[i]["ends"][:0] if empty else rows[i]["ends"]}, rows[i]["num_samples"])  # fmt: skip
-    after = feed.order(speech_data(tmp_path / "a"), 5, SPEECH), feed.order(crop_data(tmp_path / "a"), 5, CROP)
+    after = feed.order(speech_data(tmp_path / "a"), SPEECH)(5), feed.order(crop_data(tmp_path / "a"), CROP)(5)
     assert before[1] == after[1] and [name for name in before[0] if before[0][name] != after[0][name]] == ["the alignment of config.data.path"]
 
 

@@ -99,23 +99,23 @@ def test_the_cut_belongs_to_the_order(rated, tmp_path):
     """Bounds or columns that changed are refused by name when a training goes on."""
     root = tmp_path / "corpus"
     shutil.copytree(rated, root)
-    before = feed.order(crop_data(str(root), cut=CUT), 5)
-    assert json.loads(json.dumps(before)) == before and feed.order(crop_data(str(root)), 5)["config.data.cut"] == {}
-    assert feed.order(crop_data(str(root), cut={"seconds": [1, 3], "f0_hz": [None, 150.0]}), 5) == before
+    before = feed.order(crop_data(str(root), cut=CUT))(5)
+    assert json.loads(json.dumps(before)) == before and feed.order(crop_data(str(root)))(5)["config.data.cut"] == {}
+    assert feed.order(crop_data(str(root), cut={"seconds": [1, 3], "f0_hz": [None, 150.0]}))(5) == before
     state = {"step": np.array(5), "params": {"w": np.zeros(2)}, "rest": {}, "opt": {}, "ema": {"w": np.zeros(2)}}
     first = Checkpoints(tmp_path / "run", order=lambda step: before)
     first.save(state)
     first.manager.wait_until_finished()
-    changed = feed.order(crop_data(str(root), cut={**CUT, "seconds": (1.0, 2.0)}), 5)
+    changed = feed.order(crop_data(str(root), cut={**CUT, "seconds": (1.0, 2.0)}))(5)
     with pytest.raises(ValueError, match=r"was trained with config.data.cut=\{.*3.0.*it is now \{.*2.0"):
         Checkpoints(tmp_path / "run", order=lambda step: changed).restore(state)
     about = json.loads((root / quality.table_path("train")).read_text())
     about["columns"]["snr_db"] = "0" * 64
     (root / quality.table_path("train")).write_text(json.dumps(about))
-    assert feed.order(crop_data(str(root), cut=CUT), 5) == before  # a column that is not used
+    assert feed.order(crop_data(str(root), cut=CUT))(5) == before  # a column that is not used
     about["columns"]["seconds"] = "0" * 64
     (root / quality.table_path("train")).write_text(json.dumps(about))
-    assert feed.order(crop_data(str(root), cut=CUT), 5) != before
+    assert feed.order(crop_data(str(root), cut=CUT))(5) != before
 
 
 @pytest.mark.parametrize(("cut", "words"), [

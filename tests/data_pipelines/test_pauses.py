@@ -63,19 +63,19 @@ def test_long_recordings_are_split_at_their_longest_pauses(tmp_path):
     longest = max(len(part) / RATE for part in SPOKEN) + 1.2
     stages(config, tmp_path / "c", tmp_path / "out", split_seconds=longest)
     found = utterances(tmp_path / "out")
-    assert list(found) == [*(f"ann/long-00{k}" for k in range(4)), "ann/short", *(f"ann/stereo-00{k}" for k in range(4))]
+    assert list(found) == [*(f"ann/long#00{k}" for k in range(4)), "ann/short", *(f"ann/stereo#00{k}" for k in range(4))]
     assert {meta["speaker"] for meta, _ in found.values()} == {"ann"} and found["ann/short"][0]["source"] == "recording"
     want = [start + pause / 2 for start, pause in zip(AT, PAUSES)]
     for name in ("long", "stereo"):
         rows = [json.loads(line) for line in (tmp_path / "out" / "pieces" / "train-00000.jsonl").read_text().splitlines()]
         rows = [row for row in rows if row["of"] == f"ann/{name}"]
-        assert [row["utt_id"] for row in rows] == [f"ann/{name}-00{k}" for k in range(4)] and rows[0]["start"] == 0
+        assert [row["utt_id"] for row in rows] == [f"ann/{name}#00{k}" for k in range(4)] and rows[0]["start"] == 0
         assert [row["end"] for row in rows[:3]] == [row["start"] for row in rows[1:]]
         np.testing.assert_allclose([row["end"] for row in rows[:3]], want, atol=0.04)  # a sentence fades into its pause
         assert abs(rows[3]["end"] - len(LONG) / RATE) < 1e-3
         for row in rows:
             assert found[row["utt_id"]][0]["source"] == f"recording#t={row['start']:.3f},{row['end']:.3f}"
-    joined = np.concatenate([found[f"ann/long-00{k}"][1] for k in range(4)])
+    joined = np.concatenate([found[f"ann/long#00{k}"][1] for k in range(4)])
     np.testing.assert_allclose(joined / 32768, LONG, atol=1 / 32768)
     before = tree(tmp_path / "out")
     stages(config, tmp_path / "c", tmp_path / "out", "ingest", split_seconds=longest)
@@ -96,7 +96,7 @@ def test_counts_balance_with_pieces_and_rejects(tmp_path):
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert [(pathlib.Path(row["item"]).name, row["reason"]) for row in rejects] == [
         ("a.wav", "clipped"), ("c.wav", "long"), ("d.wav", "long"), ("e.wav", "unreadable")]  # fmt: skip
-    assert list(utterances(tmp_path / "out")) == ["a-000", "a-002", "b", "c-000"]
+    assert list(utterances(tmp_path / "out")) == ["a#000", "a#002", "b", "c#000"]
     made = json.loads((tmp_path / "out" / "plan.json").read_text())
     counts = ingest.balance(tmp_path / "out", made)
     assert counts == {"in": 5, "out": 4, "split": 2, "pieces": 5, "clipped": 1, "long": 2, "unreadable": 1}

@@ -286,8 +286,9 @@ def test_verify_finds(tmp_path, changed, words):
         changed(tmp_path)
     else:
         small(tmp_path, **{group: dict(values) for group, values in changed.items()})
-    verify.verify_shard(str(tmp_path), None, "train", 0, 1)
+    verify.verify_shard(str(tmp_path), verify.groups(str(tmp_path)), "train", 0, 1)
     if not words:
+        shards.write_manifest(tmp_path)
         assert verify.collect(str(tmp_path)) == dict.fromkeys(("meta", "text", "audio", "phones", "align", "f0", "codes-abc"), 1)
         return
     with pytest.raises(ValueError, match=f"1 problems in (?s:.*){words}"):
@@ -298,7 +299,7 @@ def test_verify_misses_what_should_be_there(tmp_path):
     """A group that is gone, a manifest that says something else, a group made of recordings that have changed since."""
     small(tmp_path)
     shards.write_manifest(tmp_path)
-    again = lambda: (verify.verify_shard(str(tmp_path), None, "train", 0, 1), verify.collect(str(tmp_path)))
+    again = lambda: (verify.verify_shard(str(tmp_path), verify.groups(str(tmp_path)), "train", 0, 1), verify.collect(str(tmp_path)))
     again()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     for changed in ({"sample_rate": 8000, "splits": {"train": {"shards": 1, "records": 2, "seconds": 0.25}}}, {"groups": {}}):
