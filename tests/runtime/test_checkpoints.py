@@ -117,6 +117,9 @@ def test_another_order_of_the_data_is_refused_by_its_field(tmp_path):
         wrong.restore(p.target)
     more = checkpoints.Checkpoints(tmp_path, order=order(buckets=[{"b": 8, "t": 64}], hop=200, a_later_field=1))
     assert int(more.restore(p.target)["step"]) == 1  # a checkpoint from before a field existed
+    wrong = checkpoints.Checkpoints(tmp_path, order=order(buckets=[{"b": 8, "t": 64}], hop=200, a_later_field=1), usual={"config.data.a_later_field": 0})
+    with pytest.raises(ValueError, match="was trained with config.data.a_later_field=0, it is now 1"):
+        wrong.restore(p.target)
 
 
 def test_every_path_that_does_not_fit_is_listed(tmp_path):
