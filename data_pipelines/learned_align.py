@@ -90,10 +90,9 @@ def load(aligner: str) -> inference.Model:
 
 
 def check(dataset: Dataset, model: inference.Model | None) -> None:
-    """Raises ValueError for an aligner of another sample rate, or as `keep_times`."""
+    """Raises ValueError for an aligner of another sample rate."""
     if model is not None and model.rate != dataset.sample_rate:
         raise ValueError(f"{model.name} works at {model.rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz")
-    keep_times(dataset)
 
 
 def keep_times(dataset: Dataset) -> None:
@@ -127,7 +126,7 @@ def align_shard(root: str, settings: tuple[str, str], split: str, shard: int, to
             out[i] = one if isinstance(one, Rejected) else {"phones": one[0], "ends": one[1]}
         return out
 
-    info = {"aligner": "none" if model is None else aligning.name_of(model), "lexicon": transcripts.fingerprint(lexicon),
+    info = {"aligner": "none" if model is None else inference.codec_hash(model), "lexicon": transcripts.fingerprint(lexicon),
             "phones": phones.inventory_hash()}  # fmt: skip
     sources, tools = ["audio"] if model is not None else [], {"jax": jax.__version__}
     empty = {"phones": np.zeros(0, np.uint8), "ends": np.zeros(0, np.int32)}
@@ -137,11 +136,12 @@ def align_shard(root: str, settings: tuple[str, str], split: str, shard: int, to
 def align(root: str | os.PathLike, aligner: str = "", lexicon: str = "") -> dict[str, int]:
     """Writes the group of every split and returns {"in": utterances, reason: count}.
 
-    Raises FileNotFoundError without a data set or aligner, ValueError as `load` and `check`.
+    Raises FileNotFoundError without a data set or aligner, ValueError as `load`, `keep_times` and `check`.
     """
     if not str(root):
         raise ValueError("--data is empty: name a data set, e.g. one made by data_pipelines.run")
     dataset = Dataset.open(root)
+    keep_times(dataset)
     check(dataset, load(aligner) if aligner else None)
     for split in dataset.splits:
         work = functools.partial(align_shard, str(root), (aligner, lexicon), split, total=dataset.manifest["splits"][split]["shards"])

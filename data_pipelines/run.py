@@ -145,7 +145,7 @@ def _align(job: Job) -> None:
     from data_pipelines import learned_align
 
     dataset = Dataset.open(job.root)
-    learned_align.keep_times(dataset)  # also before pocketsphinx and grids take their place
+    learned_align.keep_times(dataset)
     if how == "pocketsphinx":
         from data_pipelines import align
 

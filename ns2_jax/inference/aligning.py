@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from ns2_jax.inference.model import Model, ladder
-from ns2_jax.inference.recordings import codec_hash
 
 SHORTEST = -1e6
 """A score per frame under which there was no alignment at all: fewer frames than phones."""
@@ -56,8 +55,3 @@ def align_all(model: Model, audios: Sequence[np.ndarray], phones: Sequence[np.nd
             ends[ends == frames[i] * model.hop] = len(audios[i])
             out[i] = Aligned(durations, ends.astype(np.int32), float(found["score"]))
     return out
-
-
-def name_of(model: Model) -> str:
-    """The name of an aligner in records: 12 hex digits, the hash of its weights."""
-    return codec_hash(model)

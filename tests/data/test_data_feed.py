@@ -16,6 +16,7 @@ from noise_corpus import CODEC, Field, write_corpus
 
 from ns2_jax.data import feed, frames, records
 from ns2_jax.data.dataset import Dataset
+from tests import sessions
 
 CROP = {"audio": Field("bs", "float32"), "frames": Field("b", "int32"), "weight": Field("b", "float32")}
 SPEECH = {
@@ -208,26 +209,14 @@ if __name__ == "__main__":
     before = set(memory.iterdir())
     with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout.readline() == "fed\n"
-        mine = in_session(process.pid)
+        mine = sessions.living(process.pid)
         held = set(memory.iterdir()) - before
         assert len(mine) >= 3 and held  # itself and two workers; batches travel through shared memory
         process.kill()
     deadline = time.monotonic() + 30
-    while (in_session(process.pid) or held & set(memory.iterdir())) and time.monotonic() < deadline:
+    while (sessions.living(process.pid) or held & set(memory.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not in_session(process.pid) and not held & set(memory.iterdir())
-
-
-def in_session(session: int) -> list[int]:
-    """Processes of a session that live."""
-    found = []
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, its = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        found += [int(stat.parent.name)] if int(its) == session and state != "Z" else []
-    return found
+    assert not sessions.living(process.pid) and not held & set(memory.iterdir())
 
 
 @pytest.fixture(scope="module")

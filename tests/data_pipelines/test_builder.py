@@ -19,6 +19,7 @@ import tiny
 from configs.data import ljspeech
 from data_pipelines import run
 from ns2_jax.data import records
+from tests import sessions
 
 ROOT = pathlib.Path(__file__).parents[2]
 RATE = 16000
@@ -48,19 +49,6 @@ def tree(root: pathlib.Path) -> dict[str, bytes]:
 
 
 # Killed --------------------------------------------------------------------------------------------------------------
-
-
-def alive(session: int) -> list[int]:
-    """Processes of a session that have not ended."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, its = path.read_text().rpartition(") ")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(its) == session and state != "Z":
-            found.append(int(path.parent.name))
-    return found
 
 
 class Builder:
@@ -94,7 +82,7 @@ class Builder:
             return self.process.wait() == -signal.SIGKILL
         finally:
             deadline = time.monotonic() + 20
-            while (left := alive(self.process.pid)) and time.monotonic() < deadline:
+            while (left := sessions.living(self.process.pid)) and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert not left, f"orphans: {left}"
 
