@@ -5,7 +5,7 @@ path below `--wavs`, without suffix. WAV, FLAC, OGG and MP3 files are found in a
 `audio`, `align` (phones and their ends, `--align=pocketsphinx`, English) and `f0`.
 
 What can't be used is never mended in silence: every file and every transcript line ends up in the data set or in
-`DIR/rejects.jsonl` with its reason. Running the command again goes on where it stopped.
+`DIR/rejects.jsonl` with its reason. `--trim=40` cuts silence off both ends. Running the command again goes on where it stopped.
 
 This is the short way in for a folder of recordings; `python -m data_pipelines.run` brings in whole corpora with the same functions:
 `plan` lists what each shard holds, `ingest_shard` makes one shard of `meta` and `audio`.
@@ -212,21 +212,14 @@ def read(item: Utterance, settings: Settings) -> tuple[np.ndarray, float]:
         samples, rate = tfds_source.read(item.path)
     else:
         with files.Recording(item.path) as recording:
-            rate, frames, promised = recording.rate, recording.frames, recording.promised
-        start = 0 if item.start is None else round(item.start * rate)
-        end = frames if item.end is None or item.end < 0 else round(item.end * rate)  # Kaldi writes -1 for the end
-        if not 0 <= start < max(end, 1) or end > frames + OVERHANG * rate:
-            raise Rejected("bad_segment", f"{item.path} has {frames / rate:.2f} s, the segment is {item.start} to {item.end}")
-        if min(end, frames) - start > settings.max_seconds * rate:
-            raise files.AudioError("long", f"{item.path}: {(end - start) / rate:.0f} s long, at most {settings.max_seconds:g} s are taken")
-        if promised > frames:
-            raise files.AudioError("unreadable", f"{item.path}: damaged or cut short: {frames / rate:.2f} s of {promised / rate:.2f} s can be read")
-        try:
-            samples = soundfile.read(item.path, start=start, stop=min(end, frames), dtype="float32", always_2d=True)[0]
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise files.AudioError("unreadable", f"{item.path}: not an audio file we can read: {error}") from error
-        if promised and len(samples) < (wanted := min(end, frames) - start):
-            raise files.AudioError("unreadable", f"{item.path}: damaged or cut short: {len(samples)} of {wanted} samples can be read")
+            rate, frames = recording.rate, recording.frames
+            start = 0 if item.start is None else round(item.start * rate)
+            end = frames if item.end is None or item.end < 0 else round(item.end * rate)  # Kaldi writes -1 for the end
+            if not 0 <= start < max(end, 1) or end > frames + OVERHANG * rate:
+                raise Rejected("bad_segment", f"{item.path} has {frames / rate:.2f} s, the segment is {item.start} to {item.end}")
+            if min(end, frames) - start > settings.max_seconds * rate:
+                raise files.AudioError("long", f"{item.path}: {(end - start) / rate:.0f} s long, at most {settings.max_seconds:g} s are taken")
+            samples = recording.read(start, end)
     audio = files.check(samples, rate, item.path, settings.min_seconds, settings.max_seconds)
     loudest = np.abs(samples.astype(np.float32) / (1 if samples.dtype.kind == "f" else -float(np.iinfo(samples.dtype).min)))
     return files.resample(audio, rate, settings.rate), float(np.mean(loudest >= FULL_SCALE))
@@ -431,7 +424,7 @@ def main(argv: list[str]) -> None:
         if not given[name].value:
             raise ValueError(f"--{name} is empty; see --help")
     cluster.start(lambda line: None)
-    settings = Settings(given.rate, given.align, given.min_seconds, given.max_seconds, given.valid, given.level)
+    settings = Settings(given.rate, given.align, given.min_seconds, given.max_seconds, given.valid, given.level, trim=given.trim)
     counts = ingest(given.wavs, given.transcripts, given.out, speaker=given.speaker, settings=settings, workers=given.workers, f0=given.f0)
     logging.info("%d in, %d out; rejects: %s", counts.pop("in"), counts.pop("out"), counts or "none")
 
@@ -449,6 +442,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("min_seconds", 0.5, "shortest recording", lower_bound=0.05)
     flags.DEFINE_float("max_seconds", 30.0, "longest recording")
     flags.DEFINE_bool("level", True, "bring every recording to one loudness, that of prompts at synthesis")
+    flags.DEFINE_float("trim", 0.0, "cut both ends where they are so many dB below the loudest 20 ms, e.g. 40; 0 cuts nothing", lower_bound=0.0)
     flags.DEFINE_integer("workers", os.cpu_count() or 1, "processes", lower_bound=0)
     flags.DEFINE_bool("f0", True, "track F0 too")
     cluster.run(main)

@@ -24,8 +24,7 @@ LibriTTS was filtered by it. With white noise added to 40 utterances of the defa
 the finer one where an utterance has a pause.
 
 NaN where a group that it needs is missing. Of copies the one that counts is in the split that comes last, so that train is what is flagged
-rather than valid, and valid rather than test. `duplicates.jsonl` lists them. Pairs that share keys by chance grow with the square of the
-utterances: 40 at 7,500, which at ten million would be more than a month of comparing; near copies of so much are not practical yet.
+rather than valid, and valid rather than test. `duplicates.jsonl` lists them.
 
 The group `quality` has what follows from the utterance itself, a shard at a time; `rate_z` and `duplicate` need all of them, and with
 the rest become the columns of ns2_jax/data/quality.py.
@@ -38,7 +37,9 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,9 @@ OWN = ("seconds", "level_db", "peak_db", "snr_db", "range_db", "clipped", "bandw
        "phones_per_s", "voiced", "f0_hz")  # fmt: skip
 COLUMNS = (*OWN, "rate_z", "duplicate")
 VERSION = 1  # of what is measured; another one makes the group again
+PAIRS = 2000  # likely copies that one worker compares at once: about a minute
+SCRATCH = ".likely-copies"
+Each = Callable[[Callable[[int], Any], int, str], Any]
 BELOW = 40.0  # dB under the loudest window: silence
 WADA = np.array([  # log E|z| - E log|z| at -10, -7.5, ... 60 dB, z Gamma(0.4) speech in Gaussian noise, integrated numerically
     0.4121, 0.4160, 0.4238, 0.4382, 0.4617, 0.4968, 0.5435, 0.6011, 0.6674, 0.7388, 0.8122, 0.8852, 0.9559, 1.0225, 1.0846, 1.1419, 1.1941,
@@ -181,18 +185,58 @@ def whole(dataset: Dataset) -> bool:
         return False
 
 
-def collect(root: str | os.PathLike) -> dict[str, Any]:
+def _rows(dataset: Dataset) -> tuple[tuple[str, ...], np.ndarray]:
+    """The splits in the order in which all utterances are counted, the last split first, and where each begins."""
+    order = dataset.splits[::-1]  # the copy that comes first stays
+    return order, np.cumsum([0, *(dataset.records(split) for split in order)])
+
+
+def _place(order: tuple[str, ...], starts: np.ndarray, i: int) -> tuple[str, int]:
+    part = int(np.searchsorted(starts, i, "right")) - 1
+    return order[part], int(i - starts[part])
+
+
+def _compare_some(root: str, k: int) -> None:
+    """Writes which of the `k`-th PAIRS pairs are copies."""
+    dataset, folder = batches.open_dataset(root), pathlib.Path(root) / SCRATCH
+    rows = _rows(dataset)
+
+    def bits(i: int) -> np.ndarray:
+        split, row = _place(*rows, i)
+        return duplicates.differences(dataset.read(split, "audio", row)["audio"], dataset.sample_rate)
+
+    pairs = np.load(folder / "pairs.npy", mmap_mode="r")[k * PAIRS : (k + 1) * PAIRS]
+    records.write_atomic(folder / f"{k}.npy", records.index_bytes(duplicates.copies(pairs, bits)))
+
+
+def _compare(root: str | os.PathLike, each: Each, pairs: np.ndarray) -> np.ndarray:
+    """Which pairs of rows are copies, bool `[pairs]`. What is between is in a folder of its own, gone afterwards."""
+    folder = pathlib.Path(root) / SCRATCH
+    shutil.rmtree(folder, ignore_errors=True)  # of a command that was killed
+    folder.mkdir()
+    np.save(folder / "pairs.npy", pairs)
+    n, work = -(-len(pairs) // PAIRS), functools.partial(_compare_some, str(root))
+    if n > 1:
+        each(work, n, "likely copies")
+    else:
+        work(0)
+    found = np.concatenate([np.load(folder / f"{k}.npy") for k in range(n)])
+    shutil.rmtree(folder)
+    return found
+
+
+def collect(root: str | os.PathLike, each: Each) -> dict[str, Any]:
     """Writes the columns of every split and `duplicates.jsonl` of the finished group `quality`; returns {"near": ..., "exact": ...}.
 
-    Memory: about 400 bytes an utterance. Left alone when the shards are the same.
+    Memory: about 400 bytes an utterance. Left alone when the shards are the same. `each(work, n, description)` calls `work(0)` to
+    `work(n - 1)`, anywhere that reaches the data set: likely copies are compared so, at most three pairs to an utterance.
     """
     dataset, folder = Dataset.open(root), pathlib.Path(root)
     inputs = _inputs(dataset)
     if whole(dataset):
         return quality.table(dataset, dataset.splits[0])["copies"]
-    order = dataset.splits[::-1]  # the copy that comes first stays
-    sizes = [dataset.records(split) for split in order]
-    n = sum(sizes)
+    order, starts = _rows(dataset)
+    n = int(starts[-1])
     table, digests = np.empty((n, len(OWN)), np.float32), np.empty(n, np.uint64)
     keys, langs, at, codes = np.zeros((n, duplicates.KEYS), np.uint32), np.empty(n, np.int32), 0, {}
     for split in order:
@@ -203,21 +247,11 @@ def collect(root: str | os.PathLike) -> dict[str, Any]:
                 keys[at, : len(row["keys"])] = row["keys"]
                 at += 1
     values = {name: table[:, i] for i, name in enumerate(OWN)}
-    starts = np.cumsum([0, *sizes])
-
-    def place(i: int) -> tuple[str, int]:
-        part = int(np.searchsorted(starts, i, "right")) - 1
-        return order[part], int(i - starts[part])
-
-    def bits(i: int) -> np.ndarray:
-        split, row = place(i)
-        return duplicates.differences(dataset.read(split, "audio", row)["audio"], dataset.sample_rate)
-
-    kind, of = duplicates.find(digests, keys, values["seconds"], bits)
+    kind, of = duplicates.find(digests, keys, values["seconds"], functools.partial(_compare, root, each))
     values |= {"rate_z": rate_z(values, langs), "duplicate": kind.astype(np.float32)}
     copies = []
     for i in np.flatnonzero(kind).tolist():
-        (split, row), (other, first) = place(i), place(int(of[i]))
+        (split, row), (other, first) = _place(order, starts, i), _place(order, starts, int(of[i]))
         name = lambda split, row: dataset.read(split, "meta", row)["utt_id"]
         copies.append({"item": name(split, row), "split": split, "of": name(other, first), "of_split": other,
                        "kind": "exact" if kind[i] == 2 else "near"})  # fmt: skip
@@ -243,7 +277,7 @@ def add_quality(root: str | os.PathLike, workers: int = 0) -> dict[str, Any]:
     splits = {split: about["shards"] for split, about in Dataset.open(root).manifest["splits"].items()}
     shards.run_shards(functools.partial(ingest.task, quality_shard, str(root), None, splits), sum(splits.values()), workers, "quality")
     shards.write_manifest(root, needed=["quality"])
-    return collect(root)
+    return collect(root, lambda work, n, description: shards.run_shards(work, n, workers, description))
 
 
 def main(argv: list[str]) -> None:

@@ -190,7 +190,7 @@ def _quality(job: Job) -> None:
 
     job.each(quality.quality_shard, None, "quality")
     shards.write_manifest(job.root, needed=["quality"])
-    counts = quality.collect(job.root)
+    counts = quality.collect(job.root, lambda work, n, description: job.runner(work, n, description, False))
     logging.info("duplicates: %d exact, %d near", counts["exact"], counts["near"])
 
 

@@ -304,7 +304,6 @@ def write_manifest(root: str | os.PathLike, **given: Any) -> dict[str, Any]:
     root, manifest = pathlib.Path(root), manifest_of(root, **given)
     records.write_atomic(root / "manifest.json", json.dumps(manifest, indent=1).encode() + b"\n")
     for left in root.rglob(".*.tmp-*"):
-        at_work = (part for part in left.relative_to(root).parts[:-1] if part.split("-")[0] in records.SCHEMAS and part not in manifest["groups"])
-        if not any(at_work):
-            left.unlink(missing_ok=True)  # of a killed writer: what it began has been finished since
+        if records.abandoned(left):  # what it began has been finished since, or its own command makes it again
+            left.unlink(missing_ok=True)
     return manifest

@@ -11,6 +11,7 @@ decodes much slower than our shards, and an interrupted copy starts over. It is 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,13 @@ from ns2_jax.text import phones
 def _key(group: str, field: str) -> str:
     """`codes-12ab` and `codes` -> `codes_12ab/codes`; meta and audio need no prefix."""
     return field if group in ("meta", "audio") else f"{group}/{field}".replace("-", "_")
+
+
+def contents(data: Dataset) -> dict[str, str]:
+    """Group -> hash of what its shards hold: of all splits, from their markers."""
+    shards = {split: about["shards"] for split, about in data.manifest["splits"].items()}
+    of = lambda group: "".join(data.marker(group, split, k)["sha256"] for split in data.splits for k in range(shards[split]))
+    return {group: hashlib.sha256(of(group).encode()).hexdigest()[:16] for group in data.groups}
 
 
 class Ns2Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -54,7 +62,7 @@ class Ns2Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     feature = vector(np.float32 if kind == "float16" else np.dtype(kind))  # TFDS stores no float16
                 features[_key(group, field)] = feature
         about = {"fingerprint": data.fingerprint, "phones": list(phones.PHONES), "base_hop": data.base_hop, "f0_period": data.f0_period,
-                 "sample_rate": data.sample_rate, "groups": list(data.groups)}
+                 "sample_rate": data.sample_rate, "groups": contents(data)}
         description = f"{data.manifest['name']}: speech with transcripts, made by ns2_jax."
         metadata = tfds.core.MetadataDict(about)
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), description=description, metadata=metadata)
@@ -78,11 +86,11 @@ class Ns2Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def export(data: str | os.PathLike, out: str | os.PathLike) -> str:
     """Writes the copy and returns its folder. Raises as `Dataset.open`."""
     builder = Ns2Corpus(source=data, data_dir=os.fspath(out), file_format="array_record")
-    mine = Dataset.open(data)
-    if os.path.exists(builder.data_dir) and (old := builder.info.metadata or {}):
-        if (old.get("fingerprint"), old.get("groups")) != (mine.fingerprint, list(mine.groups)):
-            raise ValueError(f"{builder.data_dir} is a copy of other recordings or with other groups ({old.get('groups')}, now "
-                             f"{list(mine.groups)}); delete it, or choose another --out")
+    if os.path.exists(builder.data_dir):
+        old, new = ((builder.info.metadata or {}).get("groups"), contents(builder.source))
+        if old != new:
+            changed = sorted(group for group in {*old, *new} if old.get(group) != new.get(group)) if isinstance(old, dict) else list(new)
+            raise ValueError(f"{builder.data_dir} is a copy of other data: {', '.join(changed)} changed since; delete it, or choose another --out")
     builder.download_and_prepare(file_format="array_record")
     return str(builder.data_dir)
 

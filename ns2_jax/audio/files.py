@@ -7,6 +7,7 @@ reaches a model as a wrong result. `AudioError.reason` is one word, for counting
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+
+from ns2_jax.audio import mpeg
 
 LEVEL = 0.08  # RMS of active speech that prompts are brought to (about -22 dBFS)
 PEAK = 0.97  # highest absolute sample that we make: leaves room for the overshoot of a resampler behind us
@@ -87,35 +90,38 @@ def read(path: str | os.PathLike, rate: int = 16000, min_seconds: float = 0.0, m
         The length is checked from the header, before anything is decoded.
     """
     path = Path(path)
-    with _open(path) as file:
-        source, frames = file.samplerate, file.frames
-        if frames / source > max_seconds:
-            raise AudioError("long", f"{path}: {frames / source:.0f} s long, at most {max_seconds:g} s are accepted; cut it first")
-        try:
-            audio = file.read(dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise AudioError("unreadable", f"{path}: not an audio file we can read (wav, flac, ogg, mp3): {_detail(error)}") from error
+    with Recording(path) as file:
+        source = file.rate
+        if file.seconds > max_seconds:
+            raise AudioError("long", f"{path}: {file.seconds:.0f} s long, at most {max_seconds:g} s are accepted; cut it first")
+        audio = file.read(0, file.frames)
     return resample(check(audio, source, str(path), min_seconds, max_seconds), source, rate)
 
 
 def seconds(path: str | os.PathLike) -> float:
     """How long an audio file is, from its header. Raises AudioError for what is not one."""
-    try:
-        return float(soundfile.info(os.fspath(path)).duration)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError("unreadable", f"{path} is not audio that can be read: {error}") from error
+    with Recording(path) as file:
+        return file.seconds
 
 
 class Recording:
-    """An audio file being read block by block, all channels, for what is too long to hold: a context manager.
+    """An audio file that is open, all its channels: a context manager. `read` gives a part, `blocks` one part after the other.
 
-    `rate` Hz, `channels`, `frames` (samples of a channel, by the header). Raises AudioError as `read` does.
+    `rate` Hz, `channels`, `frames` (samples of a channel that can be read: by the header, or an MP3's own frames). Raises AudioError as
+    the function `read` does, and for an MP3 of variable rate without a header, which libsndfile would cut short.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self._file = _open(self.path)
         self.rate, self.channels, self.frames = self._file.samplerate, self._file.channels, self._file.frames
+        self._counted = mpeg.samples(self.path) if self._file.format == "MP3" else None
+        if self._counted and self._counted[0] > self.frames + 2 * self._counted[1]:
+            self._file.close()
+            what = "no header says how long it is (an MP3 of variable rate without Xing's)"
+            raise AudioError("unreadable", f"{self.path}: only {self.seconds:.2f} s of {self._counted[0] / self.rate:.2f} s can be read, because "
+                             f"{what}; convert it to .wav or .flac")  # fmt: skip
+        self.frames = min(self.frames, self._counted[0]) if self._counted else self.frames
 
     def __enter__(self) -> Recording:
         return self
@@ -126,6 +132,27 @@ class Recording:
     @property
     def seconds(self) -> float:
         return self.frames / self.rate
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Samples `start` to `stop` (the end) of every channel, float32 `[s, channels]`. Raises AudioError for a file that is damaged
+        or cut short, whichever part is asked for."""
+        stop = self.frames if stop is None else min(stop, self.frames)
+        if self.promised > self.frames:
+            raise self._short(self.frames)
+        try:
+            self._file.seek(start)
+            audio = self._file.read(stop - start, dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise AudioError("unreadable", f"{self.path}: not an audio file we can read (wav, flac, ogg, mp3): {_detail(error)}") from error
+        if start + len(audio) < min(stop, self.promised):
+            raise self._short(start + len(audio))
+        return audio
+
+    def _short(self, total: int) -> AudioError:
+        if self._file.format == "OGG" and total == self.frames:
+            return AudioError("unreadable", f"{self.path}: cut short: its last page does not end the stream; {total / self.rate:.2f} s can be read")
+        parts = f"{total / self.rate:.2f} s of {self.promised / self.rate:.2f} s"
+        return AudioError("unreadable", f"{self.path}: damaged or cut short: {parts} can be read")
 
     def blocks(self, rate: int) -> Iterator[np.ndarray]:
         """float32 `[channels, s]` at `rate` Hz, of about BLOCK seconds: joined they are the whole, resampled at once.
@@ -150,31 +177,26 @@ class Recording:
             audio = change.resample_chunk(audio) if change else audio
             if len(audio):
                 yield np.ascontiguousarray(audio.T)
-        if total < (promised := self.promised):
-            parts = f"{total / self.rate:.2f} s of {promised / self.rate:.2f} s"
-            raise AudioError("unreadable", f"{self.path}: damaged or cut short: {parts} can be read")
+        if total < self.promised:
+            raise self._short(total)
         if not total:
             raise AudioError("empty", f"{self.path}: there is no audio in it")
         rest = change.resample_chunk(np.zeros((0, self.channels), np.float32), last=True) if change else audio
         if len(rest):
             yield np.ascontiguousarray(rest.T)
 
-    @property
+    @functools.cached_property
     def promised(self) -> int:
-        """Samples of a channel by the header. libsndfile corrects a WAV's silently, and only its log tells; for an MP3 without a
-        header of its own (Xing's) it guesses, and nothing is promised; an Ogg stream whose last page does not end it promises one more."""
+        """Samples of a channel that must be there. libsndfile corrects a WAV's header silently, and only its log tells; an Ogg stream
+        whose last page does not end it promises one more; the first two frames of an MP3 without a header may lean on lost ones."""
+        if self._counted:
+            return max(self.frames - 2 * self._counted[1], 0)
         if self._file.format == "OGG":
             with open(self.path, "rb") as file:
                 file.seek(max(os.path.getsize(self.path) - (1 << 17), 0))  # a page has at most 65,307 bytes
                 tail = file.read()
             last = tail.rfind(b"OggS")
             return self.frames + int(not (0 <= last < len(tail) - 6 and tail[last + 5] & 4))
-        if self._file.format == "MP3":
-            with open(self.path, "rb") as file:
-                tag = file.read(10)  # ID3: "ID3", version, flags, length in four times seven bits
-                file.seek(10 + sum((byte & 127) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0))) if tag[:3] == b"ID3" else 0)
-                start = file.read(4096)
-            return self.frames if b"Xing" in start or b"Info" in start else 0
         said = re.search(r"data : (\d+) \(should be (\d+)\)", self._file.extra_info)
         if said and int(said[2]) < int(said[1]) < STREAMED:
             return self.frames * int(said[1]) // max(int(said[2]), 1)

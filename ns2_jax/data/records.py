@@ -21,7 +21,9 @@ import json
 import os
 import pathlib
 import secrets
+import socket
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -218,8 +220,23 @@ def _fsync(path: pathlib.Path) -> None:
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
-    """A temporary file that no other process has, on this machine or another."""
-    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
+    """A temporary file that no other process has, on this machine or another; its name says whose it is."""
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}-{os.getpid()}-{socket.gethostname()}")
+
+
+def abandoned(temp: pathlib.Path) -> bool:
+    """Whether whoever made a temporary file has ended: its process on this machine; on another, when it is a day old."""
+    pid, _, host = temp.name.rpartition(".tmp-")[2].partition("-")[2].partition("-")
+    try:
+        if host != socket.gethostname():
+            return time.time() - temp.stat().st_mtime > 86400
+        os.kill(int(pid), 0)
+        state = pathlib.Path(f"/proc/{pid}/stat")
+        return state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z"  # killed, and nobody asked how it ended
+    except (ProcessLookupError, FileNotFoundError):
+        return True
+    except PermissionError:  # somebody else's process
+        return False
 
 
 def write_atomic(path: pathlib.Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -225,6 +226,8 @@ def test_markers_without_a_checksum_are_read(built, tmp_path):
 
 def test_a_plan_that_was_interrupted_is_begun_again(corpus, tmp_path):
     (tmp_path / "out" / "plan").mkdir(parents=True)
-    (tmp_path / "out" / ".plan.json.tmp-1").write_text("{")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "out" / f".plan.json.tmp-1-{ended.pid}-{socket.gethostname()}").write_text("{")
     build(corpus, tmp_path / "out", "ingest")
     assert not list(tmp_path.rglob("*.tmp-*"))

@@ -285,8 +285,15 @@ def test_tfds_there_and_back(tmp_path):
 
     tfds_builder.export(tmp_path / "ours", tmp_path / "tfds")  # the same again is there already
     build(config("folder", root, tmp_path / "ours"), "normalise,index")
-    with pytest.raises(ValueError, match="other groups.*delete it, or choose another --out"):
+    with pytest.raises(ValueError, match="copy of other data: text changed since; delete it, or choose another --out"):
         tfds_builder.export(tmp_path / "ours", tmp_path / "tfds")
+    lexicon = tmp_path / "lexicon.txt"
+    lexicon.write_text("number  N AH1 M\n")
+    build({**config("folder", root, tmp_path / "again"), "out": str(tmp_path / "again")}, "ingest,phonemise,index")
+    tfds_builder.export(tmp_path / "again", tmp_path / "other")
+    build({**config("folder", root, tmp_path / "again"), "lexicon": str(lexicon)}, "phonemise,index")  # a group made again
+    with pytest.raises(ValueError, match="copy of other data: phones changed since"):
+        tfds_builder.export(tmp_path / "again", tmp_path / "other")
 
     source = tfds.data_source("ns2_corpus", data_dir=str(tmp_path / "tfds"), split="train")
     found = {row["utt_id"].decode(): row for row in source}

@@ -56,7 +56,8 @@ def find(recordings: list[np.ndarray]) -> tuple[list[int], list[int]]:
         row[: len(found)] = found
     digests = np.array([hash(audio.tobytes()) & 0xFFFFFFFFFFFFFFF for audio in recordings], np.uint64)
     seconds = np.array([len(audio) / RATE for audio in recordings])
-    kind, of = duplicates.find(digests, keys, seconds, lambda i: duplicates.differences(recordings[i], RATE))
+    measure = lambda i: duplicates.differences(recordings[i], RATE)
+    kind, of = duplicates.find(digests, keys, seconds, lambda pairs: duplicates.copies(pairs, measure))
     return kind.tolist(), of.tolist()
 
 
@@ -109,3 +110,15 @@ def test_a_million_is_sorted_not_paired():
     found = duplicates.candidates(keys, seconds)
     assert {tuple(sorted(pair)) for pair in pairs.tolist()} <= {tuple(pair) for pair in found.tolist()} and len(found) < 1100
     assert time.process_time() - begin < 60
+
+
+def test_pairs_grow_no_faster_than_recordings():
+    """Words that everybody says: pairs that share two keys by chance are many, those that share more are still found."""
+    n, rng = 2000, np.random.default_rng(0)
+    keys, seconds = rng.integers(1, 60, (n, duplicates.KEYS), dtype=np.uint32), rng.uniform(5, 5.01, n)
+    pairs = rng.permutation(n)[:200].reshape(-1, 2)
+    keys[pairs[:, 1], :24], seconds[pairs[:, 1]] = keys[pairs[:, 0], :24], seconds[pairs[:, 0]] + 1e-9
+    found = {tuple(pair) for pair in duplicates.candidates(keys, seconds).tolist()}
+    assert len(found) <= duplicates.NEIGHBOURS * n and {tuple(sorted(pair)) for pair in pairs.tolist()} <= found
+    alike = duplicates.candidates(np.full((50, duplicates.KEYS), 7, np.uint32), np.ones(50))  # fifty copies of one recording
+    assert len(alike) == 49 + 48 + 47

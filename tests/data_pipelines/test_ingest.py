@@ -266,5 +266,11 @@ def test_the_command(tmp_path):
     assert dataset.groups == ("align", "audio", "f0", "meta") and dataset.records("train") == 3
     record = dataset.read("train", "align", 0)
     assert record["ends"][-1] == record["num_samples"] and dataset.phones("train")[0] == len(record["phones"])
+    more = ["--align=none", "--nof0", "--trim=30", f"--out={tmp_path / 'cut'}"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    cut = Dataset.open(tmp_path / "cut")
+    samples = [[data.read("train", "meta", i)["num_samples"] for i in range(3)] for data in (dataset, cut)]
+    assert cut.groups == ("audio", "meta") and sum(samples[1]) < sum(samples[0]) - 3 * 1600
     wrong = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert wrong.returncode == 2 and wrong.stderr.strip().splitlines()[-1].startswith("error: --out is empty")

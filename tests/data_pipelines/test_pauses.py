@@ -144,12 +144,23 @@ def test_silence_at_the_ends_is_trimmed_as_librosa_does(tmp_path):
         stages(config, tmp_path / "c", tmp_path / "cut", trim=30.0)
 
 
-def test_a_plan_made_before_says_nothing_of_it_and_goes_on(tmp_path):
+def test_a_plan_that_does_not_name_them_goes_on_without_and_refuses_them(tmp_path):
+    """Plans from before they existed do not, nor do plans that use neither."""
     (tmp_path / "c").mkdir()
+    out, config = tmp_path / "out", folder.get_config("transcribed=False")
     soundfile.write(tmp_path / "c" / "a.wav", SPOKEN[0], RATE)
-    stages(folder.get_config("transcribed=False"), tmp_path / "c", tmp_path / "out")
-    made = json.loads((tmp_path / "out" / "plan.json").read_text())
+    stages(config, tmp_path / "c", out)
+    made = json.loads((out / "plan.json").read_text())
     assert "trim" not in made and "split_seconds" not in made
+    (shard,) = (out / "audio").glob("*.tfrecord")
+    whole = shard.read_bytes()
+    shard.unlink()
+    stages(config, tmp_path / "c", out)
+    assert shard.read_bytes() == whole and json.loads((out / "plan.json").read_text()) == made
+    for root in (tmp_path / "c", ""):  # compared with the plan, and taken from it
+        for changed in ({"trim": 30.0}, {"split_seconds": 5.0}):
+            with pytest.raises(ValueError, match=f"{next(iter(changed))}( was None, is |=){next(iter(changed.values()))}"):
+                stages(config, root, out, **changed)
 
 
 @hypothesis.given(

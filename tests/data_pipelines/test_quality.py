@@ -200,6 +200,26 @@ def test_the_command_on_any_data_set(folder, tmp_path):
     assert done.returncode == 2 and "no data set at" in done.stderr.splitlines()[-1]
 
 
+def test_pairs_are_compared_by_several_workers(folder, tmp_path, monkeypatch):
+    """One pair at a time, in turn and in two processes: the same tree as at once, and nothing of what is between stays."""
+    out = tmp_path / "out"
+    stages(config(folder, out), "ingest,quality")
+    once = tree(out)
+    calls = []
+
+    def backwards(work, n, description):
+        calls.append((n, description))
+        for k in reversed(range(n)):
+            work(k)
+
+    monkeypatch.setattr(quality, "PAIRS", 1)
+    (out / "duplicates.jsonl").unlink()
+    (out / quality.SCRATCH).mkdir()  # of a command that was killed
+    (out / quality.SCRATCH / "0.npy").write_bytes(b"x")
+    assert quality.collect(out, backwards) == {"near": 3, "exact": 1}
+    assert tree(out) == once and calls[0][0] >= 3 and calls[0][1] == "likely copies"
+
+
 def test_verify_counts_the_columns(tmp_path):
     with shards.ShardWriter(tmp_path, "quality", "train", 0, 1, info={"columns": list(quality.OWN)}) as writer:
         writer.write({"values": np.zeros(3, np.float32), "lang": "en", "digest": np.zeros(1, np.uint64), "keys": np.zeros(0, np.uint32)}, 400)

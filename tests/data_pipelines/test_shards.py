@@ -111,6 +111,32 @@ def test_sigkill_and_again_gives_the_same_bytes(tmp_path):
     assert calm == killed and len(calm) == 2 * 6 * 3 + 1
 
 
+def test_only_what_a_killed_writer_left_is_cleared(tmp_path):
+    """Another command may be making a finished group again: its temporary file stays."""
+    writing = "import sys, time; from data_pipelines import shards; w = shards.ShardWriter(sys.argv[1], 'f0', 'train', 0, 1); print(flush=True); "
+    data_set(tmp_path, ((400,),))
+    with shards.ShardWriter(tmp_path, "f0", "train", 0, 1) as writer:
+        writer.write({"f0": np.zeros(2, np.float16)}, 400)
+    command = [sys.executable, "-c", writing + "time.sleep(600)", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+    process.stdout.readline()
+    (held,) = (tmp_path / "f0").glob(".*.tmp-*")
+    other = [held.with_name(held.name.rpartition("-")[0] + f"-elsewhere{i}") for i in range(2)]
+    for path, age in zip(other, (100, 100_000)):
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+    shards.write_manifest(tmp_path)
+    assert {*(tmp_path / "f0").glob(".*.tmp-*")} == {held, other[0]}
+    process.kill()  # and not waited for: a zombie
+    for _ in range(1000):
+        if records.abandoned(held):
+            break
+        time.sleep(0.01)
+    shards.write_manifest(tmp_path)
+    assert [*(tmp_path / "f0").glob(".*.tmp-*")] == [other[0]]
+    process.wait()
+
+
 def write(root, group, split, shard, count, lengths, **kwargs):
     with shards.ShardWriter(root, group, split, shard, count, **kwargs) as writer:
         for i, n in enumerate(lengths):
