@@ -56,6 +56,11 @@ def resample_all(audios: Sequence[np.ndarray | None], source: int, target: int) 
     return [None if audio is None else resample(audio, source, target) for audio in audios]
 
 
+def has_signal(audio: np.ndarray | None, least: int = 1) -> bool:
+    """Whether there is anything to hear in `[s]`: at least so many samples, finite and not silent."""
+    return audio is not None and audio.size >= max(least, 1) and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= SILENT
+
+
 def check(audio: np.ndarray, rate: int, name: str = "audio", min_seconds: float = 0.0, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """`audio [s]` or `[s, channels]` of any dtype -> float32 mono `[s]`, refused by AudioError when it holds no usable signal."""
     audio = np.asarray(audio)

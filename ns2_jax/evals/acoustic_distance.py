@@ -72,7 +72,7 @@ def compare(reference: tuple[np.ndarray, np.ndarray], estimate: tuple[np.ndarray
 
 def usable(audio: np.ndarray | None) -> bool:
     """Whether there is a signal to measure, of at most LONGEST seconds: the path takes memory with the square of the length."""
-    return audio is not None and HOP < audio.size <= LONGEST * RATE and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
+    return files.has_signal(audio, HOP + 1) and audio.size <= LONGEST * RATE
 
 
 def measure(references: Sequence[np.ndarray], audios: Sequence[np.ndarray | None], rate: int = RATE,

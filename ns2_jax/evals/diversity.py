@@ -77,7 +77,7 @@ def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **f
         values = [one[key] for one in there if one[key] is not None]
         if values:
             lines.append(statistics.score(
-                f"diversity_{key}_{condition}", values, unit=unit, seed=seed, evaluator=ge2e.name() if key == "voice" else distance,
+                f"diversity_{key}_{condition}", values, unit=unit, seed=seed, evaluator=ge2e.name(__name__) if key == "voice" else distance,
                 averaging="mean over pairs of takes, then over items", takes=sorted({one["takes"] for one in there}),
                 missing=len(rows) - len(there), without=len(there) - len(values), **fingerprint))
     return lines

@@ -38,7 +38,7 @@ def opinions(audio: np.ndarray | None) -> dict[str, float]:
     """
     from speechmos import dnsmos
 
-    if audio is None or audio.size == 0 or not np.isfinite(audio).all() or np.abs(audio).max() < files.SILENT:
+    if not files.has_signal(audio):
         return dict.fromkeys(KEYS.values(), WORST)
     audio = np.asarray(audio, np.float32)
     audio = audio * np.float32(min(1.0, PEAK / np.abs(audio).max()))

@@ -37,7 +37,7 @@ def measure(audios: Sequence[np.ndarray | None], rate: int = ge2e.RATE, progress
 def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
     """Score lines `consistency_*` (mean cosine of the later pieces) and `drift_*` (how much lower the last is than the second, over
     items of three pieces and more). Items that are too short are left out and counted."""
-    about = dict(unit="cosine", seed=seed, evaluator=ge2e.name(), piece=f"{PIECE:g} s", missing=statistics.missing(rows), **fingerprint)
+    about = dict(unit="cosine", seed=seed, evaluator=ge2e.name(__name__), piece=f"{PIECE:g} s", missing=statistics.missing(rows), **fingerprint)
     lines = []
     for name, least, value in (("consistency", 1, np.mean), ("drift", 2, lambda found: found[0] - found[-1])):
         values = [float(value(row["cosines"])) for row in rows if len(row["cosines"]) >= least]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
+from ns2_jax.evals import statistics
 from ns2_jax.layers.recurrent import lstm
 
 RATE = 16000
@@ -110,9 +111,9 @@ def find_weights() -> Path:
     return path
 
 
-def name() -> str:
-    """Name and version of the encoder, for fingerprints."""
-    return f"GE2E resemblyzer {importlib.metadata.version('resemblyzer')}, JAX network, no VAD"
+def name(judge: str) -> str:
+    """Name and version of the encoder and of the module `judge` that asks it, for fingerprints."""
+    return f"GE2E resemblyzer {importlib.metadata.version('resemblyzer')}, JAX network, no VAD, ns2_jax {statistics.code(__name__, judge)}"
 
 
 @functools.cache

@@ -12,9 +12,15 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from ns2_jax.evals import statistics
 from ns2_jax.maths import spectral
 
 SHRINK = 4.0  # pseudo-frames of the coarser table in each finer cell: rare cells fall back smoothly
+
+
+def name() -> str:
+    """What is measured by which code, for fingerprints."""
+    return f"table of means per phone, third and voice, ns2_jax {statistics.code(spectral, __name__)}"
 
 
 def log_mel(audio: np.ndarray, rate: int, hop: int, bins: int = 80) -> np.ndarray:

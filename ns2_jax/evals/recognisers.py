@@ -56,7 +56,7 @@ class Recogniser(Protocol):
 
 def has_signal(audio: np.ndarray | None) -> bool:
     """Whether there is anything to listen to: at least 0.1 s, finite and not silent."""
-    return audio is not None and audio.size >= SHORTEST and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
+    return files.has_signal(audio, SHORTEST)
 
 
 def _hear_all(hear: Callable[[list[np.ndarray]], Any], audios: Sequence[np.ndarray | None], progress: bool) -> list[str | None]:

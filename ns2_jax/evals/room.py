@@ -48,8 +48,7 @@ ITEMS = 5  # fewer give no correlation
 
 def usable(audio: np.ndarray | None) -> bool:
     """Whether `[s]` at RATE is long enough and holds a signal."""
-    long = audio is not None and audio.size >= SHORTEST * RATE
-    return long and bool(np.isfinite(audio).all()) and float(np.abs(audio).max()) >= files.SILENT
+    return files.has_signal(audio, round(SHORTEST * RATE))
 
 
 def sub_bands(audio: np.ndarray) -> np.ndarray:

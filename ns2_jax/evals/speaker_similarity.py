@@ -20,7 +20,7 @@ LEVEL = 0.05
 
 def voice(audio: np.ndarray | None) -> np.ndarray | None:
     """Unit vector `[256]` of `audio [s]` at 16 kHz, ends trimmed and level matched; None where there is no signal."""
-    if audio is None or audio.size == 0 or not np.isfinite(audio).all() or np.abs(audio).max() < files.SILENT:
+    if not files.has_signal(audio):
         return None
     return ge2e.embed(files.match_loudness(files.trim_silence(audio, ge2e.RATE), ge2e.RATE, LEVEL))
 
@@ -63,7 +63,7 @@ def measure(audios: Sequence[np.ndarray | None], table: np.ndarray, items: Seque
 
 def summarise(condition: str, rows: Sequence[dict[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
     """Score lines `secs_own_*` and, where there are several speakers, `secs_others_*` and `secs_nearest_*`."""
-    common = dict(seed=seed, averaging="mean over items; a missing output scores 0", evaluator=ge2e.name(),
+    common = dict(seed=seed, averaging="mean over items; a missing output scores 0", evaluator=ge2e.name(__name__),
                   reference="prompt (another recording of the speaker), the item's own recording left out", level=LEVEL, missing=statistics.missing(rows), **fingerprint)
     lines = [statistics.score(f"secs_own_{condition}", [row["own"] for row in rows], unit="cosine", **common)]
     if all(row["others"] is not None for row in rows):

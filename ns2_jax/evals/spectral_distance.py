@@ -48,7 +48,7 @@ def distance(reference: np.ndarray, estimate: np.ndarray | None) -> dict[str, An
 
     A missing estimate, or one without signal, is as far as silence.
     """
-    missing = estimate is None or not np.isfinite(estimate).all() or np.abs(estimate).max(initial=0.0) < files.SILENT
+    missing = not files.has_signal(estimate)
     estimate = np.zeros_like(reference) if missing else estimate
     length = min(len(reference), len(estimate))
     fill = max(0, max(STFT_WINDOWS) // 2 + 1 - length)  # what a mirror needs

@@ -85,7 +85,7 @@ def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: 
     lines = []
     for name, items in columns.items():
         result = predictability.explained(items[:fill], items[fill:])
-        about = dict(unit="share", seed=seed, evaluator="table of means per phone, third and voice", **common, split=split, fill=fill,
+        about = dict(unit="share", seed=seed, evaluator=predictability.name(), **common, split=split, fill=fill,
                      test=len(items) - fill, picks=statistics.digest(picks))
         explained, variances = result["channels"], result["variances"]
         line = statistics.score(f"predictability_{name}", explained, averaging="mean over channels at unit deviation", **about)
