@@ -116,6 +116,8 @@ def fixed_input(name: str, field: systems.Field, sizes: Mapping[str, int], codes
         return np.resize(codes, shape).astype(field.dtype)
     if name == "phones":
         return (3 + np.arange(shape[0]) % 40).astype(field.dtype)
+    if name == "f0":
+        return (150 + 40 * np.sin(np.arange(np.prod(shape)) * 0.1)).reshape(shape).astype(field.dtype)
     if name == "durations":
         return np.full(shape, max(sizes["t"] // sizes["p"], 1), field.dtype)
     if name.endswith("frames"):

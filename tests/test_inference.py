@@ -237,6 +237,25 @@ def test_a_codec_does_not_speak(tmp_path):
 # NaturalSpeech 2, untrained.
 
 
+def test_ns2_listens_to_long_prompts_and_to_several(ns2):
+    """Up to 30 s, in windows; a prompt that fits is heard as in training, alone and beside a long one."""
+    audio = np.concatenate([files.read(tiny.SPEECH, 16000)] * 3)
+    limit, heard = ns2.longest_prompt, int(30 * 80)
+    assert len(ns2.prompt((audio, 16000))) > limit and len(ns2.prompt((np.tile(audio, 9), 16000))) == heard
+    first, second = (audio[:24000], 16000), (audio[30000:60000], 16000)
+    both = ns2.prompt([first, second])
+    np.testing.assert_array_equal(both, np.concatenate([ns2.prompt(first), ns2.prompt(second)]))
+    short = (audio[:4000], 16000)
+    assert len(ns2.prompt(short)) <= limit
+    requests = [("Yes.", short), ("Yes.", (audio, 16000)), ("Yes.", [first, second])]
+    made = ns2.speak_batch(requests, 3, steps=2)
+    np.testing.assert_allclose(made[0].audio, ns2.speak("Yes.", short, seed=3, steps=2).audio, atol=1e-5)
+    length = min(len(speech.audio) for speech in made)
+    assert np.abs(made[0].audio[:length] - made[1].audio[:length]).max() > 1e-4
+    with pytest.raises(ValueError, match="no prompt is given"):
+        ns2.speak("Yes.", [])
+
+
 def test_ns2_speaks_the_same_alone_and_in_a_batch(ns2):
     alone = ns2.speak("Hello, you.", str(tiny.SPEECH), seed=3, steps=2)
     assert np.isfinite(alone.audio).all() and len(alone.audio) == alone.ends[-1] and np.abs(alone.audio).max() > 0

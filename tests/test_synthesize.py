@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
@@ -88,6 +90,32 @@ def test_a_bad_list_is_refused_before_its_first_line_is_spoken(model, tmp_path, 
     (tmp_path / "list.tsv").write_text(text)
     assert message in refused(NAME, f"--model={model}", f"--batch={tmp_path}/list.tsv")
     assert [path.name for path in tmp_path.iterdir()] == ["list.tsv"]
+
+
+def test_a_score_is_written_changed_and_spoken_and_prompts_may_be_several(model, tmp_path):
+    common = [f"--model={model}", f"--prompt={tiny.SPEECH}", "--steps=2", "--seed=3"]
+    code, out, err = run(NAME, *common, "--text=Hello, you.", f"--out={tmp_path}/a.wav", "--times=json,TextGrid,srt")
+    assert code == 0 and "a.json" in out and "hello," in (tmp_path / "a.srt").read_text() and (tmp_path / "a.TextGrid").exists(), err
+    said = json.loads((tmp_path / "a.json").read_text())
+    assert [word["text"] for word in said["words"]] == ["", "hello", ",", "you", "."]
+    code, _, err = run(NAME, *common, f"--score={tmp_path}/a.json", f"--out={tmp_path}/same.wav")
+    assert code == 0, err
+    a, same = (files.read(tmp_path / name, 16000) for name in ("a.wav", "same.wav"))
+    np.testing.assert_allclose(same, a, atol=2e-4)
+    for phone in said["words"][1]["phones"]:
+        phone["seconds"] *= 2
+    (tmp_path / "slow.json").write_text(json.dumps(said))
+    code, _, err = run(NAME, *common, f"--prompt={tiny.SPEECH}", f"--score={tmp_path}/slow.json", f"--out={tmp_path}/slow.wav")
+    assert code == 0 and soundfile.info(str(tmp_path / "slow.wav")).frames > len(a), err
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for args, message in (
+            ([f"--score={tmp_path}/a.json", f"--out={tmp_path}/a.wav", "--times=json"], "a.json is also read"),
+            ([f"--score={tmp_path}/a.json", "--text=Yes.", f"--out={tmp_path}/b.wav"], "--text does not go with --score"),
+            ([f"--score={tmp_path}/a.wav", f"--out={tmp_path}/b.wav"], "a.wav: not a score"),
+            (["--text=Yes.", f"--out={tmp_path}/b.wav", "--times=lrc"], "--times=lrc: expected json, TextGrid, srt"),
+            (["--text=Yes.", f"--out={tmp_path}/b.wav", "--pitch_shift=99"], "pitch_shift=99 semitones")):
+        assert message in refused(NAME, *common, *args)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_a_list_and_a_text_do_not_go_together(model, tmp_path):

@@ -90,7 +90,11 @@ class Toy:
         voice = inputs["prompt_codes"].astype(jnp.float32).mean((1, 2))[:, None] / 1000
         audio = jnp.repeat(level + voice, 4, 1) * params["gain"]
         audio = audio + temperature * 1e-3 * jax.random.normal(rng, audio.shape)
-        return {"audio": audio, "f0": 100 * level, "frames": ends[:, -1]}
+        return {"audio": audio + inputs["f0"].repeat(4, -1) * 1e-6, "frames": ends[:, -1]}
+
+    def contour(self, params, rest, inputs, rng, sizes):
+        frame = jnp.arange(sizes["t"])
+        return {"f0": jnp.where(frame < inputs["durations"].sum(-1, keepdims=True), 100.0 + frame % 7, 0.0)}
 
     def encode(self, params, rest, inputs, rng, sizes):
         level = jnp.abs(inputs["audio"]).reshape(inputs["audio"].shape[0], -1, 4).mean(-1)
@@ -104,7 +108,8 @@ class Toy:
         durations = {"durations": Field("bp", "int32")}
         return {
             "durations": Program(self.durations, text | prompt, durations, {"speed": 1.0}),
-            "sample": Program(self.sample, text | durations | prompt, {"audio": Field("bs", "float32")}, {"steps": 3, "temperature": 1.0}),
+            "contour": Program(self.contour, text | durations | prompt, {"f0": Field("bt", "float32")}),
+            "sample": Program(self.sample, text | durations | {"f0": Field("bt", "float32")} | prompt, {"audio": Field("bs", "float32")}, {"steps": 3, "temperature": 1.0}),
             "encode": Program(self.encode, {"audio": Field("bs", "float32")}, {"codes": Field("btq", "int32")}),
             "decode": Program(self.decode, {"codes": Field("btq", "int32")}, {"audio": Field("bs", "float32")}),
         }

@@ -8,7 +8,8 @@ Everything runs through the system's programs at the static shapes of `config.da
 bucket. Rows of a batch are independent: each has its own random key, so an utterance sounds the same alone and in a
 batch; they are cut over this process's devices. Length is predicted first; a text over the largest bucket is spoken in pieces and the
 pieces are reported. What is too long to hold, or comes live, goes through `Model.encode_stream` and `decode_stream`; `recordings` does so
-with files. `write` is the only function of this project that writes generated audio.
+with files. A `Speech` has a `score`: what was said when and at which pitch, which can be changed and spoken again. `write` is the only
+function of this project that writes generated audio.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import numpy as np
 from ns2_jax.audio import files
 from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.recordings import codec_hash
+from ns2_jax.inference.score import WRITERS, Score
+from ns2_jax.inference.score import read as read_score
 from ns2_jax.inference.speech import PAUSE, Prompt, Speech, split
 from ns2_jax.runtime import checkpoints, weights
 from ns2_jax.runtime import mesh as meshes
@@ -30,7 +33,8 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
 __all__ = [
-    "PAUSE", "ROWS", "Model", "Prompt", "Speech", "codec_hash", "inventory", "ladder", "load", "meshes", "phones_of", "split", "write"]
+    "PAUSE", "ROWS", "WRITERS", "Model", "Prompt", "Score", "Speech", "codec_hash", "inventory", "ladder", "load", "meshes", "phones_of",
+    "read_score", "split", "write", "write_text"]
 
 
 def phones_of(model: Model) -> dict[str, Any]:
@@ -66,3 +70,10 @@ def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int]) -> N
     audio, rate = (speech.audio, speech.rate) if isinstance(speech, Speech) else speech
     peak = float(np.abs(audio).max(initial=0.0))
     files.write(path, audio if peak <= 1.0 else audio * (files.PEAK / peak), rate)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """`text` as UTF-8, whole or not at all. Raises FileNotFoundError when the folder does not exist."""
+    path = Path(path)
+    with files.replacing(path, (path.suffix.lower(),)) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")

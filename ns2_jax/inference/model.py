@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from absl import logging
 
 from ns2_jax.audio import files
 from ns2_jax.inference import speech, streams
+from ns2_jax.inference.score import Score
 from ns2_jax.inference.speech import Prompt, Speech
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
@@ -19,6 +21,7 @@ ROWS = 8  # most utterances of one device in one call
 SHORT_PROMPT = 1.0  # seconds under which a voice is poorly known: accepted, with a warning
 MIN_PROMPT = 0.1
 MAX_PROMPT = 600.0
+HEARD_PROMPT = 30.0  # seconds of all prompts that are listened to; the rest is left out
 CHUNK = 512  # frames of a stream that are new in each call
 CONTEXT = 40  # frames encoded past the end of a prompt that is cut, so that the cut is not heard as silence
 
@@ -50,6 +53,13 @@ class Model:
     def longest_prompt(self) -> int:
         """Frames of the longest prompt the model was trained with."""
         return max(bucket.get("u", 0) for bucket in self.buckets)
+
+    def room(self, frames: int) -> int:
+        """Frames that a prompt of so many is padded to: the longest of training, or that doubled as often as it takes."""
+        room = self.longest_prompt
+        while room < frames:
+            room *= 2
+        return room
 
     @property
     def speaks(self) -> bool:
@@ -207,29 +217,43 @@ class Model:
     # Speech.
 
     def prompt(self, prompt: Prompt) -> np.ndarray:
-        """A voice (file, or samples with their rate) -> codes int32 `[u, q]`, at most the largest prompt bucket.
+        """A voice (file, or samples with their rate), or several recordings of it -> codes int32 `[u, q]` of at most HEARD_PROMPT seconds; of
+        the longest prompt of training where the system cannot listen in windows.
 
         Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for
         what is no usable audio.
         """
-        if isinstance(prompt, tuple):
-            audio, rate = prompt
-            audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
-        else:
-            audio = files.read(prompt, self.rate, MIN_PROMPT, MAX_PROMPT)
-        audio = files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
-        if len(audio) < SHORT_PROMPT * self.rate:
-            logging.warning("the prompt holds %.2f s of speech; a voice needs 2 s or more to be heard well", len(audio) / self.rate)
-        return self.encode(audio[: (self.longest_prompt + CONTEXT) * self.hop])[: self.longest_prompt]
+        windows = "window" in self.programs["durations"].options if self.speaks else False
+        most = max(self.longest_prompt, int(HEARD_PROMPT * self.rate / self.hop)) if windows else self.longest_prompt
+        single = isinstance(prompt, (str, os.PathLike)) or isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], np.ndarray)
+        found, seconds = [], 0.0
+        for voice in [prompt] if single else prompt:
+            if isinstance(voice, tuple):
+                audio, rate = voice
+                audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
+            else:
+                audio = files.read(voice, self.rate, MIN_PROMPT, MAX_PROMPT)
+            audio = files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
+            seconds += len(audio) / self.rate
+            left = most - sum(map(len, found))
+            if left > 0:
+                found.append(self.encode(audio[: (left + CONTEXT) * self.hop])[:left])
+        if not found:
+            raise files.AudioError("missing", "no prompt is given: a recording of the voice, or several")
+        if seconds < SHORT_PROMPT:
+            logging.warning("the prompt holds %.2f s of speech; a voice needs 2 s or more to be heard well", seconds)
+        return np.concatenate(found)
 
-    def speak(self, text: str, prompt: Prompt, seed: int = 0, steps: int | None = None, lexicon: Any = None,
+    def speak(self, text: str | Score, prompt: Prompt, seed: int = 0, steps: int | None = None, lexicon: Any = None,
               language: str = "en", **options: Any) -> Speech:
         """`text` in the voice of `prompt`; the same arguments give the same samples.
 
         Args:
+          text: or a `Score`, which says how long each phone is and at which pitch.
+          prompt: a recording of the voice, or several: file names, or (samples, rate).
           seed: of the noise.
           steps: of the sampler; options: the others of programs `sample` (guidance, temperature, sampler) and `durations`
-            (speed).
+            (speed), and `pitch_shift`, semitones added to what the system predicts.
           lexicon: the user's pronunciations, a file or a dict (`text.front.read_lexicon`).
           language: espeak-ng's name of it.
 
@@ -238,7 +262,7 @@ class Model:
         """
         return self.speak_batch([(text, prompt)], [seed], steps=steps, lexicon=lexicon, language=language, **options)[0]
 
-    def speak_batch(self, requests: Sequence[tuple[str, Prompt]], seeds: int | Sequence[int] = 0, steps: int | None = None,
+    def speak_batch(self, requests: Sequence[tuple[str | Score, Prompt]], seeds: int | Sequence[int] = 0, steps: int | None = None,
                     lexicon: Any = None, language: str = "en", failures: dict[int, str] | None = None,
                     **options: Any) -> list[Speech | None]:
         """Many (text, prompt) at once, in order. `seeds`: one for all or one each.

@@ -1,12 +1,12 @@
-"""Speaking: texts become pieces that fit a bucket, pieces become durations, then audio, then one `Speech` a text.
+"""Speaking: texts become pieces that fit a bucket, pieces become durations and pitch, then audio, then one `Speech` a text.
 
-Length is predicted first; a text over the largest bucket is split at a sentence end, a pause or between two words, and spoken in pieces.
+Length is predicted first, unless a `Score` gives it; a text over the largest bucket is split at a sentence end, a pause or between two
+words, and spoken in pieces.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
+from ns2_jax.inference import score as scores
+from ns2_jax.inference.score import Score
 from ns2_jax.text import front, phones as inventory
 
 if TYPE_CHECKING:
     from ns2_jax.inference.model import Model
 
-Prompt = str | os.PathLike | tuple[np.ndarray, int]
+Voice = str | os.PathLike | tuple[np.ndarray, int]
+Prompt = Voice | Sequence[Voice]
 PAUSE = (inventory.SILENCE,)
+FADE = 0.005  # seconds at both sides of a joint between two pieces
+PITCH_SHIFT = 24.0  # semitones up or down, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Speech:
     """Generated speech: `audio` float32 [s] at `rate` Hz; `ends[i]` the sample where `phones[i]` ends.
 
     `words` are (word, first sample, end sample); `f0` is Hz per frame of `hop` samples, 0 unvoiced (empty where the
-    system predicts none); `pieces` are the texts spoken one after the other.
+    system predicts none); `pieces` are the texts spoken one after the other; `score` says it all in seconds, to be spoken again.
     """
 
     audio: np.ndarray
@@ -40,6 +45,7 @@ class Speech:
     f0: np.ndarray
     hop: int
     pieces: tuple[str, ...]
+    score: Score
 
     @property
     def seconds(self) -> float:
@@ -54,9 +60,12 @@ class _Piece:
     words: front.Words
     seed: int
     prompt: np.ndarray  # codes [u, q]
+    seconds: Sequence[float | None] = ()  # of every phone, given by a score
+    hz: Sequence[Sequence[float] | None] = ()
     place: tuple[int, ...] = ()  # halves taken on the way from the whole text: sorts in reading order
     bucket: int | None = None
     durations: np.ndarray | None = None
+    f0: np.ndarray | None = None
     out: dict[str, np.ndarray] | None = None
 
     @property
@@ -72,14 +81,30 @@ class _Piece:
         """A random seed of its own for this piece and program, the same in every batch."""
         return zlib.crc32(repr((self.seed, self.place, stage)).encode())
 
+    def halves(self) -> list[_Piece]:
+        """Raises ValueError for a single word."""
+        at, paused = cut(self.words)
+        first = sum(len(word.phones) for word in self.words[:at])
+        one, two = split(self.words)
+        edge = (None if None in self.seconds else 1e-6,)  # a given length stays what it is: an edge takes its frame from its neighbours
+        silent = (None if None in self.hz else (0.0,),)
+        part = lambda given, new: (given[:first] + new * (not paused), new + given[first:])
+        return [_Piece(self.request, words, self.seed, self.prompt, seconds, hz, (*self.place, i)) for i, (words, seconds, hz) in enumerate(
+            zip((one, two), part(tuple(self.seconds), edge), part(tuple(self.hz), silent)))]
 
-def speak_batch(model: Model, requests: Sequence[tuple[str, Prompt]], seeds: int | Sequence[int], steps: int | None, lexicon: Any,
+
+def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], seeds: int | Sequence[int], steps: int | None, lexicon: Any,
                 language: str, failures: dict[int, str] | None, options: dict[str, Any]) -> list[Speech | None]:
     """What `Model.speak_batch` says."""
     if not model.speaks:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
     seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
     table = front.read_lexicon(lexicon)
+    shift = float(options.pop("pitch_shift", 0.0))
+    if not abs(shift) <= PITCH_SHIFT:
+        raise ValueError(f"pitch_shift={shift:g} semitones; expected at most {PITCH_SHIFT:g} up or down")
+    if shift and "contour" not in model.programs:
+        raise ValueError(f"pitch_shift={shift:g}: {model.name} has no pitch that could be shifted")
     failed: set[int] = set()
 
     def attempt(request: int, function, *args):
@@ -94,16 +119,31 @@ def speak_batch(model: Model, requests: Sequence[tuple[str, Prompt]], seeds: int
             failed.add(request)
             return None
 
-    voice = functools.cache(model.prompt) if all(not isinstance(p, tuple) for _, p in requests) else model.prompt
+    heard: dict[str, np.ndarray] = {}
+
+    def voice(prompt: Prompt) -> np.ndarray:
+        """Of files, each is read once."""
+        if isinstance(prompt, (str, os.PathLike)):
+            return heard[os.fspath(prompt)] if os.fspath(prompt) in heard else heard.setdefault(os.fspath(prompt), model.prompt(prompt))
+        return model.prompt(prompt)
+
+    def read(text: str | Score) -> Score:
+        if isinstance(text, Score):
+            return text
+        words = front.words(text, table, language)
+        number = sum(len(word.phones) for word in words)
+        return Score(words, (None,) * number, (None,) * number)
+
     pending: list[_Piece] = []
     for i, ((text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
-        words = attempt(i, front.words, text, table, language)
+        score = attempt(i, read, text)
         codes = attempt(i, voice, prompt)
         if i not in failed:
-            pending.append(_Piece(i, words, seed, codes))
+            pending.append(_Piece(i, score.words, seed, codes, score.seconds, score.hz))
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
     placed = _place(model, pending, early, attempt)
     placed = [piece for piece in placed if piece.request not in failed]
+    _pitch(model, placed, shift)
     _sample(model, placed, options | {"steps": steps}, attempt)
     return [None if i in failed else _join(model, [p for p in placed if p.request == i]) for i in range(len(requests))]
 
@@ -111,18 +151,18 @@ def speak_batch(model: Model, requests: Sequence[tuple[str, Prompt]], seeds: int
 def _place(model: Model, pending: list[_Piece], options: Mapping[str, Any], attempt) -> list[_Piece]:
     """Predicts durations, finds each piece the smallest bucket that holds it, and splits what none holds."""
     done: list[_Piece] = []
+    period = model.hop / model.rate
     while pending:
         ready, large = [], []
         for piece in pending:
             piece.bucket = next((i for i, b in enumerate(model.buckets) if b["p"] >= len(piece.phones)), None)
             (large if piece.bucket is None else ready).append(piece)
-        for index, group in _grouped(ready):
+        for (index, room), group in _grouped(model, ready):
             bucket = model.buckets[index]
-            rows = [_inputs(model, piece, bucket["p"]) for piece in group]
-            sizes = {"p": bucket["p"], "u": model.longest_prompt}
-            outs = model.run("durations", rows, [piece.key(0) for piece in group], sizes, **options)
+            rows = [_inputs(model, piece, bucket, room) for piece in group]
+            outs = model.run("durations", rows, [piece.key(0) for piece in group], {"p": bucket["p"], "u": room}, **options, **_windows(model, room))
             for piece, out in zip(group, outs):
-                piece.durations = out["durations"][: len(piece.phones)].astype(np.int64)
+                piece.durations = scores.frames(piece.seconds, out["durations"][: len(piece.phones)], period)
                 fits = (i for i, b in enumerate(model.buckets) if b["p"] >= len(piece.phones) and b["t"] >= piece.durations.sum())
                 piece.bucket = next(fits, None)
                 (large if piece.bucket is None else done).append(piece)
@@ -133,23 +173,44 @@ def _place(model: Model, pending: list[_Piece], options: Mapping[str, Any], atte
 def _split(model: Model, piece: _Piece) -> list[_Piece]:
     frames = max(b["t"] for b in model.buckets)
     try:
-        halves = split(piece.words)
+        halves = piece.halves()
     except ValueError as error:
         raise ValueError(f"{error}, and it is longer than the largest bucket of this model ({frames} frames)") from error
     logging.debug("spoken in two pieces, because %d frames are the longest this model makes at once: %r", frames, piece.text)
-    return [_Piece(piece.request, half, piece.seed, piece.prompt, (*piece.place, i)) for i, half in enumerate(halves)]
+    return halves
 
 
-def _inputs(model: Model, piece: _Piece, phones: int) -> dict[str, np.ndarray]:
-    """One row of `durations` and, once they are known, of `sample`, padded to `phones` phones and the longest prompt."""
+def _inputs(model: Model, piece: _Piece, bucket: Mapping[str, int], room: int) -> dict[str, np.ndarray]:
+    """One row of `durations` and, once they are known, of `contour` and `sample`, padded to the bucket and to `room` frames of prompt."""
+    fill = bucket["p"] - len(piece.phones)
     row = {
-        "phones": np.pad(inventory.ids(piece.phones), (0, phones - len(piece.phones))),
-        "prompt_codes": np.pad(piece.prompt, ((0, model.longest_prompt - len(piece.prompt)), (0, 0))),
+        "phones": np.pad(inventory.ids(piece.phones), (0, fill)),
+        "prompt_codes": np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0))),
         "prompt_frames": np.int32(len(piece.prompt)),
     }
     if piece.durations is not None:
-        row["durations"] = np.pad(piece.durations, (0, phones - len(piece.durations))).astype(np.int32)
+        row["durations"] = np.pad(piece.durations, (0, fill)).astype(np.int32)
+    if piece.f0 is not None:
+        row["f0"] = np.pad(piece.f0, (0, bucket["t"] - len(piece.f0))).astype(np.float32)
     return row
+
+
+def _windows(model: Model, room: int) -> dict[str, int]:
+    """A prompt longer than those of training is heard in windows of their length."""
+    return {"window": model.longest_prompt} if room > model.longest_prompt else {}
+
+
+def _pitch(model: Model, pieces: list[_Piece], shift: float) -> None:
+    """What the system predicts, where the piece does not say, `shift` semitones higher."""
+    if "contour" not in model.programs:
+        return
+    for (index, room), group in _grouped(model, pieces):
+        bucket = model.buckets[index]
+        rows = [_inputs(model, piece, bucket, room) for piece in group]
+        sizes = {"t": bucket["t"], "p": bucket["p"], "u": room}
+        for piece, out in zip(group, model.run("contour", rows, [0] * len(group), sizes, **_windows(model, room))):
+            predicted = out["f0"][: piece.durations.sum()] * np.float32(2 ** (shift / 12))
+            piece.f0 = scores.contour(piece.hz, piece.durations, predicted)
 
 
 def _sample(model: Model, pieces: list[_Piece], options: Mapping[str, Any], attempt) -> None:
@@ -158,45 +219,56 @@ def _sample(model: Model, pieces: list[_Piece], options: Mapping[str, Any], atte
             raise ValueError(f"the model made NaN for {piece.text!r}; its weights are broken or a sampler option is out of range")
         piece.out = out
 
-    for index, group in _grouped(pieces):
+    for (index, room), group in _grouped(model, pieces):
         bucket = model.buckets[index]
-        sizes = {"t": bucket["t"], "p": bucket["p"], "u": model.longest_prompt, "s": bucket["t"] * model.hop}
-        rows = [_inputs(model, piece, bucket["p"]) for piece in group]
-        for piece, out in zip(group, model.run("sample", rows, [piece.key(1) for piece in group], sizes, **options)):
+        sizes = {"t": bucket["t"], "p": bucket["p"], "u": room, "s": bucket["t"] * model.hop}
+        rows = [_inputs(model, piece, bucket, room) for piece in group]
+        outs = model.run("sample", rows, [piece.key(1) for piece in group], sizes, **options, **_windows(model, room))
+        for piece, out in zip(group, outs):
             attempt(piece.request, accept, piece, out)
 
 
 def _join(model: Model, pieces: list[_Piece]) -> Speech:
-    """The pieces one after the other: each begins and ends with its own silence, so nothing is faded."""
+    """The pieces one after the other. Each begins and ends with its own silence; a joint is faded over FADE, or its breath may click."""
     audio, f0, ends, phones, words = [], [], [], [], []
-    begin = 0
-    for piece in pieces:
+    spoken, hz, period = [], [], model.hop / model.rate
+    begin, fade = 0, np.sin(np.linspace(0, np.pi / 2, round(FADE * model.rate) + 1, dtype=np.float32)[1:]) ** 2
+    for k, piece in enumerate(pieces):
         edges = np.concatenate([[0], np.cumsum(piece.durations)]) * model.hop
-        audio.append(piece.out["audio"][: edges[-1]].astype(np.float32))
-        f0.append(piece.out["f0"][: edges[-1] // model.hop] if "f0" in piece.out else np.zeros(0))
+        samples = np.array(piece.out["audio"][: edges[-1]], np.float32)
+        if k:
+            samples[: len(fade)] *= fade[: len(samples)]
+        if k < len(pieces) - 1 and len(fade):
+            samples[-len(fade) :] *= fade[::-1][-len(samples) :]
+        audio.append(samples)
+        f0.append(piece.f0 if piece.f0 is not None else np.zeros(0))
         ends.append(begin + edges[1:])
         phones += piece.phones
+        spoken += piece.words
+        frames = edges // model.hop
+        hz += [None if piece.f0 is None else tuple(piece.f0[a:b].tolist()) for a, b in zip(frames[:-1], frames[1:])]
         at = 0
         for word in piece.words:
             if word.text and word.phones != PAUSE:
                 words.append((word.text, int(begin + edges[at]), int(begin + edges[at + len(word.phones)])))
             at += len(word.phones)
         begin += int(edges[-1])
-    return Speech(np.concatenate(audio), model.rate, tuple(phones), np.concatenate(ends), tuple(words),
-                  np.concatenate(f0).astype(np.float32), model.hop, tuple(piece.text for piece in pieces))
+    lengths = tuple(float(n) * period for piece in pieces for n in piece.durations)
+    return Speech(np.concatenate(audio), model.rate, tuple(phones), np.concatenate(ends), tuple(words), np.concatenate(f0).astype(np.float32),
+                  model.hop, tuple(piece.text for piece in pieces), Score(spoken, lengths, tuple(hz)))
 
 
-def _grouped(pieces: Iterable[_Piece]) -> Iterable[tuple[int, list[_Piece]]]:
-    """Pieces by bucket, smallest bucket first."""
-    groups: dict[int, list[_Piece]] = {}
+def _grouped(model: Model, pieces: Iterable[_Piece]) -> Iterable[tuple[tuple[int, int], list[_Piece]]]:
+    """Pieces by bucket and room for the prompt, the smallest first."""
+    groups: dict[tuple[int, int], list[_Piece]] = {}
     for piece in pieces:
-        groups.setdefault(piece.bucket, []).append(piece)
+        groups.setdefault((piece.bucket, model.room(len(piece.prompt))), []).append(piece)
     return sorted(groups.items())
 
 
-def split(words: front.Words) -> tuple[front.Words, front.Words]:
-    """Two halves of spoken `words`, each with silence at both ends: cut at a sentence end if there is one inside, else at
-    a pause, else between two words; at the one nearest to the middle. Raises ValueError for a single word.
+def cut(words: front.Words) -> tuple[int, bool]:
+    """Where spoken `words` are cut in two: the first word of the second half, and whether a pause stands before it. At a sentence end if
+    there is one inside, else at a pause, else between two words; at the one nearest to the middle. Raises ValueError for a single word.
     """
     lengths = np.cumsum([0] + [len(word.phones) for word in words])
     spoken = [i for i, word in enumerate(words) if word.phones != PAUSE]
@@ -205,8 +277,12 @@ def split(words: front.Words) -> tuple[front.Words, front.Words]:
     for places in ([i for i in pauses if words[i].text in (".", "?", "!")], pauses, inside):
         if places:
             at = min(places, key=lambda i: abs(lengths[i] - lengths[-1] / 2))
-            edge = [front.Word("", PAUSE)]
-            if words[at].phones == PAUSE:
-                return words[: at + 1], edge + words[at + 1 :]
-            return words[:at] + edge, edge + words[at:]
+            return (at + 1, True) if words[at].phones == PAUSE else (at, False)
     raise ValueError(f"{words[spoken[0]].text!r} is one word and can't be split")
+
+
+def split(words: front.Words) -> tuple[front.Words, front.Words]:
+    """Two halves of spoken `words`, each with silence at both ends. Raises as `cut`."""
+    at, paused = cut(words)
+    edge = [front.Word("", PAUSE)]
+    return words[:at] + edge * (not paused), edge + words[at:]

@@ -1,4 +1,4 @@
-"""The VP process: its table, and the maps between what a network can predict."""
+"""The processes: VP's table, and the maps between them and between what a network can predict."""
 
 from __future__ import annotations
 
@@ -43,8 +43,47 @@ def test_every_parametrisation_leads_back_to_x0():
     np.testing.assert_allclose(process.score_from_x0(z, x0, a, s), -eps / s, atol=1e-3)
     v = process.v_from_x0(z, x0, a, s)
     np.testing.assert_allclose(v, a * eps - s * x0, atol=2e-5)
-    for name, predicted in (("eps", eps), ("score", -eps / s), ("v", v)):
+    np.testing.assert_allclose(process.u_from_x0(z, x0, a, s), eps - x0, atol=2e-5)
+    for name, predicted in (("eps", eps), ("score", -eps / s), ("v", v), ("u", eps - x0)):
         np.testing.assert_allclose(getattr(process, f"x0_from_{name}")(z, predicted, a, s), x0, atol=1e-4)
+
+
+PROCESSES = {"vp": VP, "edm": process.EDM(), "flow": process.Flow()}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_slopes_and_times_belong_to_the_levels(name):
+    """Derivatives against differences, time and log SNR against each other, in float64; and the same through JAX."""
+    one, t = PROCESSES[name], np.linspace(0.02, 0.98, 13)
+    assert t.dtype == one.sigma(t).dtype == one.alpha(t).dtype == np.float64
+    for found, level in zip(one.slopes(t), (one.alpha, one.sigma)):
+        np.testing.assert_allclose(found, (level(t + 1e-6) - level(t - 1e-6)) / 2e-6, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(one.time(one.logsnr(t)), t, rtol=1e-9)
+    assert (np.diff(one.logsnr(t)) < 0).all()
+    for method in ("alpha", "sigma", "logsnr"):
+        np.testing.assert_allclose(jax.jit(getattr(one, method))(jnp.asarray(t)), getattr(one, method)(t), rtol=3e-5, atol=3e-6)
+
+
+def test_edm_has_karras_scale():
+    """Equation 5 of the paper, by hand: its ends, and the middle of 3 steps."""
+    edm = process.EDM()
+    np.testing.assert_allclose(edm.sigma(np.array([0.0, 1.0])), [0.002, 80.0], rtol=1e-12)
+    assert edm.sigma(0.5) == pytest.approx(((80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2) ** 7, rel=1e-12)
+
+
+@pytest.mark.parametrize("source", PROCESSES)
+@pytest.mark.parametrize("target", PROCESSES)
+def test_a_state_of_one_process_is_that_of_another(source, target):
+    """Of the same x0 and eps, exactly; and what a network says of x0 there says the same here."""
+    source, target = PROCESSES[source], PROCESSES[target]
+    x0, eps, error = np.random.default_rng(0).standard_normal((3, 7))
+    for t in (0.05, 0.4, 0.9):
+        time, factor = process.converted(source, t, target)
+        state = lambda one, at: one.alpha(at) * x0 + one.sigma(at) * eps
+        np.testing.assert_allclose(factor * state(source, t), state(target, time), rtol=1e-9)
+        x0_hat = x0 + 0.1 * error
+        guess = [(state(one, at) - one.alpha(at) * x0_hat) / one.sigma(at) for one, at in ((source, t), (target, time))]
+        np.testing.assert_allclose(guess[0], guess[1], atol=1e-6)  # eps
 
 
 def test_score_losses_are_the_score_and_noise_errors_they_name():

@@ -439,6 +439,7 @@ def sampled(options: tuple, seed: int = 0, t: int = 24) -> dict:
     program = jax.jit(one.programs()["sample"].bind({**SIZES, "t": t}, **dict(options)))
     data = batch(one)
     inputs = {name: data[name] for name in ("phones", "durations", "prompt_codes", "prompt_frames")}
+    inputs["f0"] = np.pad(data["f0"], ((0, 0), (0, t - 24)))
     return jax.device_get(program(*started(), inputs, jax.random.key(seed)))
 
 
@@ -472,16 +473,59 @@ def test_sampling_is_decided_by_its_key():
     one, again, other = sampled(FEW), jax.device_get(sampled.__wrapped__(FEW)), sampled(FEW, 1)
     np.testing.assert_array_equal(one["audio"], again["audio"])
     assert np.abs(one["latents"] - other["latents"]).max() > 1e-3
-    np.testing.assert_array_equal(one["f0"], other["f0"])
+
+
+def test_the_contour_is_pitch_where_there_are_frames():
+    one, data = system(), batch(system())
+    inputs = {name: data[name] for name in ("phones", "durations", "prompt_codes", "prompt_frames")}
+    f0 = {t: np.asarray(jax.jit(one.programs()["contour"].bind({**SIZES, "t": t}))(*started(), inputs, jax.random.key(0))["f0"]) for t in (24, 32)}
+    assert f0[24].shape == (8, 24) and f0[24].dtype == np.float32 and (f0[24] > 0).any()
+    assert ((f0[24] == 0) | ((f0[24] >= 50) & (f0[24] <= 1100))).all()
+    assert all((f0[24][i, n:] == 0).all() for i, n in enumerate(data["frames"]))
+    np.testing.assert_allclose(f0[32][:, :24], f0[24], rtol=1e-4)
+
+
+def test_samples_follow_the_pitch_they_are_given():
+    """What is past the end of the frames is not heard."""
+    one, data = system(), batch(system())
+    inputs = {name: data[name] for name in ("phones", "durations", "f0", "prompt_codes", "prompt_frames")}
+    program = jax.jit(one.programs()["sample"].bind(SIZES, steps=4))
+    run = lambda f0: np.asarray(program(*started(), inputs | {"f0": f0}, jax.random.key(0))["latents"])
+    past = np.arange(24) >= data["frames"][:, None]
+    plain, higher = run(data["f0"]), run(np.where(data["f0"] > 0, 2 * data["f0"], 0))
+    assert np.abs(plain - higher).max() > 1e-3
+    np.testing.assert_array_equal(run(np.where(past, 333.0, data["f0"])), plain)
+
+
+def test_a_long_prompt_is_heard_in_windows():
+    """Each window as it would be alone, empty ones not at all, and rows without a prompt as the unconditional model."""
+    one, (params, rest), data = system(), started(), batch(system())
+    u = SIZES["u"]
+    codes = np.concatenate([data["prompt_codes"], np.roll(data["prompt_codes"], 1, 1), data["prompt_codes"], data["prompt_codes"]], 1)
+    rows = {"prompt_codes": codes, "prompt_frames": np.array([2 * u, u + 1, u, 1, 4 * u, 0, 2 * u, 3], np.int32)}
+    dropped = np.array([False] * 6 + [True, False])
+    heard = jax.jit(lambda rows, dropped: one.prompts(params, rest, rows, dropped, window=u)["denoiser"])
+    found, mask = (np.asarray(x) for x in heard(rows, dropped))
+    assert found.shape == (8, 4 * u, one.width) and mask.sum(1).tolist() == [2 * u, u + 1, u, 1, 4 * u, 4 * u, 4 * u, 3]
+    plain = jax.jit(lambda rows, dropped: one.prompts(params, rest, rows, dropped)["denoiser"])
+    for part in range(4):
+        alone = {"prompt_codes": codes[:, part * u : (part + 1) * u], "prompt_frames": np.clip(rows["prompt_frames"] - part * u, 0, u)}
+        expected, said = plain(alone, dropped)
+        for i in range(8):
+            if alone["prompt_frames"][i] and not dropped[i]:
+                valid = np.asarray(said)[i]
+                np.testing.assert_allclose(found[i, part * u : (part + 1) * u][valid], np.asarray(expected)[i][valid], atol=1e-5)
+    null = np.asarray(params["prompt"]["null"])
+    for i in (5, 6):
+        np.testing.assert_allclose(found[i], np.broadcast_to(null, found[i].shape), atol=1e-6)
 
 
 def test_samples_end_where_their_durations_end():
     out, data = sampled(FEW), batch(system())
     np.testing.assert_array_equal(out["frames"], data["frames"])
     for i, n in enumerate(data["frames"]):
-        assert (out["audio"][i, n * 200 :] == 0).all() and (out["latents"][i, n:] == 0).all() and (out["f0"][i, n:] == 0).all()
+        assert (out["audio"][i, n * 200 :] == 0).all() and (out["latents"][i, n:] == 0).all()
         assert np.abs(out["audio"][i, : n * 200]).max() > 0 and np.isfinite(out["audio"][i]).all()
-    assert ((out["f0"] == 0) | ((out["f0"] >= 50) & (out["f0"] <= 1100))).all()
 
 
 def test_sampled_latents_do_not_depend_on_the_bucket():
@@ -498,7 +542,7 @@ def test_no_velocity_leaves_the_noise_where_it_is():
     params, rest = started()
     params = {**params, "denoiser": {**params["denoiser"], "head2": jax.tree.map(np.zeros_like, params["denoiser"]["head2"])}}
     data = batch(one)
-    inputs = {name: data[name] for name in ("phones", "durations", "prompt_codes", "prompt_frames")}
+    inputs = {name: data[name] for name in ("phones", "durations", "f0", "prompt_codes", "prompt_frames")}
     program = jax.jit(one.programs()["sample"].bind(SIZES, steps=5, sampler="euler_literal", temperature=0.7))
     found = np.asarray(program(params, rest, inputs, jax.random.key(4))["latents"])
     start = 0.7 * np.asarray(jax.random.normal(jax.random.key(4), (8, 24, one.sizes["c"])))

@@ -206,14 +206,27 @@ class System(SingleLoss):
         _, _, deviation = self.coarse(rest)
         return deviation**self.whiten * jnp.sqrt(jnp.mean(deviation ** (2 - 2 * self.whiten)))
 
-    def prompts(self, params: Tree, rest: Tree, inputs: Batch, dropped_b: jax.Array, rng: jax.Array | None = None) -> dict[str, tuple]:
-        """(encoded prompt, mask) for `predictors` and `denoiser` (the same, unless an ablation takes it from one)."""
+    def prompts(
+        self, params: Tree, rest: Tree, inputs: Batch, dropped_b: jax.Array, rng: jax.Array | None = None, window: int = 0,
+    ) -> dict[str, tuple]:
+        """(encoded prompt, mask) for `predictors` and `denoiser` (the same, unless an ablation takes it from one).
+
+        With a `window` that many frames are encoded at a time, as long as prompts of training were; what listens to them listens to all.
+        """
         mask = alignment.length_mask(inputs["prompt_frames"], inputs["prompt_codes"].shape[1])
         z = self.latents(rest, inputs["prompt_codes"], mask)
-        full = self.apply(params, "prompt", z, mask, dropped_b, rng=rng)
+        size = window or mask.shape[1]
+        parts, said = z.reshape(-1, size, z.shape[-1]), mask.reshape(-1, size)
+
+        def encoded(dropped_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+            dropped_b = dropped_b | ~mask.any(-1)
+            y, _ = self.apply(params, "prompt", parts, said, jnp.repeat(dropped_b, mask.shape[1] // size), rng=rng)
+            return y.reshape(*mask.shape, -1), mask | dropped_b[:, None]
+
+        full = encoded(dropped_b)
         if self.prompt_in_predictors and self.prompt_in_denoiser:
             return {"predictors": full, "denoiser": full}
-        null = self.apply(params, "prompt", z, mask, jnp.ones_like(dropped_b), rng=rng)
+        null = encoded(jnp.ones_like(dropped_b))
         return {"predictors": full if self.prompt_in_predictors else null, "denoiser": full if self.prompt_in_denoiser else null}
 
     def pitch_ids(self, f0_bt: jax.Array) -> jax.Array:
@@ -341,38 +354,47 @@ class System(SingleLoss):
         z_btc = jnp.pad(z_btc, ((0, 0), (0, 0), (0, self.codec_network.channels - z_btc.shape[-1])))
         return self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, z_btc, method="decode")
 
-    def durations(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, speed: float) -> dict[str, jax.Array]:
+    def durations(
+        self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, speed: float, window: int,
+    ) -> dict[str, jax.Array]:
         """Program: frames of each phone (int32 `[b, p]`, at least 1, 0 at padding), divided by `speed`."""
         del rng, sizes
         real = inputs["phones"] > 0
-        prompt = self.prompts(params, rest, inputs, jnp.zeros(real.shape[:1], bool))["predictors"]
+        prompt = self.prompts(params, rest, inputs, jnp.zeros(real.shape[:1], bool), window=window)["predictors"]
         h = self.apply(params, "phones", inputs["phones"])
         log_duration = self.apply(params, "duration", h, real, *prompt)[..., 0]
         frames = jnp.round(jnp.expm1(jnp.minimum(log_duration, 7.0)) / speed)
         return {"durations": jnp.where(real, jnp.maximum(frames, 1), 0).astype(jnp.int32)}
 
+    def contour(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, window: int) -> dict[str, jax.Array]:
+        """Program: the pitch of every frame in Hz, 0 where unvoiced and past the end, float32 `[b, t]`."""
+        del rng
+        prompt = self.prompts(params, rest, inputs, jnp.zeros(inputs["phones"].shape[:1], bool), window=window)["predictors"]
+        h = self.apply(params, "phones", inputs["phones"])
+        c, mask = self.frames(params, h, inputs["durations"], sizes["t"])
+        pitch = self.apply(params, "pitch", c, mask, *prompt)
+        hertz = jnp.exp(pitch[..., 0] * self.pitch_deviation + self.pitch_mean)
+        return {"f0": jnp.where((pitch[..., 1] > 0) & mask, jnp.clip(hertz, *self.pitch_range), 0.0)}
+
     def sample(
         self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, steps: int, guidance: float, temperature: float,
-        sampler: str, snap: int,
+        sampler: str, snap: int, window: int,
     ) -> dict[str, jax.Array]:
-        """Program: phones, durations and a prompt -> audio, latents (codec's units), F0 in Hz (0 unvoiced), frames.
+        """Program: phones, durations, pitch and a prompt -> audio, latents (codec's units), frames.
 
         `guidance` is the total factor (1: one evaluation a step, else two); `temperature` the standard deviation of the
         start; `snap` rounds the result to so many levels of codes (0: not). Frames past `sizes["t"]` are cut: callers
-        choose a bucket that holds the durations' sum.
+        choose a bucket that holds the durations' sum. `window` is that of `prompts`.
         """
         rows, size = inputs["phones"].shape[0], sizes["t"]
         none, all_ = jnp.zeros((rows,), bool), jnp.ones((rows,), bool)
-        prompts = self.prompts(params, rest, inputs, none)
+        prompts = self.prompts(params, rest, inputs, none, window=window)
         h = self.apply(params, "phones", inputs["phones"])
         c, mask = self.frames(params, h, inputs["durations"], size)
-        pitch = self.apply(params, "pitch", c, mask, *prompts["predictors"])
-        hertz = jnp.exp(pitch[..., 0] * self.pitch_deviation + self.pitch_mean)
-        f0 = jnp.where((pitch[..., 1] > 0) & mask, jnp.clip(hertz, *self.pitch_range), 0.0)
-        c = c + self.call(params, "phones", "pitch", self.pitch_ids(f0))
+        c = c + self.call(params, "phones", "pitch", self.pitch_ids(inputs["f0"] * mask))
         heard = prompts["denoiser"]
         if guidance != 1.0:  # the unconditional rows ride along in the same batch
-            null = self.prompts(params, rest, inputs, all_)["denoiser"]
+            null = self.prompts(params, rest, inputs, all_, window=window)["denoiser"]
             heard = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), heard, null)
             c = jnp.concatenate([c, self.call(params, "phones", "without", c, all_)])
         prepared = self.call(params, "denoiser", "prepare", c, *heard)
@@ -387,24 +409,25 @@ class System(SingleLoss):
         valid = mask[..., None].astype(jnp.float32)
         start = temperature * jax.random.normal(rng, (rows, size, self.sizes["c"])) * valid
         books, mean, _ = self.coarse(rest)
-        x0 = samplers.run(denoise, start, samplers.table(sampler, self.process, steps))
+        x0 = samplers.run(denoise, start, samplers.table(sampler, self.process, steps), jax.random.fold_in(rng, 1))
         latents = (x0 * self.scale(rest) + mean) * valid
         if snap:
             latents = quantize.rvq_lookup(books.codes, quantize.rvq_encode(latents, books, snap)) * valid
         audio = self._decode(rest, latents) * jnp.repeat(mask, self.codec_network.hop, 1)
-        return {"audio": audio, "latents": latents, "f0": f0, "frames": mask.sum(-1).astype(jnp.int32)}
+        return {"audio": audio, "latents": latents, "frames": mask.sum(-1).astype(jnp.int32)}
 
     def programs(self) -> dict[str, Program]:
         audio, codes = Field("bs", "float32"), Field("btq", "int32")
         text, prompt = {"phones": self.fields["phones"]}, {name: self.fields[name] for name in ("prompt_codes", "prompt_frames")}
-        durations = {"durations": self.fields["durations"]}
-        sampled = {"audio": audio, "latents": Field("btc", "float32"), "f0": Field("bt", "float32"), "frames": Field("b", "int32")}
-        options = {"steps": 150, "guidance": 1.0, "temperature": self.temperature, "sampler": "euler", "snap": 0}
+        durations, pitch = {"durations": self.fields["durations"]}, {"f0": self.fields["f0"]}
+        sampled = {"audio": audio, "latents": Field("btc", "float32"), "frames": Field("b", "int32")}
+        options = {"steps": 150, "guidance": 1.0, "temperature": self.temperature, "sampler": "euler", "snap": 0, "window": 0}
         return {
             "encode": Program(self.encode, {"audio": audio}, {"codes": codes}),
             "decode": Program(self.decode, {"codes": codes}, {"audio": audio}),
-            "durations": Program(self.durations, text | prompt, durations, {"speed": 1.0}),
-            "sample": Program(self.sample, text | durations | prompt, sampled, options),
+            "durations": Program(self.durations, text | prompt, durations, {"speed": 1.0, "window": 0}),
+            "contour": Program(self.contour, text | durations | prompt, pitch, {"window": 0}),
+            "sample": Program(self.sample, text | durations | pitch | prompt, sampled, options),
         }
 
     def flops(self, sizes: Sizes) -> float:
