@@ -81,6 +81,13 @@ def ddim(process: Process, steps: int) -> Table:
     return _table(t, *_first_order(process, t))
 
 
+def inverse_ddim(process: Process, steps: int) -> Table:
+    """`ddim`'s steps the other way: from the data's side, where the state is `alpha(LAST)` times the data, to the noise at t = 1."""
+    t = _even(steps + 1)[::-1]
+    keep, jump = _first_order(process, t)
+    return _table(t[:-1], keep[:-1], jump[:-1], last_x0=False)
+
+
 def heun(process: Process, steps: int) -> Table:
     """Heun's second-order steps (Karras et al. 2022, algorithm 1), two evaluations each.
 

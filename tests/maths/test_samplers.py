@@ -165,6 +165,19 @@ def test_ddim_is_exact_for_a_point_and_few_steps_beat_the_literal_ending():
     assert distance("euler") < 0.5 * distance("euler_literal")
 
 
+@pytest.mark.parametrize("one", PROCESSES)
+def test_inverse_ddim_goes_back_where_it_came_from(one):
+    """From data to noise and back by the exact predictor of a Gaussian; the noise is where the flow says."""
+    one, data = PROCESSES[one], np.linspace(0.3, 2.7, 9)
+    denoise = functools.partial(gaussian, one)
+    there = samplers.inverse_ddim(one, 400)
+    assert (np.diff(there["t"]) > 0).all() and there["t"][0] == np.float32(samplers.LAST)
+    noise = samplers.run(denoise, jnp.asarray(one.alpha(samplers.LAST) * data, jnp.float32), there)
+    spread = np.sqrt(one.alpha(1.0) ** 2 * DEVIATION**2 + one.sigma(1.0) ** 2)
+    np.testing.assert_allclose(noise, one.alpha(1.0) * MEAN + spread * (data - MEAN) / DEVIATION, rtol=0.03, atol=0.03 * spread)
+    np.testing.assert_allclose(samplers.run(denoise, noise, samplers.ddim(one, 400)), data, atol=0.02)
+
+
 def test_guidance_is_a_total_factor():
     null, conditional = jax.random.normal(jax.random.key(2), (2, 4))
     np.testing.assert_allclose(samplers.guide(null, conditional, 1.0), conditional, rtol=1e-6)

@@ -40,8 +40,9 @@ from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder, Transformer
 from ns2_jax.layers.wavenet import WaveNet
 from ns2_jax.maths import alignment, process, samplers
 from ns2_jax.systems.naturalspeech2 import cost
+from ns2_jax.systems.naturalspeech2.programs import Programs
 from ns2_jax.systems.naturalspeech2.rvq import ce_rvq
-from ns2_jax.systems.system import Batch, Field, Program, SingleLoss, Sizes, Tree, tuples
+from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
 
 
 KEYS = ("denoiser", "duration", "phones", "pitch", "prompt")
@@ -62,7 +63,7 @@ def _make(module: Any, given: Mapping[str, Any], **own: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class System(SingleLoss):
+class System(Programs, SingleLoss):
     """Numbers only. `codec` are the fields of `layers.codec.Codec`; the other mappings those of their layers."""
 
     codec: Mapping[str, Any]
@@ -334,100 +335,6 @@ class System(SingleLoss):
             "duration": jnp.broadcast_to(per_phone[:, None], voiced.shape),
             "pitch": jnp.abs(value - target) * voiced,
             "voicing": nn.softplus(logit) - logit * voiced,  # cross entropy of a logit
-        }
-
-    # Programs ---------------------------------------------------------------------------------------------------------
-
-    def encode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
-        """Program: audio `[b, s]` -> codes int32 `[b, t, q]`."""
-        del params, rng, sizes
-        z = self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, inputs["audio"], method="encode")
-        return {"codes": quantize.rvq_encode(z, self.books(rest))}
-
-    def decode(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
-        """Program: codes `[b, t, q]` -> audio `[b, s]`."""
-        del params, rng, sizes
-        return {"audio": self._decode(rest, quantize.rvq_lookup(self.books(rest).codes, inputs["codes"]))}
-
-    def _decode(self, rest: Tree, z_btc: jax.Array) -> jax.Array:
-        """Coarse latents have no waveform channels: the decoder makes up what they would say."""
-        z_btc = jnp.pad(z_btc, ((0, 0), (0, 0), (0, self.codec_network.channels - z_btc.shape[-1])))
-        return self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, z_btc, method="decode")
-
-    def durations(
-        self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, speed: float, window: int,
-    ) -> dict[str, jax.Array]:
-        """Program: frames of each phone (int32 `[b, p]`, at least 1, 0 at padding), divided by `speed`."""
-        del rng, sizes
-        real = inputs["phones"] > 0
-        prompt = self.prompts(params, rest, inputs, jnp.zeros(real.shape[:1], bool), window=window)["predictors"]
-        h = self.apply(params, "phones", inputs["phones"])
-        log_duration = self.apply(params, "duration", h, real, *prompt)[..., 0]
-        frames = jnp.round(jnp.expm1(jnp.minimum(log_duration, 7.0)) / speed)
-        return {"durations": jnp.where(real, jnp.maximum(frames, 1), 0).astype(jnp.int32)}
-
-    def contour(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, window: int) -> dict[str, jax.Array]:
-        """Program: the pitch of every frame in Hz, 0 where unvoiced and past the end, float32 `[b, t]`."""
-        del rng
-        prompt = self.prompts(params, rest, inputs, jnp.zeros(inputs["phones"].shape[:1], bool), window=window)["predictors"]
-        h = self.apply(params, "phones", inputs["phones"])
-        c, mask = self.frames(params, h, inputs["durations"], sizes["t"])
-        pitch = self.apply(params, "pitch", c, mask, *prompt)
-        hertz = jnp.exp(pitch[..., 0] * self.pitch_deviation + self.pitch_mean)
-        return {"f0": jnp.where((pitch[..., 1] > 0) & mask, jnp.clip(hertz, *self.pitch_range), 0.0)}
-
-    def sample(
-        self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, steps: int, guidance: float, temperature: float,
-        sampler: str, snap: int, window: int,
-    ) -> dict[str, jax.Array]:
-        """Program: phones, durations, pitch and a prompt -> audio, latents (codec's units), frames.
-
-        `guidance` is the total factor (1: one evaluation a step, else two); `temperature` the standard deviation of the
-        start; `snap` rounds the result to so many levels of codes (0: not). Frames past `sizes["t"]` are cut: callers
-        choose a bucket that holds the durations' sum. `window` is that of `prompts`.
-        """
-        rows, size = inputs["phones"].shape[0], sizes["t"]
-        none, all_ = jnp.zeros((rows,), bool), jnp.ones((rows,), bool)
-        prompts = self.prompts(params, rest, inputs, none, window=window)
-        h = self.apply(params, "phones", inputs["phones"])
-        c, mask = self.frames(params, h, inputs["durations"], size)
-        c = c + self.call(params, "phones", "pitch", self.pitch_ids(inputs["f0"] * mask))
-        heard = prompts["denoiser"]
-        if guidance != 1.0:  # the unconditional rows ride along in the same batch
-            null = self.prompts(params, rest, inputs, all_, window=window)["denoiser"]
-            heard = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), heard, null)
-            c = jnp.concatenate([c, self.call(params, "phones", "without", c, all_)])
-        prepared = self.call(params, "denoiser", "prepare", c, *heard)
-        copies = c.shape[0] // rows
-        masks = jnp.tile(mask, (copies, 1))
-
-        def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
-            z, t = jnp.tile(z, (copies, 1, 1)), jnp.full((c.shape[0],), t)
-            x0 = self.clean(self.call(params, "denoiser", "step", z, t, prepared, masks), z, t)
-            return samplers.guide(x0[rows:], x0[:rows], guidance) if copies == 2 else x0
-
-        valid = mask[..., None].astype(jnp.float32)
-        start = temperature * jax.random.normal(rng, (rows, size, self.sizes["c"])) * valid
-        books, mean, _ = self.coarse(rest)
-        x0 = samplers.run(denoise, start, samplers.table(sampler, self.process, steps), jax.random.fold_in(rng, 1))
-        latents = (x0 * self.scale(rest) + mean) * valid
-        if snap:
-            latents = quantize.rvq_lookup(books.codes, quantize.rvq_encode(latents, books, snap)) * valid
-        audio = self._decode(rest, latents) * jnp.repeat(mask, self.codec_network.hop, 1)
-        return {"audio": audio, "latents": latents, "frames": mask.sum(-1).astype(jnp.int32)}
-
-    def programs(self) -> dict[str, Program]:
-        audio, codes = Field("bs", "float32"), Field("btq", "int32")
-        text, prompt = {"phones": self.fields["phones"]}, {name: self.fields[name] for name in ("prompt_codes", "prompt_frames")}
-        durations, pitch = {"durations": self.fields["durations"]}, {"f0": self.fields["f0"]}
-        sampled = {"audio": audio, "latents": Field("btc", "float32"), "frames": Field("b", "int32")}
-        options = {"steps": 150, "guidance": 1.0, "temperature": self.temperature, "sampler": "euler", "snap": 0, "window": 0}
-        return {
-            "encode": Program(self.encode, {"audio": audio}, {"codes": codes}),
-            "decode": Program(self.decode, {"codes": codes}, {"audio": audio}),
-            "durations": Program(self.durations, text | prompt, durations, {"speed": 1.0, "window": 0}),
-            "contour": Program(self.contour, text | durations | prompt, pitch, {"window": 0}),
-            "sample": Program(self.sample, text | durations | pitch | prompt, sampled, options),
         }
 
     def flops(self, sizes: Sizes) -> float:
