@@ -9,6 +9,11 @@ spoken sentence by sentence, and the command says so. The format of the output f
 
 `--times=json,TextGrid,srt` writes beside the audio when each word and phone is said, and at which pitch. Change `seconds` or `hz` in the
 JSON and give it back with `--score=out.json` instead of `--text`.
+
+    python -m ns2_jax.synthesize --task=convert --source=me.wav --text="What I say." --prompt=voice.wav --model=DIR --out=out.wav
+
+`convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt. The text
+is what the source says: an aligner finds its phones there. Lines of `--batch` have the source before the prompts.
 """
 
 from __future__ import annotations
@@ -24,16 +29,19 @@ from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
 SUFFIXES = (".wav", ".flac", ".ogg")
+ALIGNER = Path(__file__).parents[1] / "results" / "aligner" / "model"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What becomes of a text (or a score) in the voice of some prompts: `out`, and beside it files of its `times`."""
+    """What becomes of a text (or a score, or a `source` that says the text) in the voice of some prompts: `out`, and beside it files of its
+    `times`."""
 
     out: str
     text: str | inference.Score
     prompts: tuple[str, ...]
     times: tuple[str, ...] = ()
+    source: str = ""
 
     @property
     def beside(self) -> dict[str, Path]:
@@ -65,23 +73,36 @@ def read_jobs() -> list[Job]:
     """What the flags ask for, checked before anything slow starts."""
     if not FLAGS.model:
         raise ValueError("--model=DIR is missing: a run or an export")
-    times = tuple(FLAGS.times)
+    times, changing = tuple(FLAGS.times), FLAGS.task != "tts"
+    if not changing and FLAGS.target_pitch is not None:
+        raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
+    for name in ("speed", "pitch_shift", "temperature", "sampler"):
+        if changing and FLAGS[name].value is not None:
+            raise ValueError(f"--{name} does not go with --task={FLAGS.task}: times and noise are the source's")
     if wrong := [kind for kind in times if kind not in inference.WRITERS]:
         raise ValueError(f"--times={wrong[0]}: expected {', '.join(inference.WRITERS)}")
     if FLAGS.batch:
-        given = [name for name in ("text", "score", "prompt", "out") if FLAGS[name].value is not None]
+        given = [name for name in ("text", "score", "source", "prompt", "out") if FLAGS[name].value is not None]
         if given:
             raise ValueError(f"--{given[0]} does not go with --batch, whose lines hold out, text and prompt")
-        jobs = [Job(*row, times) for row in read_list(FLAGS.batch)]
+        rows = read_list(FLAGS.batch)
+        if changing and (short := next((out for out, _, prompts in rows if len(prompts) < 2), None)):
+            raise ValueError(f"--batch={FLAGS.batch}: the line of {short} needs a source and a prompt for --task={FLAGS.task}")
+        jobs = [Job(out, text, prompts[changing:], times, prompts[0] if changing else "") for out, text, prompts in rows]
     else:
         if FLAGS.text is not None and FLAGS.score is not None:
             raise ValueError("--text does not go with --score, which says the words")
-        missing = [name for name in ("prompt", "out") if FLAGS[name].value is None]
+        if FLAGS.score is not None and changing:
+            raise ValueError(f"--score does not go with --task={FLAGS.task}: the source says when its words are said")
+        if FLAGS.source is not None and not changing:
+            raise ValueError("--source goes with --task=convert or --task=enhance")
+        missing = [name for name in ("prompt", "out", *["source"] * changing) if FLAGS[name].value is None]
         missing = ["text"] * (FLAGS.text is None and FLAGS.score is None) + missing
         if missing:
             raise ValueError(f"--{missing[0]} is missing (or give --batch=list.tsv)")
-        jobs = [Job(FLAGS.out, FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score), tuple(FLAGS.prompt), times)]
-    seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, FLAGS.batch, FLAGS.score) if name}
+        jobs = [Job(FLAGS.out, FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score), tuple(FLAGS.prompt), times,
+                    FLAGS.source or "")]  # fmt: skip
+    seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
     for job in jobs:
         for path in (Path(job.out), *job.beside.values()):
             if path.resolve() in read:
@@ -93,9 +114,9 @@ def read_jobs() -> list[Job]:
             seen.add(path.resolve())
         if isinstance(job.text, str) and not job.text.strip():
             raise ValueError(f"the text for {job.out} is empty")
-        for prompt in job.prompts:
-            if not Path(prompt).is_file():
-                raise FileNotFoundError(f"{prompt}: no such audio file (the prompt for {job.out})")
+        for kind, path in (*(("prompt", prompt) for prompt in job.prompts), ("source", job.source)):
+            if path and not Path(path).is_file():
+                raise FileNotFoundError(f"{path}: no such audio file (the {kind} for {job.out})")
         if Path(job.out).suffix.lower() not in SUFFIXES:
             raise ValueError(f"{job.out}: the name of the output must end in one of {' '.join(SUFFIXES)}")
         if not Path(job.out).parent.is_dir():
@@ -112,7 +133,10 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
-    flags.DEFINE_enum("task", "tts", ["tts"], "What to do with text and prompt.")
+    flags.DEFINE_enum("task", "tts", ["tts", "convert", "enhance"], "What to do: speak, or change a source.")
+    flags.DEFINE_string("source", None, "Audio file that --task=convert or enhance changes; it says the text.")
+    flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source; results/aligner/model of the repository if left out.")
+    flags.DEFINE_enum("target_pitch", None, inference.PITCHES, "Pitch of what a source becomes; convert: predicted, enhance: kept.")
     flags.DEFINE_integer("seed", 0, "Seed of the noise.")
     flags.DEFINE_integer("steps", None, "Sampler steps; the system's own number if left out.", lower_bound=1, upper_bound=10000)
     flags.DEFINE_float("guidance", None, "Strength of classifier-free guidance; the system's own if left out.")
@@ -129,13 +153,20 @@ def main(argv: list[str]) -> None:
     jobs = read_jobs()
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
+    aligner = inference.load(FLAGS.aligner or ALIGNER) if FLAGS.task != "tts" else None
     names = ("guidance", "temperature", "sampler", "speed", "pitch_shift")
     options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
-        requests = [(job.text, job.prompts if len(job.prompts) > 1 else job.prompts[0]) for job in part]
-        speeches = model.speak_batch(requests, FLAGS.seed, steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options)
+        voices = [job.prompts if len(job.prompts) > 1 else job.prompts[0] for job in part]
+        if aligner is None:
+            requests = [(job.text, voice) for job, voice in zip(part, voices)]
+            speeches = model.speak_batch(requests, FLAGS.seed, steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options)
+        else:
+            pitch = FLAGS.target_pitch or ("predicted" if FLAGS.task == "convert" else "kept")
+            speeches = inference.convert_all(model, aligner, [(job.source, job.text, voice) for job, voice in zip(part, voices)], FLAGS.seed,
+                                             FLAGS.steps, pitch, FLAGS.lexicon, FLAGS.language, **options)  # fmt: skip
         seconds = time.monotonic() - start
         for job, speech in zip(part, speeches):
             inference.write(job.out, speech)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ns2_jax.audio import files
+from ns2_jax.inference.conversion import PITCHES, convert_all
 from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.recordings import codec_hash
 from ns2_jax.inference.score import WRITERS, Score
@@ -33,7 +34,7 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
 __all__ = [
-    "PAUSE", "ROWS", "WRITERS", "Model", "Prompt", "Score", "Speech", "codec_hash", "inventory", "ladder", "load", "meshes", "phones_of",
+    "PAUSE", "PITCHES", "ROWS", "WRITERS", "Model", "Prompt", "Score", "Speech", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
     "read_score", "split", "write", "write_text"]
 
 

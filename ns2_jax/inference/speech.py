@@ -53,7 +53,7 @@ class Speech:
 
 
 @dataclasses.dataclass
-class _Piece:
+class Piece:
     """Words that fit one bucket, on their way to becoming audio."""
 
     request: int
@@ -66,6 +66,7 @@ class _Piece:
     bucket: int | None = None
     durations: np.ndarray | None = None
     f0: np.ndarray | None = None
+    source: np.ndarray | None = None  # codes [t, q] of what is converted
     out: dict[str, np.ndarray] | None = None
 
     @property
@@ -81,7 +82,7 @@ class _Piece:
         """A random seed of its own for this piece and program, the same in every batch."""
         return zlib.crc32(repr((self.seed, self.place, stage)).encode())
 
-    def halves(self) -> list[_Piece]:
+    def halves(self) -> list[Piece]:
         """Raises ValueError for a single word."""
         at, paused = cut(self.words)
         first = sum(len(word.phones) for word in self.words[:at])
@@ -89,7 +90,7 @@ class _Piece:
         edge = (None if None in self.seconds else 1e-6,)  # a given length stays what it is: an edge takes its frame from its neighbours
         silent = (None if None in self.hz else (0.0,),)
         part = lambda given, new: (given[:first] + new * (not paused), new + given[first:])
-        return [_Piece(self.request, words, self.seed, self.prompt, seconds, hz, (*self.place, i)) for i, (words, seconds, hz) in enumerate(
+        return [Piece(self.request, words, self.seed, self.prompt, seconds, hz, (*self.place, i)) for i, (words, seconds, hz) in enumerate(
             zip((one, two), part(tuple(self.seconds), edge), part(tuple(self.hz), silent)))]
 
 
@@ -134,33 +135,33 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
         number = sum(len(word.phones) for word in words)
         return Score(words, (None,) * number, (None,) * number)
 
-    pending: list[_Piece] = []
+    pending: list[Piece] = []
     for i, ((text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
         score = attempt(i, read, text)
         codes = attempt(i, voice, prompt)
         if i not in failed:
-            pending.append(_Piece(i, score.words, seed, codes, score.seconds, score.hz))
+            pending.append(Piece(i, score.words, seed, codes, score.seconds, score.hz))
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
-    placed = _place(model, pending, early, attempt)
+    placed = place_in_buckets(model, pending, early, attempt)
     placed = [piece for piece in placed if piece.request not in failed]
-    _pitch(model, placed, shift)
+    predict_pitch(model, placed, shift)
     _sample(model, placed, options | {"steps": steps}, attempt)
-    return [None if i in failed else _join(model, [p for p in placed if p.request == i]) for i in range(len(requests))]
+    return [None if i in failed else join(model, [p for p in placed if p.request == i]) for i in range(len(requests))]
 
 
-def _place(model: Model, pending: list[_Piece], options: Mapping[str, Any], attempt) -> list[_Piece]:
+def place_in_buckets(model: Model, pending: list[Piece], options: Mapping[str, Any], attempt) -> list[Piece]:
     """Predicts durations, finds each piece the smallest bucket that holds it, and splits what none holds."""
-    done: list[_Piece] = []
+    done: list[Piece] = []
     period = model.hop / model.rate
     while pending:
         ready, large = [], []
         for piece in pending:
             piece.bucket = next((i for i, b in enumerate(model.buckets) if b["p"] >= len(piece.phones)), None)
             (large if piece.bucket is None else ready).append(piece)
-        for (index, room), group in _grouped(model, ready):
+        for (index, room), group in grouped(model, ready):
             bucket = model.buckets[index]
-            rows = [_inputs(model, piece, bucket, room) for piece in group]
-            outs = model.run("durations", rows, [piece.key(0) for piece in group], {"p": bucket["p"], "u": room}, **options, **_windows(model, room))
+            rows = [inputs_of(model, piece, bucket, room) for piece in group]
+            outs = model.run("durations", rows, [piece.key(0) for piece in group], {"p": bucket["p"], "u": room}, **options, **windows(model, room))
             for piece, out in zip(group, outs):
                 piece.durations = scores.frames(piece.seconds, out["durations"][: len(piece.phones)], period)
                 fits = (i for i, b in enumerate(model.buckets) if b["p"] >= len(piece.phones) and b["t"] >= piece.durations.sum())
@@ -170,7 +171,7 @@ def _place(model: Model, pending: list[_Piece], options: Mapping[str, Any], atte
     return sorted(done, key=lambda piece: (piece.request, piece.place))
 
 
-def _split(model: Model, piece: _Piece) -> list[_Piece]:
+def _split(model: Model, piece: Piece) -> list[Piece]:
     frames = max(b["t"] for b in model.buckets)
     try:
         halves = piece.halves()
@@ -180,7 +181,7 @@ def _split(model: Model, piece: _Piece) -> list[_Piece]:
     return halves
 
 
-def _inputs(model: Model, piece: _Piece, bucket: Mapping[str, int], room: int) -> dict[str, np.ndarray]:
+def inputs_of(model: Model, piece: Piece, bucket: Mapping[str, int], room: int) -> dict[str, np.ndarray]:
     """One row of `durations` and, once they are known, of `contour` and `sample`, padded to the bucket and to `room` frames of prompt."""
     fill = bucket["p"] - len(piece.phones)
     row = {
@@ -195,40 +196,40 @@ def _inputs(model: Model, piece: _Piece, bucket: Mapping[str, int], room: int) -
     return row
 
 
-def _windows(model: Model, room: int) -> dict[str, int]:
+def windows(model: Model, room: int) -> dict[str, int]:
     """A prompt longer than those of training is heard in windows of their length."""
     return {"window": model.longest_prompt} if room > model.longest_prompt else {}
 
 
-def _pitch(model: Model, pieces: list[_Piece], shift: float) -> None:
+def predict_pitch(model: Model, pieces: list[Piece], shift: float) -> None:
     """What the system predicts, where the piece does not say, `shift` semitones higher."""
     if "contour" not in model.programs:
         return
-    for (index, room), group in _grouped(model, pieces):
+    for (index, room), group in grouped(model, pieces):
         bucket = model.buckets[index]
-        rows = [_inputs(model, piece, bucket, room) for piece in group]
+        rows = [inputs_of(model, piece, bucket, room) for piece in group]
         sizes = {"t": bucket["t"], "p": bucket["p"], "u": room}
-        for piece, out in zip(group, model.run("contour", rows, [0] * len(group), sizes, **_windows(model, room))):
+        for piece, out in zip(group, model.run("contour", rows, [0] * len(group), sizes, **windows(model, room))):
             predicted = out["f0"][: piece.durations.sum()] * np.float32(2 ** (shift / 12))
             piece.f0 = scores.contour(piece.hz, piece.durations, predicted)
 
 
-def _sample(model: Model, pieces: list[_Piece], options: Mapping[str, Any], attempt) -> None:
-    def accept(piece: _Piece, out: dict[str, np.ndarray]) -> None:
+def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attempt) -> None:
+    def accept(piece: Piece, out: dict[str, np.ndarray]) -> None:
         if not np.isfinite(out["audio"]).all():
             raise ValueError(f"the model made NaN for {piece.text!r}; its weights are broken or a sampler option is out of range")
         piece.out = out
 
-    for (index, room), group in _grouped(model, pieces):
+    for (index, room), group in grouped(model, pieces):
         bucket = model.buckets[index]
         sizes = {"t": bucket["t"], "p": bucket["p"], "u": room, "s": bucket["t"] * model.hop}
-        rows = [_inputs(model, piece, bucket, room) for piece in group]
-        outs = model.run("sample", rows, [piece.key(1) for piece in group], sizes, **options, **_windows(model, room))
+        rows = [inputs_of(model, piece, bucket, room) for piece in group]
+        outs = model.run("sample", rows, [piece.key(1) for piece in group], sizes, **options, **windows(model, room))
         for piece, out in zip(group, outs):
             attempt(piece.request, accept, piece, out)
 
 
-def _join(model: Model, pieces: list[_Piece]) -> Speech:
+def join(model: Model, pieces: list[Piece]) -> Speech:
     """The pieces one after the other. Each begins and ends with its own silence; a joint is faded over FADE, or its breath may click."""
     audio, f0, ends, phones, words = [], [], [], [], []
     spoken, hz, period = [], [], model.hop / model.rate
@@ -258,9 +259,9 @@ def _join(model: Model, pieces: list[_Piece]) -> Speech:
                   model.hop, tuple(piece.text for piece in pieces), Score(spoken, lengths, tuple(hz)))
 
 
-def _grouped(model: Model, pieces: Iterable[_Piece]) -> Iterable[tuple[tuple[int, int], list[_Piece]]]:
+def grouped(model: Model, pieces: Iterable[Piece]) -> Iterable[tuple[tuple[int, int], list[Piece]]]:
     """Pieces by bucket and room for the prompt, the smallest first."""
-    groups: dict[tuple[int, int], list[_Piece]] = {}
+    groups: dict[tuple[int, int], list[Piece]] = {}
     for piece in pieces:
         groups.setdefault((piece.bucket, model.room(len(piece.prompt))), []).append(piece)
     return sorted(groups.items())

@@ -1,0 +1,121 @@
+"""Speech made into other speech: another voice says it (conversion), or the same one without its noise (enhancement).
+
+NaturalSpeech 2, section 5.7: the diffusion's ODE carries the source to noise under its own conditions, and back under the target's
+prompt. What was said must be known: its text, whose phones an aligner finds in the source.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ns2_jax.audio import files
+from ns2_jax.inference import aligning, speech
+from ns2_jax.inference.score import Score
+from ns2_jax.maths import pitch
+from ns2_jax.text import front, phones as inventory
+
+if TYPE_CHECKING:
+    from ns2_jax.inference.model import Model
+
+PITCHES = ("predicted", "shifted", "kept")
+"""Of the target: what the system predicts for its prompt (the paper's), the source's contour moved to the prompt's mean, or the source's."""
+
+
+def listen(model: Model, aligner: Model, audio: np.ndarray, words: front.Words) -> Score:
+    """When the phones of `words` are said in `audio` float32 `[s]` at the model's rate, and at which pitch, a frame at a time."""
+    spoken = files.resample(audio, model.rate, aligner.rate)
+    found = aligning.align(aligner, spoken, inventory.ids([phone for word in words for phone in word.phones]))
+    if found.score < aligning.SHORTEST:
+        raise ValueError(f"{len(audio) / model.rate:.2f} s hold fewer frames than the text has phones; is it the text of this recording?")
+    there = found.durations > 0  # a pause that nobody makes has no frames
+    kept, at = [], 0
+    for word in words:
+        if there[at : at + len(word.phones)].all():
+            kept.append(word)
+        at += len(word.phones)
+    edges = np.concatenate([[0], found.ends])[np.concatenate([[True], there])] / len(spoken) * len(audio)
+    edges[0] = 0.0
+    (f0,) = pitch.track_all([audio], model.rate, model.hop)
+    frames = np.rint(edges / model.hop).astype(int)
+    hz = [tuple(float(value) for value in f0[a:b]) or (0.0,) for a, b in zip(frames[:-1], frames[1:])]
+    return Score(kept, tuple((np.diff(edges) / model.rate).tolist()), tuple(hz))
+
+
+def convert_all(
+    model: Model, aligner: Model, requests: Sequence[tuple[speech.Voice, str, speech.Prompt]], seeds: int | Sequence[int] = 0,
+    steps: int | None = None, target_pitch: str = "predicted", lexicon: Any = None, language: str = "en", **options: Any,
+) -> list[speech.Speech]:
+    """Every (source, its text, prompt of the target) -> the source's words at the source's times in the sound of the prompt.
+
+    Raises ValueError for a model that does not convert, text that cannot be that of its source, `target_pitch` that is none of PITCHES.
+    """
+    if "convert" not in model.programs:
+        raise ValueError(f"{model.name} does not convert; it offers {sorted(model.programs)}")
+    if target_pitch not in PITCHES:
+        raise ValueError(f"target_pitch={target_pitch!r}; expected one of {PITCHES}")
+    seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
+    table, pieces, means = front.read_lexicon(lexicon), [], {}
+    codes: dict[int, np.ndarray] = {}
+    for i, ((source, text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
+        if isinstance(source, (str, os.PathLike)):
+            audio = files.read(source, model.rate)
+        else:
+            audio = files.resample(files.check(*source, "source"), source[1], model.rate)
+        audio = files.match_loudness(audio, model.rate)
+        audio = audio[: len(audio) // model.hop * model.hop]
+        score = listen(model, aligner, audio, front.words(text, table, language))
+        codes[i] = model.encode(audio)
+        pieces.append(speech.Piece(i, score.words, seed, model.prompt(prompt), score.seconds, score.hz))
+        if target_pitch == "shifted":
+            means[i] = _mean_pitch(model, model.decode(pieces[-1].prompt)), _mean_pitch(model, audio)
+
+    def attempt(request: int, function, *args):
+        del request
+        return function(*args)
+
+    placed = speech.place_in_buckets(model, pieces, {}, attempt)
+    for i in range(len(requests)):  # what each piece says of its source, frame by frame
+        at = 0
+        for piece in (p for p in placed if p.request == i):
+            end = at + int(piece.durations.sum())
+            piece.source = codes[i][np.clip(np.arange(at, end), 0, len(codes[i]) - 1)]
+            at = end
+    speech.predict_pitch(model, placed, 0.0)
+    own = [piece.f0 for piece in placed]
+    if target_pitch == "predicted":
+        for piece in placed:
+            piece.hz = (None,) * len(piece.phones)
+        speech.predict_pitch(model, placed, 0.0)
+    elif target_pitch == "shifted":
+        for piece in placed:
+            target, source = means[piece.request]
+            piece.f0 = piece.f0 * np.float32(target / source if target and source else 1.0)
+    hears: dict[int, np.ndarray] = {i: whole[: model.longest_prompt] for i, whole in codes.items()}
+    source_pitch = {id(piece): f0 for piece, f0 in zip(placed, own)}
+    for (index, room), group in speech.grouped(model, placed):
+        bucket = model.buckets[index]
+        sizes = {"t": bucket["t"], "p": bucket["p"], "u": room, "s": bucket["t"] * model.hop}
+        rows = []
+        for piece in group:
+            row = speech.inputs_of(model, piece, bucket, room)
+            row |= {"target_codes": row["prompt_codes"], "target_frames": row["prompt_frames"], "target_f0": row["f0"]}
+            heard, f0 = hears[piece.request], source_pitch[id(piece)]
+            row["prompt_codes"] = np.pad(heard, ((0, room - len(heard)), (0, 0)))
+            row["prompt_frames"] = np.int32(len(heard))
+            row["f0"] = np.pad(f0, (0, bucket["t"] - len(f0))).astype(np.float32)
+            row["codes"] = np.pad(piece.source, ((0, bucket["t"] - len(piece.source)), (0, 0)))
+            rows.append(row)
+        keys = [piece.key(1) for piece in group]
+        for piece, out in zip(group, model.run("convert", rows, keys, sizes, steps=steps, **options, **speech.windows(model, room))):
+            piece.out = out
+    return [speech.join(model, [piece for piece in placed if piece.request == i]) for i in range(len(requests))]
+
+
+def _mean_pitch(model: Model, audio: np.ndarray) -> float:
+    """Geometric mean of the pitch in Hz; 0 where nothing is voiced."""
+    (f0,) = pitch.track_all([audio], model.rate, model.hop)
+    return float(np.exp(np.log(f0[f0 > 0]).mean())) if (f0 > 0).any() else 0.0

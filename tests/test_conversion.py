@@ -1,0 +1,88 @@
+"""Speech made into other speech, with the smallest model and the published aligner: times, pitch and words are the source's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from commands import refused, run
+
+from ns2_jax import inference
+from ns2_jax.audio import files
+from ns2_jax.inference import conversion
+from ns2_jax.maths import pitch
+from ns2_jax.text import front
+
+NAME = "ns2_jax.synthesize"
+HERE = Path(__file__).parent / "data_pipelines"
+TEXT = json.loads((HERE / "sentences.json").read_text())[0]["text"]
+SOURCE = HERE / "sentence0.flac"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write_model("naturalspeech2", tmp_path_factory.mktemp("ns2"))
+
+
+@pytest.fixture(scope="module")
+def aligner():
+    return inference.load(Path(__file__).parents[1] / "results" / "aligner" / "model")
+
+
+def test_a_source_says_when_its_words_are_said_and_at_which_pitch(folder, aligner):
+    model, audio = inference.load(folder), files.read(SOURCE, 16000)
+    audio = audio[: len(audio) // 200 * 200]
+    score = conversion.listen(model, aligner, audio, front.words(TEXT))
+    assert [w.text for w in score.words if w.phones != inference.PAUSE] == [w.text for w in front.words(TEXT) if w.phones != inference.PAUSE]
+    assert sum(score.seconds) == pytest.approx(len(audio) / 16000, abs=1e-6) and min(score.seconds) > 0
+    (f0,) = pitch.track_all([audio], 16000, 200)
+    np.testing.assert_allclose(np.concatenate(score.hz), f0, rtol=1e-6)
+    voiced = {phone: np.mean([value > 0 for hz, name in zip(score.hz, score.phones) if name == phone for value in hz]) for phone in ("s", "iy", "aa", "ih")
+              if phone in score.phones}
+    assert all(share > 0.6 if phone != "s" else share < 0.5 for phone, share in voiced.items()), voiced
+
+
+@pytest.mark.parametrize("kind", inference.PITCHES)
+def test_it_lasts_as_long_and_has_the_pitch_that_was_asked_for(folder, aligner, kind):
+    model = inference.load(folder)
+    (made,) = inference.convert_all(model, aligner, [(str(SOURCE), TEXT, str(tiny.SPEECH))], 0, 2, kind)
+    audio = files.match_loudness(files.read(SOURCE, 16000), 16000)
+    (f0,) = pitch.track_all([audio[: len(audio) // 200 * 200]], 16000, 200)
+    assert abs(len(made.audio) - len(audio)) <= 200 * len(made.pieces) and np.isfinite(made.audio).all() and np.abs(made.audio).max() > 0
+    if kind == "kept" and len(made.pieces) == 1:
+        np.testing.assert_allclose(made.f0, f0[: len(made.f0)], rtol=1e-4)
+    if kind == "shifted":
+        both = (made.f0[: len(f0)] > 0) & (f0[: len(made.f0)] > 0)
+        assert np.std(np.log(made.f0[: len(f0)][both] / f0[: len(made.f0)][both])) < 0.1
+
+
+def test_text_of_another_recording_is_refused_where_it_cannot_fit(folder, aligner):
+    model = inference.load(folder)
+    with pytest.raises(ValueError, match="fewer frames than the text has phones"):
+        inference.convert_all(model, aligner, [((files.read(SOURCE, 16000)[:8000], 16000), TEXT * 3, str(tiny.SPEECH))], 0, 2)
+    with pytest.raises(ValueError, match="target_pitch='high'; expected one of"):
+        inference.convert_all(model, aligner, [(str(SOURCE), TEXT, str(tiny.SPEECH))], target_pitch="high")
+    with pytest.raises(ValueError, match="does not convert"):
+        inference.convert_all(aligner, aligner, [(str(SOURCE), TEXT, str(tiny.SPEECH))])
+
+
+def test_the_command(folder, tmp_path):
+    common = [f"--model={folder}", f"--text={TEXT}", f"--prompt={tiny.SPEECH}", "--steps=2"]
+    code, out, err = run(NAME, *common, "--task=convert", f"--source={SOURCE}", f"--out={tmp_path}/a.wav", "--times=srt")
+    assert code == 0 and (tmp_path / "a.srt").exists(), err
+    assert abs(len(files.read(tmp_path / "a.wav", 16000)) - len(files.read(SOURCE, 16000))) < 2000
+    (tmp_path / "list.tsv").write_text(f"{tmp_path}/b.wav\t{TEXT}\t{SOURCE}\t{tiny.SPEECH}\n")
+    code, out, err = run(NAME, f"--model={folder}", "--steps=2", "--task=enhance", f"--batch={tmp_path}/list.tsv")
+    assert code == 0 and (tmp_path / "b.wav").exists(), err
+    before = sorted(tmp_path.iterdir())
+    for args, message in (
+            (["--task=convert"], "--source is missing"),
+            (["--task=convert", "--source=nowhere.wav"], "nowhere.wav: no such audio file (the source for"),
+            (["--task=tts", f"--source={SOURCE}"], "--source goes with --task=convert"),
+            (["--task=convert", f"--source={SOURCE}", "--speed=2"], "--speed does not go with --task=convert"),
+            (["--target_pitch=kept"], "--target_pitch goes with --task=convert")):
+        assert message in refused(NAME, *common, f"--out={tmp_path}/c.wav", *args)
+    assert sorted(tmp_path.iterdir()) == before
