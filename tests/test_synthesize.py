@@ -60,7 +60,8 @@ def test_it_speaks_one_and_a_list(model, tmp_path):
     ({"out": "TMP/blip.wav", "prompt": "TMP/blip.wav"}, "would be overwritten"),
     ({"steps": "0"}, "steps"),
     ({"steps": "many"}, "steps"),
-    ({"task": "sing"}, "sing"),
+    ({"task": "dance"}, "dance"),
+    ({"task": "sing"}, "--task=sing needs --score=SONG"),
     ({"sampler": "magic"}, "magic"),
     ({"lexicon": "TMP/nowhere.txt"}, "nowhere.txt"),
     ({"model": "CODEC"}, "does not speak"),
@@ -116,6 +117,19 @@ def test_a_score_is_written_changed_and_spoken_and_prompts_may_be_several(model,
             (["--text=Yes.", f"--out={tmp_path}/b.wav", "--pitch_shift=99"], "pitch_shift=99 semitones")):
         assert message in refused(NAME, *common, *args)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_song_is_sung(model, tmp_path):
+    one = "<note><pitch><step>A</step><octave>4</octave></pitch><duration>1</duration><lyric><text>star</text></lyric></note>"
+    tempo = '<direction><sound tempo="200"/></direction>'
+    (tmp_path / "song.musicxml").write_text(f"<score-partwise><part><measure>{tempo}{one}</measure></part></score-partwise>")
+    common = [f"--model={model}", f"--prompt={tiny.SPEECH}", "--steps=2", f"--score={tmp_path}/song.musicxml"]
+    code, out, err = run(NAME, *common, "--task=sing", f"--out={tmp_path}/a.wav", "--times=json")
+    assert code == 0, err
+    assert soundfile.info(str(tmp_path / "a.wav")).frames == pytest.approx(16000 * 0.7, abs=400)
+    assert 440.0 in [value for word in json.loads((tmp_path / "a.json").read_text())["words"] for phone in word["phones"] for value in phone["hz"]]
+    assert "not a score" in refused(NAME, *common, f"--out={tmp_path}/b.wav")
+    assert "2 syllables and the song 1 notes" in refused(NAME, *common, "--task=sing", "--text=Hello.", f"--out={tmp_path}/b.wav")
 
 
 def test_a_list_and_a_text_do_not_go_together(model, tmp_path):

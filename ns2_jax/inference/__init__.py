@@ -27,6 +27,9 @@ from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.recordings import codec_hash
 from ns2_jax.inference.score import WRITERS, Score
 from ns2_jax.inference.score import read as read_score
+from ns2_jax.inference.song import SUFFIXES as SONGS
+from ns2_jax.inference.song import read as read_song
+from ns2_jax.inference.song import score as sung
 from ns2_jax.inference.speech import PAUSE, Prompt, Speech, split
 from ns2_jax.runtime import checkpoints, weights
 from ns2_jax.runtime import mesh as meshes
@@ -34,8 +37,8 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
 __all__ = [
-    "PAUSE", "PITCHES", "ROWS", "WRITERS", "Model", "Prompt", "Score", "Speech", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
-    "read_score", "split", "write", "write_text"]
+    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
+    "read_score", "read_song", "split", "sung", "write", "write_text"]
 
 
 def phones_of(model: Model) -> dict[str, Any]:

@@ -253,7 +253,7 @@ class Model:
           prompt: a recording of the voice, or several: file names, or (samples, rate).
           seed: of the noise.
           steps: of the sampler; options: the others of programs `sample` (guidance, temperature, sampler) and `durations`
-            (speed), and `pitch_shift`, semitones added to what the system predicts.
+            (speed), and `pitch_shift`, semitones added to the pitch.
           lexicon: the user's pronunciations, a file or a dict (`text.front.read_lexicon`).
           language: espeak-ng's name of it.
 

@@ -202,7 +202,7 @@ def windows(model: Model, room: int) -> dict[str, int]:
 
 
 def predict_pitch(model: Model, pieces: list[Piece], shift: float) -> None:
-    """What the system predicts, where the piece does not say, `shift` semitones higher."""
+    """What the piece says, else what the system predicts, `shift` semitones higher."""
     if "contour" not in model.programs:
         return
     for (index, room), group in grouped(model, pieces):
@@ -210,8 +210,7 @@ def predict_pitch(model: Model, pieces: list[Piece], shift: float) -> None:
         rows = [inputs_of(model, piece, bucket, room) for piece in group]
         sizes = {"t": bucket["t"], "p": bucket["p"], "u": room}
         for piece, out in zip(group, model.run("contour", rows, [0] * len(group), sizes, **windows(model, room))):
-            predicted = out["f0"][: piece.durations.sum()] * np.float32(2 ** (shift / 12))
-            piece.f0 = scores.contour(piece.hz, piece.durations, predicted)
+            piece.f0 = scores.contour(piece.hz, piece.durations, out["f0"][: piece.durations.sum()]) * np.float32(2 ** (shift / 12))
 
 
 def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attempt) -> None:

@@ -1,0 +1,145 @@
+"""Songs: files written here by hand or by mido, and what is to be sung of them."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pytest
+import tiny
+
+from ns2_jax import inference
+from ns2_jax.inference import song
+from ns2_jax.text import front
+
+VOICE = (np.sin(np.arange(4000) * 0.7).astype(np.float32) * 0.3, 800)
+A4, B4, C5 = 440.0, song.hertz(71), song.hertz(72)
+
+
+def note(step: str, octave: int, length: int, text: str = "", syllabic: str = "single", alter: int = 0, tie: str = "", more: str = "") -> str:
+    lyric = f"<lyric><syllabic>{syllabic}</syllabic><text>{text}</text></lyric>" if text else ""
+    sharp = f"<alter>{alter}</alter>" if alter else ""
+    return (f"<note>{more}<pitch><step>{step}</step>{sharp}<octave>{octave}</octave></pitch><duration>{length}</duration>"
+            f"{f'<tie type={chr(34)}{tie}{chr(34)}/>' if tie else ''}<voice>1</voice>{lyric}</note>")
+
+
+REST = "<note><rest/><duration>2</duration><voice>1</voice></note>"
+MEASURES = (
+    '<attributes><divisions>2</divisions></attributes><direction><sound tempo="60"/></direction>'
+    + note("A", 4, 2, "Lit", "begin") + note("B", 4, 2, "tle", "end") + note("C", 5, 4, "star") + note("C", 5, 1, more="<chord/>"),
+    REST + note("A", 4, 2, "shine", tie="start") + '<sound tempo="120"/>' + note("A", 4, 2, tie="stop") + note("F", 4, 2, alter=1),
+)
+PIECE = f"<score-partwise><part>{''.join(f'<measure>{m}</measure>' for m in MEASURES)}</part></score-partwise>"
+
+
+@pytest.fixture()
+def xml(tmp_path):
+    path = tmp_path / "song.musicxml"
+    path.write_text(PIECE)
+    return path
+
+
+def test_musicxml_is_notes_in_seconds(xml, tmp_path):
+    """Sixty beats a minute, then twice as fast; a tie is one note, a chord's upper notes are left out, an F sharp has no syllable."""
+    notes = song.read(xml)
+    assert [(n.start, n.end) for n in notes] == [(0, 1), (1, 2), (2, 4), (5, 6.5), (6.5, 7)]
+    np.testing.assert_allclose([n.hz for n in notes], [A4, B4, C5, A4, song.hertz(66)])
+    assert [(n.syllable, n.ends) for n in notes] == [("Lit", False), ("tle", True), ("star", True), ("shine", True), ("", True)]
+    with zipfile.ZipFile(tmp_path / "song.mxl", "w") as archive:
+        archive.writestr("META-INF/container.xml", '<container><rootfiles><rootfile full-path="a.xml"/></rootfiles></container>')
+        archive.writestr("a.xml", PIECE)
+    assert song.read(tmp_path / "song.mxl") == notes
+
+
+def test_midi_is_the_same_song(xml, tmp_path):
+    mido = pytest.importorskip("mido")
+    file = mido.MidiFile(ticks_per_beat=480)
+    conductor, voice = mido.MidiTrack(), mido.MidiTrack()
+    conductor += [mido.MetaMessage("set_tempo", tempo=1_000_000, time=0), mido.MetaMessage("set_tempo", tempo=500_000, time=480 * 6)]
+    events = []  # (tick, order, message)
+    for start, end, number, text in ((0, 1, 69, "Lit-"), (1, 2, 71, "tle"), (2, 4, 72, "star"), (5, 7, 69, "shine"), (7, 8, 66, "")):
+        events.append((480 * start, 1, mido.Message("note_on", note=number, velocity=90)))
+        events.append((480 * end, 0, mido.Message("note_on", note=number, velocity=0)))
+        events += [(480 * start, 2, mido.MetaMessage("lyrics", text=text))] if text else []
+    now = 0
+    for tick, _, message in sorted(events, key=lambda event: event[:2]):
+        voice.append(message.copy(time=tick - now))
+        now = tick
+    file.tracks += [conductor, voice]
+    file.save(tmp_path / "song.mid")
+    for mine, theirs in zip(song.read(tmp_path / "song.mid"), song.read(xml), strict=True):
+        assert (mine.start, mine.end) == pytest.approx((theirs.start, theirs.end)) and mine.hz == theirs.hz
+        assert (mine.syllable, mine.ends) == (theirs.syllable, theirs.ends)
+
+
+def spans(score: inference.Score) -> list[tuple[str, float, float, tuple[float, ...]]]:
+    ends = np.cumsum(score.seconds)
+    return [(phone, float(end - length), float(end), hz) for phone, end, length, hz in zip(score.phones, ends, score.seconds, score.hz)]
+
+
+def test_vowels_are_on_the_beat_and_hold_their_notes(xml):
+    """Times count from the silence before the first note."""
+    score = song.score(song.read(xml))
+    rows = spans(score)
+    assert [w.text for w in score.words] == ["", "little", "star", "", "shine", ""]
+    assert [phone for phone, *_ in rows] == ["sil", *front.phonemise("little star")[1:-1], "sil", *front.phonemise("shine")[1:-1], "sil"]
+    vowels = [row for row in rows if row[0] in ("ih", "ax", "aa", "ay")]
+    np.testing.assert_allclose([start - song.EDGE for _, start, _, _ in vowels], [0, 1, 2, 5], atol=1e-6)
+    for (_, _, _, hz), tone in zip(vowels, (A4, B4, C5)):
+        assert set(hz) == {tone}
+    last = vowels[3]
+    assert last[2] - song.EDGE <= 7 and set(last[3]) == {A4, song.hertz(66)}  # a melisma
+    change = last[1] + (last[2] - last[1]) * (last[3].index(song.hertz(66)) / len(last[3]))
+    assert abs(change - song.EDGE - 6.5) < 2 * song.STEP
+    consonants = [row for row in rows if row[0] not in ("sil", "ih", "ax", "aa", "ay")]
+    assert all(0 < end - start <= song.CONSONANT + 1e-9 for _, start, end, _ in consonants)
+    assert all(set(hz) == {0.0} for phone, _, _, hz in rows if phone in ("sil", "s", "t", "sh"))
+
+
+def test_words_given_as_text_take_a_note_for_every_vowel(xml):
+    notes = song.read(xml)
+    for n in notes:
+        n.syllable = ""
+    with pytest.raises(ValueError, match="no lyrics; give the words with --text"):
+        song.score(notes)
+    score = song.score(notes, "Away we go")
+    vowels = [row for row in spans(score) if row[3][-1] and row[0] in ("ax", "ey", "iy", "ow")]
+    np.testing.assert_allclose([start - song.EDGE for _, start, _, _ in vowels], [0, 1, 2, 5], atol=1e-6)
+    with pytest.raises(ValueError, match="6 syllables and the song 5 notes"):
+        song.score(notes, "incomprehensible")
+
+
+def test_syllables_and_vowels_need_not_be_as_many():
+    """"fire" written as two syllables and "every" as two of three."""
+    make = lambda *rows: [song.Note(i, i + 1, A4 + i, text, ends) for i, (text, ends) in enumerate(rows)]
+    fire = song.score(make(("fi", False), ("re", True)), lexicon={"fire": "f ay r"})
+    (vowel,) = [row for row in spans(fire) if row[0] == "ay"]
+    assert set(vowel[3]) == {A4, A4 + 1}
+    every = song.score(make(("eve", False), ("ry", True)), lexicon={"every": "eh v ax r iy"})
+    assert [row[0] for row in spans(every) if row[3][0]][0] == "eh" and every.phones == ("sil", "eh", "v", "ax", "r", "iy", "sil")
+    assert sum(every.seconds) == pytest.approx(2 + 2 * song.EDGE)
+
+
+def test_it_is_sung_as_it_is_written(xml):
+    """The toy's pitch follows the notes; the whole is as long as the song."""
+    score = song.score(song.read(xml))
+    made = tiny.toy(buckets=(dict(b=1, t=1600, p=40, u=30),)).speak(score, VOICE)
+    assert made.seconds == pytest.approx(7 + 2 * song.EDGE, abs=0.02)
+    at = lambda second: made.f0[int((second + song.EDGE) * 200)]
+    np.testing.assert_allclose([at(0.5), at(1.4), at(3), at(5.5), at(6.8)], [A4, B4, C5, A4, song.hertz(66)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name,content,message", [
+    ("a.musicxml", "<score-partwise>", "not MusicXML"), ("a.xml", "<score-timewise/>", "expected <score-partwise>"),
+    ("a.mxl", "no archive", "not MusicXML"), ("a.mid", "no midi", "not a MIDI file"), ("a.abc", "X:1", "expected a song as .musicxml"),
+    ("a.musicxml", "<score-partwise><part><measure/></part></score-partwise>", "there is no note in it"),
+    ("a.musicxml", PIECE.replace("<duration>4", "<duration>four"), "damaged MusicXML"),
+])
+def test_what_is_no_song_is_refused(tmp_path, name, content, message):
+    if name.endswith(".mid"):
+        pytest.importorskip("mido")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        song.read(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        song.read(tmp_path / ("no" + name))
