@@ -12,6 +12,8 @@ JSON and give it back with `--score=out.json` instead of `--text`.
 
     python -m ns2_jax.synthesize --task=convert --source=me.wav --text="What I say." --prompt=voice.wav --model=DIR --out=out.wav
 
+`--verify` looks for every word in the result with an aligner, speaks once more what lacks one, and reports it.
+
     python -m ns2_jax.synthesize --task=sing --score=song.musicxml --prompt=voice.wav --model=DIR --out=out.wav
 
 `sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt. The text
@@ -80,6 +82,8 @@ def read_jobs() -> list[Job]:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
     if singing and (FLAGS.batch or FLAGS.score is None):
         raise ValueError("--task=sing needs --score=SONG: MusicXML or MIDI")
+    if changing and FLAGS.verify:
+        raise ValueError(f"--verify does not go with --task={FLAGS.task}: the source says the words")
     for name in ("speed", "pitch_shift", "temperature", "sampler"):
         if changing and FLAGS[name].value is not None:
             raise ValueError(f"--{name} does not go with --task={FLAGS.task}: times and noise are the source's")
@@ -131,6 +135,12 @@ def read_jobs() -> list[Job]:
     return jobs
 
 
+def said(doubts: list, seed: int) -> str:
+    """What `--verify` reports of a take."""
+    again = f", after a second take with seed {seed}" if seed != FLAGS.seed else ""
+    return f"; every word found{again}" if not doubts else f"; doubtful: {', '.join(map(str, doubts))}"
+
+
 def define_flags() -> None:
     """Flags belong to the command: a program that imports this module keeps its own."""
     flags.DEFINE_string("model", None, "A run (its latest checkpoint is read) or an export.")
@@ -142,7 +152,8 @@ def define_flags() -> None:
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
     flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance"], "What to do: speak, sing, or change a source.")
     flags.DEFINE_string("source", None, "Audio file that --task=convert or enhance changes; it says the text.")
-    flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source; results/aligner/model of the repository if left out.")
+    flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source and --verify; results/aligner/model of the repository if left out.")
+    flags.DEFINE_bool("verify", False, "Look whether every word was said, speak once more where not, and report.")
     flags.DEFINE_enum("target_pitch", None, inference.PITCHES, "Pitch of what a source becomes; convert: predicted, enhance: kept.")
     flags.DEFINE_integer("seed", 0, "Seed of the noise.")
     flags.DEFINE_integer("steps", None, "Sampler steps; the system's own number if left out.", lower_bound=1, upper_bound=10000)
@@ -160,16 +171,22 @@ def main(argv: list[str]) -> None:
     jobs = read_jobs()
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
-    aligner = inference.load(FLAGS.aligner or ALIGNER) if FLAGS.task in ("convert", "enhance") else None
+    changing = FLAGS.task in ("convert", "enhance")
+    aligner = inference.load(FLAGS.aligner or ALIGNER) if changing or FLAGS.verify else None
     names = ("guidance", "temperature", "sampler", "speed", "pitch_shift")
     options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
         voices = [job.prompts if len(job.prompts) > 1 else job.prompts[0] for job in part]
-        if aligner is None:
-            requests = [(job.text, voice) for job, voice in zip(part, voices)]
-            speeches = model.speak_batch(requests, FLAGS.seed, steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options)
+        common, found = dict(steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options), {}
+        requests = [(job.text, voice) for job, voice in zip(part, voices)]
+        if FLAGS.verify:
+            takes = inference.speak_checked(model, aligner, requests, FLAGS.seed, **common)
+            speeches = [speech for speech, _, _ in takes]
+            found = {job.out: said(doubts, seed) for job, (_, doubts, seed) in zip(part, takes)}
+        elif not changing:
+            speeches = model.speak_batch(requests, FLAGS.seed, **common)
         else:
             pitch = FLAGS.target_pitch or ("predicted" if FLAGS.task == "convert" else "kept")
             speeches = inference.convert_all(model, aligner, [(job.source, job.text, voice) for job, voice in zip(part, voices)], FLAGS.seed,
@@ -180,7 +197,8 @@ def main(argv: list[str]) -> None:
             for kind, path in job.beside.items():
                 inference.write_text(path, inference.WRITERS[kind](speech.score))
             pieces = f", in {len(speech.pieces)} pieces: longer than the model speaks at once" if len(speech.pieces) > 1 else ""
-            print(f"{job.out}: {speech.seconds:.2f} s of speech{pieces}{''.join(f'; {path}' for path in job.beside.values())}")
+            beside = "".join(f"; {path}" for path in job.beside.values())
+            print(f"{job.out}: {speech.seconds:.2f} s of speech{pieces}{found.get(job.out, '')}{beside}")
         print(f"made {sum(s.seconds for s in speeches):.1f} s of speech in {seconds:.1f} s, compilation included")
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ns2_jax.audio import files
+from ns2_jax.inference.checking import check, speak_checked
 from ns2_jax.inference.conversion import PITCHES, convert_all
 from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.recordings import codec_hash
@@ -37,8 +38,8 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
 __all__ = [
-    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
-    "read_score", "read_song", "split", "sung", "write", "write_text"]
+    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
+    "read_score", "read_song", "speak_checked", "split", "sung", "write", "write_text"]
 
 
 def phones_of(model: Model) -> dict[str, Any]:
