@@ -7,19 +7,18 @@ reaches a model as a wrong result. `AudioError.reason` is one word, for counting
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
-from ns2_jax.audio import mpeg
+from ns2_jax.audio import lengths
 
 LEVEL = 0.08  # RMS of active speech that prompts are brought to (about -22 dBFS)
 PEAK = 0.97  # highest absolute sample that we make: leaves room for the overshoot of a resampler behind us
@@ -29,9 +28,11 @@ SILENT = 1e-4  # peak under which a file holds no signal (-80 dBFS)
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": None}
 STREAMS = (".wav", ".flac")  # what is written block by block
 BLOCK = 4.0  # seconds read at once from what is read block by block
+LEAD = 32 * 1152  # samples of an MP3 decoded before the first that is asked for: its frame may hold bits of up to 24 frames before it
 LOUDEST = 8.0  # decoders overshoot 1; samples beyond this are in another unit
 UNKNOWN = 1 << 60  # libsndfile's count of samples from here on says that a header has none
-STREAMED, LONGEST_WAV = 0x7FFF0000, 0xFFFFFF00  # bytes in a WAV header: from the first on, they say that the length was not known
+LONGEST_WAV = 0xFFFFFF00  # bytes
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")  # libsndfile's names of those whose length is known or found out
 VORBIS = 0.2  # libsndfile's compression level, its quality 8: at the usual 0.6 a recogniser hears other words in one recording of sixteen
 
 
@@ -112,52 +113,66 @@ def seconds(path: str | os.PathLike) -> float:
 class Recording:
     """An audio file that is open, all its channels: a context manager. `read` gives a part, `blocks` one part after the other.
 
-    `rate` Hz, `channels`, `frames` (samples of a channel that can be read: by the header, or an MP3's own frames). Raises AudioError as
-    the function `read` does, and for an MP3 of variable rate without a header, which libsndfile would cut short.
+    `rate` Hz, `channels`, `frames` (samples of a channel that can be read). Raises AudioError as the function `read` does, and for a file
+    that says itself, or by its own frames (lengths.py), that there was more than can be read.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._file = _open(self.path)
+        self._file, self._stream = _open(self.path), None
+        try:
+            self._find_length()
+        except BaseException:
+            self.close()
+            raise
         self.rate, self.channels, self.frames = self._file.samplerate, self._file.channels, self._file.frames
-        self._counted = mpeg.samples(self.path) if self._file.format == "MP3" else None
-        if self._counted and self._counted[0] > self.frames + 2 * self._counted[1]:
-            self._file.close()
-            what = "no header says how long it is (an MP3 of variable rate without Xing's)"
-            raise AudioError("unreadable", f"{self.path}: only {self.seconds:.2f} s of {self._counted[0] / self.rate:.2f} s can be read, because "
-                             f"{what}; convert it to .wav or .flac")  # fmt: skip
-        self.frames = min(self.frames, self._counted[0]) if self._counted else self.frames
+
+    def _find_length(self) -> None:
+        file, problem = self._file, ""
+        if file.format == "OGG":
+            problem = lengths.ogg(self.path)
+        elif file.subtype == "MPEG_LAYER_III":
+            counted = lengths.mpeg(self.path)
+            problem = counted.problem
+            if not problem and counted.guessed(file.frames):
+                self._file.close()
+                self._stream = lengths.with_header(self.path)
+                self._file = _open(self.path, self._stream)
+        elif (promised := lengths.wav(file.extra_info, file.frames)) > file.frames:
+            problem = f"damaged or cut short: {{seconds:.2f}} s of {promised / file.samplerate:.2f} s can be read"
+        if problem:
+            raise AudioError("unreadable", f"{self.path}: {problem.format(seconds=file.frames / file.samplerate)}")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._stream:
+            self._stream.close()
 
     def __enter__(self) -> Recording:
         return self
 
     def __exit__(self, *error) -> None:
-        self._file.close()
+        self.close()
 
     @property
     def seconds(self) -> float:
         return self.frames / self.rate
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Samples `start` to `stop` (the end) of every channel, float32 `[s, channels]`. Raises AudioError for a file that is damaged
-        or cut short, whichever part is asked for."""
+        """Samples `start` to `stop` (the end) of every channel, float32 `[s, channels]`. Raises AudioError where there are fewer."""
         stop = self.frames if stop is None else min(stop, self.frames)
-        if self.promised > self.frames:
-            raise self._short(self.frames)
+        lead = min(start, LEAD) if self._file.format == "MP3" else 0
         try:
-            self._file.seek(start)
-            audio = self._file.read(stop - start, dtype="float32", always_2d=True)
+            self._file.seek(start - lead)
+            audio = self._file.read(lead + stop - start, dtype="float32", always_2d=True)[lead:]
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise AudioError("unreadable", f"{self.path}: not an audio file we can read (wav, flac, ogg, mp3): {_detail(error)}") from error
-        if start + len(audio) < min(stop, self.promised):
+        if start + len(audio) < stop:
             raise self._short(start + len(audio))
         return audio
 
     def _short(self, total: int) -> AudioError:
-        if self._file.format == "OGG" and total == self.frames:
-            return AudioError("unreadable", f"{self.path}: cut short: its last page does not end the stream; {total / self.rate:.2f} s can be read")
-        parts = f"{total / self.rate:.2f} s of {self.promised / self.rate:.2f} s"
-        return AudioError("unreadable", f"{self.path}: damaged or cut short: {parts} can be read")
+        return AudioError("unreadable", f"{self.path}: damaged or cut short: {total / self.rate:.2f} s of {self.seconds:.2f} s can be read")
 
     def blocks(self, rate: int) -> Iterator[np.ndarray]:
         """float32 `[channels, s]` at `rate` Hz, of about BLOCK seconds: joined they are the whole, resampled at once.
@@ -182,7 +197,7 @@ class Recording:
             audio = change.resample_chunk(audio) if change else audio
             if len(audio):
                 yield np.ascontiguousarray(audio.T)
-        if total < self.promised:
+        if total < self.frames:
             raise self._short(total)
         if not total:
             raise AudioError("empty", f"{self.path}: there is no audio in it")
@@ -190,37 +205,23 @@ class Recording:
         if len(rest):
             yield np.ascontiguousarray(rest.T)
 
-    @functools.cached_property
-    def promised(self) -> int:
-        """Samples of a channel that must be there. libsndfile corrects a WAV's header silently, and only its log tells; an Ogg stream
-        whose last page does not end it promises one more; the first two frames of an MP3 without a header may lean on lost ones."""
-        if self._counted:
-            return max(self.frames - 2 * self._counted[1], 0)
-        if self._file.format == "OGG":
-            with open(self.path, "rb") as file:
-                file.seek(max(os.path.getsize(self.path) - (1 << 17), 0))  # a page has at most 65,307 bytes
-                tail = file.read()
-            last = tail.rfind(b"OggS")
-            return self.frames + int(not (0 <= last < len(tail) - 6 and tail[last + 5] & 4))
-        said = re.search(r"data : (\d+) \(should be (\d+)\)", self._file.extra_info)
-        if said and int(said[2]) < int(said[1]) < STREAMED:
-            return self.frames * int(said[1]) // max(int(said[2]), 1)
-        return self.frames
-
 
 def _detail(error: Exception) -> str:
     return str(error).rstrip(".").split(": ")[-1]
 
 
-def _open(path: Path) -> soundfile.SoundFile:
-    """An audio file, its sample rate and length checked. Raises AudioError."""
+def _open(path: Path, source: BinaryIO | None = None) -> soundfile.SoundFile:
+    """An audio file, or `source` in its place; format, sample rate and length are checked. Raises AudioError."""
     if not path.is_file():
         what = "is a folder, expected an audio file" if path.is_dir() else "no such audio file"
         raise AudioError("missing", f"{path}: {what}")
     try:
-        file = soundfile.SoundFile(path)
+        file = soundfile.SoundFile(source or path)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:  # TypeError: headerless .raw wants to be told its rate
         raise AudioError("unreadable", f"{path}: not an audio file we can read (wav, flac, ogg, mp3): {_detail(error)}") from error
+    if file.format not in FORMATS:
+        file.close()
+        raise AudioError("unreadable", f"{path}: {file.format} is no format that we can read (wav, flac, ogg, mp3); convert it to .wav or .flac")
     if not 0 < file.samplerate <= MAX_RATE:
         file.close()
         raise AudioError("unreadable", f"{path}: sample rate {file.samplerate} Hz is out of range (1 to {MAX_RATE})")

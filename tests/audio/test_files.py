@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ns2_jax.audio import files, mpeg
+from ns2_jax.audio import files
 
 
 def tone(seconds: float = 1.0, rate: int = 16000, hertz: float = 440.0, level: float = 0.3) -> np.ndarray:
@@ -187,32 +187,7 @@ def test_lengths_that_a_header_does_not_know_are_no_damage(tmp_path):
         assert abs(blocks(tmp_path / name).shape[1] - size) <= (0 if name != "b.mp3" else 3000)
 
 
-@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100])
-@pytest.mark.parametrize("quiet_first", [True, False])
-def test_an_mp3_of_variable_rate_without_a_header_is_read_whole_or_refused(tmp_path, rate, quiet_first):
-    """A quiet and a loud half in both orders: libsndfile guesses from the first frame that the file is far longer or far shorter."""
-    noise = np.random.default_rng(0).standard_normal(10 * rate)
-    audio = np.concatenate([0.001 * noise, 0.3 * noise][:: 1 if quiet_first else -1])
-    refused = 0
-    for level in (0.1, 0.5, 0.9):
-        soundfile.write(tmp_path / "a.mp3", audio, rate, bitrate_mode="VARIABLE", compression_level=level)
-        data = (tmp_path / "a.mp3").read_bytes()
-        assert mpeg.samples(tmp_path / "a.mp3") is None and len(files.read(tmp_path / "a.mp3", rate)) == len(audio)
-        bare = data[data.index(data[:2], data.index(b"Xing")) :]
-        for before, after in ((b"", b""), (b"ID3\x04\x00\x00\x00\x00\x00\x0a" + bytes(10), b""), (b"", b"TAG" + bytes(125))):
-            (tmp_path / "b.mp3").write_bytes(before + bare + after)
-            try:
-                read = files.read(tmp_path / "b.mp3", rate)
-            except files.AudioError as error:
-                refused += 1
-                assert error.reason == "unreadable" and "because no header says how long it is" in str(error) and "convert it" in str(error)
-            else:
-                assert 0 <= len(read) - len(audio) < 4 * 1152  # the coder's delay and filling
-                assert len(read) == mpeg.samples(tmp_path / "b.mp3")[0] and files.seconds(tmp_path / "b.mp3") == len(read) / rate
-    assert refused or quiet_first
-
-
-def test_cut_files_are_refused_at_their_end(tmp_path):
+def test_cut_files_are_refused(tmp_path):
     audio = np.random.default_rng(0).normal(0, 0.1, 160000)
     for suffix in ("wav", "mp3", "flac"):
         soundfile.write(tmp_path / f"a.{suffix}", audio, 16000)
