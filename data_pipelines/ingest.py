@@ -20,6 +20,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -215,7 +216,8 @@ def read(item: Utterance, settings: Settings) -> tuple[np.ndarray, float]:
             rate, frames = recording.rate, recording.frames
             start = 0 if item.start is None else round(item.start * rate)
             end = frames if item.end is None or item.end < 0 else round(item.end * rate)  # Kaldi writes -1 for the end
-            if not 0 <= start < max(end, 1) or end > frames + OVERHANG * rate:
+            begins_inside = 0 <= start < max(min(end, frames), 1)  # a recording that holds nothing is named below
+            if not begins_inside or end > frames + OVERHANG * rate:
                 raise Rejected("bad_segment", f"{item.path} has {frames / rate:.2f} s, the segment is {item.start} to {item.end}")
             if min(end, frames) - start > settings.max_seconds * rate:
                 raise files.AudioError("long", f"{item.path}: {(end - start) / rate:.0f} s long, at most {settings.max_seconds:g} s are taken")
@@ -234,7 +236,10 @@ def prepare(item: Utterance, settings: Settings) -> dict[str, dict]:
     """Group -> record of one recording. Raises files.AudioError and `Rejected` with a reason."""
     audio, share = read(item, settings)
     if settings.trim:
-        audio = files.check(files.trim_silence(audio, settings.rate, settings.trim), settings.rate, item.path, settings.min_seconds)
+        before, audio = len(audio) / settings.rate, files.trim_silence(audio, settings.rate, settings.trim)
+        if (left := len(audio) / settings.rate) < settings.min_seconds:
+            raise files.AudioError("short", f"{item.path}: {left:.2f} s long (of {before:.2f} s, after trim={settings.trim:g}), at least "
+                                   f"{settings.min_seconds:g} s are needed")  # fmt: skip
     if share > CLIPPED:
         raise Rejected("clipped", f"{share:.1%} of the samples are at full scale")
     if settings.level:
@@ -396,6 +401,8 @@ def ingest(
     """
     if settings.align not in ALIGNERS:
         raise ValueError(f"--align={settings.align} is not one of {ALIGNERS}")
+    if not 0 <= settings.trim < math.inf:
+        raise ValueError(f"--trim={settings.trim}: expected a finite number of dB, e.g. 40, or 0 to cut nothing")
     front.phonemise("one")  # a package that is missing is no reason to reject every recording
     if settings.align == "pocketsphinx" and importlib.util.find_spec("pocketsphinx") is None:
         raise ImportError("--align=pocketsphinx needs the package pocketsphinx: pip install -e '.[eval]'; or give --align=none")

@@ -29,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -230,8 +231,8 @@ def run(config: Mapping[str, Any], stages: Sequence[str], runner: Runner) -> Non
     if not config["out"]:
         raise ValueError("config.out is empty: name the data set to make, e.g. --config.out=data/ljspeech")
     for name, least in (("per_shard", 1), ("rate", 8000), ("trim", 0), ("split_seconds", 0), ("max_rejects", 0)):
-        if config[name] < least:
-            raise ValueError(f"config.{name}={config[name]}; expected at least {least}")
+        if not least <= config[name] < math.inf:
+            raise ValueError(f"config.{name}={config[name]}; expected at least {least}, and finite")
     if config["split_by"] not in ("speaker", "utterance", "corpus"):
         raise ValueError(f"config.split_by={config['split_by']!r}; expected speaker, utterance or corpus")
     if "://" in config["out"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import pathlib
 import shutil
@@ -13,6 +15,7 @@ import pytest
 import soundfile
 
 from data_pipelines import align, ingest
+from data_pipelines.corpora import Utterance
 from ns2_jax.audio import files
 from ns2_jax.data import frames
 from ns2_jax.data.dataset import Dataset
@@ -93,6 +96,53 @@ def test_a_recording_cut_short_is_refused(tmp_path, kind):
     (tmp_path / "list.csv").write_text("\n".join(lines))
     ingest.ingest(wavs, tmp_path / "list.csv", tmp_path / "out", settings=KEEP, f0=False)
     assert reject_reasons(tmp_path / "out") == [("unreadable", f"half.{kind}"), ("unreadable", "loud.wav")]
+
+
+def test_recordings_in_several_parts_are_whole_or_refused(tmp_path):
+    """Joined, chained, cut and changing files: never a part of the recording with the whole text."""
+    wavs, noise = tmp_path / "wavs", 0.1 * np.random.default_rng(0).normal(size=4 * RATE)
+
+    def coded(subtype: str, rate: int = RATE, **how) -> bytes:
+        file = io.BytesIO()
+        soundfile.write(file, noise, rate, format={"MPEG_LAYER_III": "MP3", "PCM_16": "RF64"}.get(subtype, "OGG"), subtype=subtype, **how)
+        return file.getvalue()
+
+    mp3, vorbis, opus, rf64 = (coded(subtype) for subtype in ("MPEG_LAYER_III", "VORBIS", "OPUS", "PCM_16"))
+    animals = {"joined.mp3": mp3 + mp3, "cut.opus": opus[:-20], "cut.ogg": vorbis[:-20], "chained.ogg": vorbis + vorbis, "cut.wav": rf64[:-9000],
+               "changing.mp3": mp3 + coded("MPEG_LAYER_III", 44100)}  # fmt: skip
+    wavs.mkdir()
+    for name, data in animals.items():
+        (wavs / name.replace(".", "_")).with_suffix(name[name.index(".") :]).write_bytes(data)
+    (tmp_path / "list.csv").write_text("\n".join(f"{name.replace('.', '_')}|Some words." for name in animals))
+    counts = ingest.ingest(wavs, tmp_path / "list.csv", tmp_path / "out", settings=KEEP, workers=0, f0=False)
+    assert counts == {"in": 6, "out": 1, "unreadable": 5}
+    assert "joined_mp3.mp3" not in {name for _, name in reject_reasons(tmp_path / "out")}
+    assert Dataset.open(tmp_path / "out").read("train", "meta", 0)["num_samples"] == pytest.approx(8 * RATE, abs=6 * 576)
+
+
+@pytest.mark.parametrize(("start", "end", "reason"), [
+    (5.0, 5.04, "bad_segment"), (5.01, 5.04, "bad_segment"), (5.04, 5.05, "bad_segment"), (6.0, None, "bad_segment"), (-0.1, 3, "bad_segment"),
+    (3, 2, "bad_segment"), (1, 5.06, "bad_segment"), (4.9, 5.04, "short"), (4, 5.04, "")])
+def test_segments_lie_in_their_recording(tmp_path, start, end, reason):
+    save(tmp_path / "a.wav", hum(5))
+    item = Utterance("u", str(tmp_path / "a.wav"), "s", "Some words.", start=start, end=end)
+    if reason:
+        with pytest.raises((files.AudioError, ingest.Rejected)) as error:
+            ingest.read(item, KEEP)
+        assert error.value.reason == reason
+    else:
+        assert len(ingest.read(item, KEEP)[0]) == RATE
+
+
+def test_what_is_trimmed_too_short_says_so(tmp_path):
+    save(tmp_path / "a.wav", np.concatenate([np.zeros(2 * RATE, np.float32), hum(0.26), np.zeros(RATE * 174 // 100, np.float32)]))
+    item = Utterance("u", str(tmp_path / "a.wav"), "s", "Some words.")
+    with pytest.raises(files.AudioError, match=r"a.wav: 0.36 s long \(of 4.00 s, after trim=40\), at least 0.5 s are needed") as error:
+        ingest.prepare(item, dataclasses.replace(KEEP, trim=40.0))
+    assert error.value.reason == "short"
+    for trim in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match=f"--trim={trim}: expected a finite number of dB"):
+            ingest.ingest(tmp_path, tmp_path / "t.csv", tmp_path / "out", settings=dataclasses.replace(KEEP, trim=trim))
 
 
 def test_what_is_written(tmp_path):

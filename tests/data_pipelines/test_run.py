@@ -162,7 +162,9 @@ def test_a_data_set_goes_on_as_it_was_begun(lj, tmp_path):
 
 
 @pytest.mark.parametrize(("changed", "words"), [
-    ({"per_shard": 0}, "config.per_shard=0; expected at least 1"), ({"rate": 0}, "config.rate=0"), ({"split_by": "gender"}, "expected speaker")])
+    ({"per_shard": 0}, "config.per_shard=0; expected at least 1"), ({"rate": 0}, "config.rate=0"),
+    ({"split_by": "gender"}, "expected speaker"), ({"trim": float("nan")}, "config.trim=nan; expected at least 0, and finite"),
+    ({"trim": float("inf")}, "config.trim=inf; expected")])
 def test_numbers_that_cannot_be(lj, tmp_path, changed, words):
     with pytest.raises(ValueError, match=words):
         stages({**config("ljspeech", lj, tmp_path / "out"), **changed}, "ingest")
