@@ -86,12 +86,12 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return best
 
 
-def candidates(keys_nk: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Pairs of rows, int64 `[pairs, 2]`, that are about as long and share two keys; a key of 0 is none. At most NEIGHBOURS times n.
+def candidates(keys_nk: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, int]:
+    """(pairs of rows, int64 `[pairs, 2]`, that are about as long and share keys; how many keys). At most NEIGHBOURS times n pairs.
 
-    `keys_nk` uint32 `[n, KEYS]`, n under 2^32. n log n: each key's column is sorted, the shorter recording first where keys are the same,
-    and a row is paired with the NEIGHBOURS behind it. Pairs that share two keys by chance grow with the square of n; where they
-    are more than that, more keys are asked for: three, four, as many as it takes.
+    `keys_nk` uint32 `[n, KEYS]`, 0 where there is no key, n under 2^32. n log n: each key's column is sorted, the shorter recording first
+    where keys are the same, and a row is paired with the NEIGHBOURS behind it. Two keys in common are enough, but pairs that share two by
+    chance grow with the square of n; where they are more than that, more keys are asked for: three, four, as many as it takes.
     """
     n = len(keys_nk)
     by_length = np.argsort(seconds, kind="stable")
@@ -108,8 +108,9 @@ def candidates(keys_nk: np.ndarray, seconds: np.ndarray) -> np.ndarray:
             shared.append(np.minimum(a, b) * n + np.maximum(a, b))
     pairs, counts = np.unique(np.concatenate(shared) if shared else np.zeros(0, np.int64), return_counts=True)
     shared_by = np.bincount(counts, minlength=KEYS + 1)[::-1].cumsum()[::-1]  # pairs that share so many keys or more
-    pairs = pairs[counts >= 2 + np.argmax(shared_by[2:] <= NEIGHBOURS * n)]
-    return np.stack([pairs // max(n, 1), pairs % max(n, 1)], 1)
+    least = 2 + int(np.argmax(shared_by[2:] <= NEIGHBOURS * n))
+    pairs = pairs[counts >= least]
+    return np.stack([pairs // max(n, 1), pairs % max(n, 1)], 1), least
 
 
 def _groups(n: int, pairs: np.ndarray) -> np.ndarray:
@@ -131,8 +132,9 @@ def _groups(n: int, pairs: np.ndarray) -> np.ndarray:
 
 def find(
     digests: np.ndarray, keys_nk: np.ndarray, seconds: np.ndarray, compare: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(0 for the first or only recording, 1 for a near copy, 2 for an exact one, uint8 `[n]`; of which row it is one, int64 `[n]`).
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(0 for the first or only recording, 1 for a near copy, 2 for an exact one, uint8 `[n]`; of which row it is one, int64 `[n]`; how
+    many keys likely copies had to share).
 
     `digests` uint64 `[n]` are of the samples, `keys_nk` and `seconds` `[n]` as `candidates` takes them, `compare` says of pairs of rows,
     int64 `[pairs, 2]`, which are copies, bool `[pairs]`, e.g. by `copies`.
@@ -140,13 +142,14 @@ def find(
     _, first, exact = np.unique(digests, return_index=True, return_inverse=True)
     first = first[exact]  # np.unique gives the first of equal ones
     original = np.flatnonzero(first == np.arange(len(digests)))
-    near = original[candidates(keys_nk[original], seconds[original])]
+    near, shared = candidates(keys_nk[original], seconds[original])
+    near = original[near]
     again = np.flatnonzero(first != np.arange(len(digests)))
     links = np.concatenate([near[compare(near)] if len(near) else near, np.stack([first[again], again], 1)])
     of = _groups(len(digests), links)
     kind = np.where(of == np.arange(len(digests)), 0, np.where(digests[of] == digests, 2, 1)).astype(np.uint8)
     kind[again] = 2  # also an exact copy of what is itself a near one
-    return kind, of
+    return kind, of, shared
 
 
 def copies(pairs: np.ndarray, measure: Callable[[int], np.ndarray]) -> np.ndarray:

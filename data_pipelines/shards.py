@@ -13,6 +13,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import traceback
@@ -22,7 +23,7 @@ from typing import Any
 import tqdm
 from absl import logging
 
-from ns2_jax.data import records
+from ns2_jax.data import atomic, records
 from ns2_jax.data.records import ShardWriter  # stages write through it; re-exported so that they need one import
 
 __all__ = ["Rejected", "ShardWriter", "committed", "derive", "rejects_path", "run_shards", "shards_for", "write_lines", "write_manifest"]
@@ -303,7 +304,7 @@ def write_manifest(root: str | os.PathLike, **given: Any) -> dict[str, Any]:
     """Writes `manifest_of(root, **given)` to `<root>/manifest.json`, clears what killed writers left, and returns it."""
     root, manifest = pathlib.Path(root), manifest_of(root, **given)
     records.write_atomic(root / "manifest.json", json.dumps(manifest, indent=1).encode() + b"\n")
-    for left in root.rglob(".*.tmp-*"):
-        if records.abandoned(left):  # what it began has been finished since, or its own command makes it again
-            left.unlink(missing_ok=True)
+    for left in list(root.rglob(".*.tmp-*")):
+        if atomic.abandoned(left):  # what it began has been finished since, or its own command makes it again
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return manifest

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags, logging
 
 from data_pipelines import quality as measured
+from data_pipelines.duplicates import KEYS
 from ns2_jax.data import quality, records, speakers
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import phones as inventory
@@ -132,7 +133,7 @@ def collect(root: str | os.PathLike, license: str = "") -> tuple[dict[str, Any],
         "splits": splits, "speakers_in_several_splits": sum(count > 1 for count in where.values()),
         "groups": dataset.manifest["groups"], "rejects": _rejects(folder, dataset),
         "columns": {name: _spread(values) for name, values in everything.items()},
-        "copies": tables[dataset.splits[0]]["copies"], "cuts": cuts, "phones": said,
+        "copies": tables[dataset.splits[0]]["copies"], "shared_keys": tables[dataset.splits[0]].get("shared_keys"), "cuts": cuts, "phones": said,
         "codes": {group: [_usage(counts) for counts in levels] for group, levels in codes.items()},
     }  # fmt: skip
     return stats, {"columns": columns, "phones": said, "codes": codes}
@@ -253,9 +254,10 @@ def datasheet(stats: dict[str, Any], pictures: list[str]) -> str:
     both = stats["speakers_in_several_splits"]
     out += ["Languages (utterances): " + ", ".join(f"{lang or 'not named'} {count:,}" for lang, count in languages.most_common()) + ".", "",
             "No speaker is in two splits." if not both else f"{both} speakers are in more than one split.", ""]
-    copies = stats["copies"]
+    copies, keys = stats["copies"], stats["shared_keys"]
     out += [f"Duplicates: {copies['exact']} exact, {copies['near']} near (another gain, rate or coding, or a little trimmed)"
-            f"{'; `duplicates.jsonl` lists them. They are flagged, not removed' if any(copies.values()) else ''}.", ""]
+            f"{'; `duplicates.jsonl` lists them. They are flagged, not removed' if any(copies.values()) else ''}." +
+            (f" Compared were recordings about as long whose fingerprints share {keys} of {KEYS} keys." if keys else ""), ""]
     out += ["### Quality", "", "Percentiles over all utterances. What a column means is in data_pipelines/quality.py.", ""]
     out += _table(["column", *(f"{p} %" for p in PERCENTILES), "not measured"], [
         [f"`{name}`" + (f" ({UNIT[name]})" if name in UNIT else ""),

@@ -20,10 +20,7 @@ import io
 import json
 import os
 import pathlib
-import secrets
-import socket
 import struct
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +28,7 @@ import google_crc32c
 import numpy as np
 
 from ns2_jax.data import bits
+from ns2_jax.data.atomic import beside, write_atomic
 from ns2_jax.data.wire import Value, decode_example, encode_example
 
 __all__ = [
@@ -219,36 +217,6 @@ def _fsync(path: pathlib.Path) -> None:
         os.close(fd)
 
 
-def _beside(path: pathlib.Path) -> pathlib.Path:
-    """A temporary file that no other process has, on this machine or another; its name says whose it is."""
-    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}-{os.getpid()}-{socket.gethostname()}")
-
-
-def abandoned(temp: pathlib.Path) -> bool:
-    """Whether whoever made a temporary file has ended: its process on this machine; on another, when it is a day old."""
-    pid, _, host = temp.name.rpartition(".tmp-")[2].partition("-")[2].partition("-")
-    try:
-        if host != socket.gethostname():
-            return time.time() - temp.stat().st_mtime > 86400
-        os.kill(int(pid), 0)
-        state = pathlib.Path(f"/proc/{pid}/stat")
-        return state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z"  # killed, and nobody asked how it ended
-    except (ProcessLookupError, FileNotFoundError):
-        return True
-    except PermissionError:  # somebody else's process
-        return False
-
-
-def write_atomic(path: pathlib.Path, data: bytes) -> None:
-    """`data` in `path`, wholly or not at all: temp file, fsync, rename."""
-    temp = _beside(path)
-    with open(temp, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temp, path)
-
-
 def _replace(path: pathlib.Path, data: bytes) -> None:
     """`write_atomic` unless `path` has these bytes already."""
     if not path.exists() or path.read_bytes() != data:
@@ -286,7 +254,7 @@ class ShardWriter:
         self.inputs = dict(inputs or {})
         self.rejects: dict[str, int] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temp = _beside(self.path)
+        self._temp = beside(self.path)
         self._file = open(self._temp, "wb")
         self._sha = hashlib.sha256()
         self._entries: list[tuple[int, int, int]] = []

@@ -6,6 +6,7 @@ import importlib
 import json
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 import soundfile
 import soxr
 
-from data_pipelines import features, ingest, quality, run, shards, verify
+from data_pipelines import duplicates, features, ingest, quality, run, shards, verify
 from ns2_jax.data import quality as columns
 from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
@@ -200,24 +201,58 @@ def test_the_command_on_any_data_set(folder, tmp_path):
     assert done.returncode == 2 and "no data set at" in done.stderr.splitlines()[-1]
 
 
-def test_pairs_are_compared_by_several_workers(folder, tmp_path, monkeypatch):
-    """One pair at a time, in turn and in two processes: the same tree as at once, and nothing of what is between stays."""
+def scratch(out: pathlib.Path) -> list[pathlib.Path]:
+    return list(out.glob(".likely-copies*"))
+
+
+def test_pairs_are_compared_by_several_workers(folder, tmp_path, caplog):
+    """One pair at a time in two processes: the same tree as at once, and nothing of what is between stays."""
+    out = tmp_path / "out"
+    stages(config(folder, out), "ingest,quality")
+    once, calls = tree(out), []
+    assert not scratch(out)
+    (out / "duplicates.jsonl").unlink()
+
+    def two(work, n, description):
+        calls.append((n, description))
+        shards.run_shards(work, n, 2, description)
+        assert len(scratch(out)) == 1
+
+    with caplog.at_level("INFO"):
+        assert quality.collect(out, two, 1) == {"near": 3, "exact": 1}
+    assert tree(out) == once and not scratch(out)
+    assert len(calls) == 1 and calls[0][0] >= 3 and calls[0][1] == "likely copies"
+    assert f"share 2 of {duplicates.KEYS} keys" in caplog.text
+    assert {columns.table(Dataset.open(out), split)["shared_keys"] for split in Dataset.open(out).splits} == {2}
+
+
+def test_commands_at_once_and_killed_ones_do_not_disturb_each_other(folder, tmp_path):
     out = tmp_path / "out"
     stages(config(folder, out), "ingest,quality")
     once = tree(out)
-    calls = []
-
-    def backwards(work, n, description):
-        calls.append((n, description))
-        for k in reversed(range(n)):
-            work(k)
-
-    monkeypatch.setattr(quality, "PAIRS", 1)
     (out / "duplicates.jsonl").unlink()
-    (out / quality.SCRATCH).mkdir()  # of a command that was killed
-    (out / quality.SCRATCH / "0.npy").write_bytes(b"x")
-    assert quality.collect(out, backwards) == {"near": 3, "exact": 1}
-    assert tree(out) == once and calls[0][0] >= 3 and calls[0][1] == "likely copies"
+
+    def meanwhile(work, n, description):
+        """Another command does the same, from beginning to end."""
+        before = scratch(out)
+        shards.write_manifest(out)
+        quality.collect(out, lambda work, n, _: shards.run_shards(work, n, 0), 1)
+        assert scratch(out) == before and tree(out).keys() - once.keys() == {f"{before[0].name}/pairs.npy"}
+        shards.run_shards(work, n, 0)
+
+    assert quality.collect(out, meanwhile, 1) == {"near": 3, "exact": 1}
+    assert tree(out) == once
+    (out / "duplicates.jsonl").unlink()
+    with pytest.raises(ZeroDivisionError):
+        quality.collect(out, lambda work, n, _: 1 / 0)
+    assert not scratch(out)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = out / f".likely-copies.tmp-ff-{ended.pid}.5-{socket.gethostname()}"
+    left.mkdir()
+    (left / "pairs.npy").write_bytes(b"x")
+    stages(config(folder, out), "quality")
+    assert tree(out) == once and not left.exists()
 
 
 def test_verify_counts_the_columns(tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import shards
-from ns2_jax.data import records
+from ns2_jax.data import atomic, records
 
 ROOT = pathlib.Path(__file__).parents[2]
 META = dict(speaker="s", source="noise", voice="v", text="t", text_norm="t")
@@ -129,12 +130,34 @@ def test_only_what_a_killed_writer_left_is_cleared(tmp_path):
     assert {*(tmp_path / "f0").glob(".*.tmp-*")} == {held, other[0]}
     process.kill()  # and not waited for: a zombie
     for _ in range(1000):
-        if records.abandoned(held):
+        if atomic.abandoned(held):
             break
         time.sleep(0.01)
     shards.write_manifest(tmp_path)
     assert [*(tmp_path / "f0").glob(".*.tmp-*")] == [other[0]]
     process.wait()
+
+
+def test_whose_a_temporary_file_is(tmp_path):
+    """A process that lives, one that has ended, its number in use again; a name that says nothing counts by age, as on other machines."""
+    ours, host = atomic.beside(tmp_path / "a"), socket.gethostname()
+    assert ours.parent == tmp_path and ours.name.startswith(".a.tmp-") and ours != atomic.beside(tmp_path / "a")
+    began = ours.name.split(f"-{os.getpid()}.")[1].removesuffix(f"-{host}")
+    assert began == pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for who, left in ((f"{os.getpid()}.{began}", False), (f"{os.getpid()}", False), (f"{os.getpid()}.1", True), (f"{ended.pid}.5", True),
+                      ("1", False), ("1.99999999999999", True)):  # fmt: skip
+        temp = tmp_path / f".a.tmp-ff-{who}-{host}"
+        temp.mkdir()
+        assert atomic.abandoned(temp) == left, who
+    for name in (f"ff-0-{host}", f"ff--1-{host}", f"ff-99999999999999999999-{host}", f"ff-x-{host}", "ff", "ff-12-elsewhere", "ff-12.5-elsewhere", ""):
+        temp = tmp_path / f".a.tmp-{name}"
+        temp.write_bytes(b"")
+        assert not atomic.abandoned(temp)
+        os.utime(temp, (time.time() - 100_000,) * 2)
+        assert atomic.abandoned(temp)
+    assert atomic.abandoned(tmp_path / ".a.tmp-ff-12-elsewhere-gone")
 
 
 def write(root, group, split, shard, count, lengths, **kwargs):

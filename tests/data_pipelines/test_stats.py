@@ -73,7 +73,7 @@ def test_the_numbers_are_those_of_the_records(out):
     assert found["phones"] == {phones.PHONES[i]: int(count) for i, count in enumerate(counts) if count}
     first, second = found["codes"][f"codes-{CODEC}"]
     assert first["used"] == 64 and 5.9 < first["bits"] <= 6 and second == {"used": 2, "bits": pytest.approx(1, abs=0.01)}
-    assert found["copies"] == {"near": 0, "exact": 1}
+    assert found["copies"] == {"near": 0, "exact": 1} and found["shared_keys"] == 2
     assert found["cuts"][0]["cut"] == {"duplicate": [None, 0]} and found["cuts"][0]["utterances"] == 6
     assert {reason: about["count"] for reason, about in found["rejects"]["ingest"].items()} == {"silent": 1, "missing": 1, "unpronounceable": 1}
     assert found["speakers_in_several_splits"] == 0
@@ -86,6 +86,7 @@ def test_the_datasheet(out):
         "Motivation", "Composition", "Collection process", "Preprocessing, cleaning, labelling", "Uses", "Distribution", "Maintenance"]
     assert all("*Question to the owner: " in part for name, part in zip(range(9), parts) if name not in (0, 6))
     assert "Licence of the corpus: CC0 | ours." in parts[6] and "Duplicates: 1 exact, 0 near" in parts[2]
+    assert "whose fingerprints share 2 of 32 keys." in parts[2]
     assert "`silent` |" not in text and "| ingest | silent | 1 | " in parts[4] and "silent.wav" in parts[4]
     assert '"corpus": "manifest"' in parts[3] and f"| `codes-{CODEC}` | codec {CODEC}, hop 200, levels 2 |" in parts[4]
     for line in text.splitlines():  # every row of a table as wide as its head
