@@ -12,7 +12,9 @@ decodes much slower than our shards, and an interrupted copy starts over. It is 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +25,8 @@ from absl import flags, logging
 from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import phones
+
+WAY_OUT = "delete it, or choose another --out"
 
 
 def _key(group: str, field: str) -> str:
@@ -83,14 +87,27 @@ class Ns2Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield i, example
 
 
+def check(folder: pathlib.Path, data: Dataset) -> None:
+    """Raises ValueError for a copy in `folder` of something else than `data`, and for one that does not say of what it is."""
+    try:
+        info, _, about = (json.loads((folder / name).read_bytes()) for name in ("dataset_info.json", "features.json", "metadata.json"))
+        old, _ = dict(about["groups"].items()), info["splits"]  # an earlier version listed names, no hashes
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} does not say what it is a copy of; {WAY_OUT}") from error
+    new = contents(data)
+    if changed := sorted(group for group in {*old, *new} if old.get(group) != new.get(group)):
+        raise ValueError(f"{folder} is a copy of other data: {', '.join(changed)} changed since; {WAY_OUT}")
+
+
 def export(data: str | os.PathLike, out: str | os.PathLike) -> str:
-    """Writes the copy and returns its folder. Raises as `Dataset.open`."""
+    """Writes the copy and returns its folder. Raises as `Dataset.open`, and ValueError for another or damaged copy at its place."""
+    folder = pathlib.Path(out, Ns2Corpus.name, str(Ns2Corpus.VERSION))
+    if folder.exists():
+        check(folder, Dataset.open(data))
     builder = Ns2Corpus(source=data, data_dir=os.fspath(out), file_format="array_record")
-    if os.path.exists(builder.data_dir):
-        old, new = ((builder.info.metadata or {}).get("groups"), contents(builder.source))
-        if old != new:
-            changed = sorted(group for group in {*old, *new} if old.get(group) != new.get(group)) if isinstance(old, dict) else list(new)
-            raise ValueError(f"{builder.data_dir} is a copy of other data: {', '.join(changed)} changed since; delete it, or choose another --out")
+    for path in (pathlib.Path(path) for split in builder.info.splits.values() for path in split.filepaths):
+        if not path.exists():
+            raise ValueError(f"{folder} is no longer whole: {path.name} is missing; {WAY_OUT}")
     builder.download_and_prepare(file_format="array_record")
     return str(builder.data_dir)
 

@@ -295,6 +295,25 @@ def test_tfds_there_and_back(tmp_path):
     with pytest.raises(ValueError, match="copy of other data: phones changed since"):
         tfds_builder.export(tmp_path / "again", tmp_path / "other")
 
+    folder = tmp_path / "other" / "ns2_corpus" / "1.0.0"
+    build({**config("folder", root, tmp_path / "again"), "out": str(tmp_path / "again")}, "phonemise,index")
+    tfds_builder.export(tmp_path / "again", tmp_path / "other")
+    about, damage = json.loads((folder / "metadata.json").read_text()), {}
+    damage["metadata.json"] = [None, b"{", b"[]", json.dumps({**about, "groups": list(about["groups"])}).encode()]
+    damage["metadata.json"] += [json.dumps({key: value for key, value in about.items() if key != "groups"}).encode()]  # earlier versions
+    damage |= {"dataset_info.json": [None, b"{", b"{}"], "features.json": [None]}
+    for name, states in damage.items():
+        file, whole = folder / name, (folder / name).read_bytes()
+        for state in states:
+            file.unlink() if state is None else file.write_bytes(state)
+            with pytest.raises(ValueError, match="1.0.0 does not say what it is a copy of; delete it, or choose another --out"):
+                tfds_builder.export(tmp_path / "again", tmp_path / "other")
+            file.write_bytes(whole)
+    tfds_builder.export(tmp_path / "again", tmp_path / "other")
+    next(folder.glob("*train.array_record*")).unlink()
+    with pytest.raises(ValueError, match="1.0.0 is no longer whole: ns2_corpus-train.array_record-00000-of-00001 is missing; delete it"):
+        tfds_builder.export(tmp_path / "again", tmp_path / "other")
+
     source = tfds.data_source("ns2_corpus", data_dir=str(tmp_path / "tfds"), split="train")
     found = {row["utt_id"].decode(): row for row in source}
     assert len(found) == ours.records("train") > 0
