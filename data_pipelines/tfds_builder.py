@@ -91,8 +91,8 @@ def check(folder: pathlib.Path, data: Dataset) -> None:
     """Raises ValueError for a copy in `folder` of something else than `data`, and for one that does not say of what it is."""
     try:
         info, _, about = (json.loads((folder / name).read_bytes()) for name in ("dataset_info.json", "features.json", "metadata.json"))
-        old, _ = dict(about["groups"].items()), info["splits"]  # an earlier version listed names, no hashes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        old, _ = dict(about["groups"].items()), info["splits"][0]  # an earlier version listed names, no hashes
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} does not say what it is a copy of; {WAY_OUT}") from error
     new = contents(data)
     if changed := sorted(group for group in {*old, *new} if old.get(group) != new.get(group)):

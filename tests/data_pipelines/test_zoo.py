@@ -44,19 +44,46 @@ def refused(config, root: pathlib.Path, out: pathlib.Path, expected: list[tuple[
     return set(reasons)
 
 
+def left_empty(out: pathlib.Path, aligner: str, expected: dict[str, str]) -> set[str]:
+    """Runs `align` and `verify`; what stayed empty is `expected` (id -> reason), all others have times, and all that counts agrees."""
+    run.run({**folder.get_config().to_dict(), "out": str(out), "aligner": aligner}, ["align", "index", "verify"], run.local(0))
+    dataset = Dataset.open(out)
+    rows = [json.loads(line) for path in (out / "rejects" / "align").glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert {row["item"]: row["reason"] for row in rows} == expected and len(rows) == len(expected) and all(row["detail"] for row in rows)
+    assert dataset.manifest["groups"]["align"]["rejects"] == Counter(expected.values())
+    places = [(split, i) for split in dataset.splits for i in range(dataset.records(split))]
+    timed = {dataset.read(split, "meta", i)["utt_id"]: len(dataset.read(split, "align", i)["phones"]) for split, i in places}
+    assert {name for name, count in timed.items() if not count} == set(expected) and len(timed) == len(places) > len(expected)
+    return set(expected.values())
+
+
 def reasons_in_the_code() -> set[str]:
-    """Every reason that is given to a Reject, Rejected or AudioError where recordings are brought in."""
+    """Every reason that is given to a Reject, Rejected or AudioError anywhere in the pipelines and where audio files are read."""
     found = set()
-    for path in (*(ROOT / "data_pipelines" / f"{name}.py" for name in ("corpora", "ingest", "pauses", "transcripts", "tfds_source")),
-                 ROOT / "ns2_jax" / "audio" / "files.py"):  # fmt: skip
+    for path in (*(ROOT / "data_pipelines").rglob("*.py"), ROOT / "ns2_jax" / "audio" / "files.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call):
-                place = {"Reject": 1, "Rejected": 0, "AudioError": 0}.get(ast.unparse(node.func).split(".")[-1])
-                if place is not None and len(node.args) > place and isinstance(node.args[place], ast.Constant):
-                    found.add(node.args[place].value)
+            place = {"Reject": 1, "Rejected": 0, "AudioError": 0}.get(ast.unparse(node.func).split(".")[-1]) if isinstance(node, ast.Call) else None
+            if place is not None and len(node.args) > place:
+                given = node.args[place]
+                assert isinstance(given, ast.Constant) or ast.unparse(given) in ("reason", "*reason"), f"{path}:{node.lineno}"
+                found |= {given.value} if isinstance(given, ast.Constant) else set()
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "reason":
-                found |= {part.elts[0].value for part in ast.walk(node.value) if isinstance(part, ast.Tuple)}
+                found |= named(node.value)
     return found
+
+
+def named(value: ast.expr) -> set[str]:
+    """The words that an expression may be, or the first of its pairs: `"a" if ... else ("b", detail) if ... else None`."""
+    if isinstance(value, ast.IfExp):
+        return named(value.body) | named(value.orelse)
+    word = value.elts[0] if isinstance(value, ast.Tuple) else value
+    assert isinstance(word, ast.Constant), ast.unparse(value)
+    return {word.value} - {None}
+
+
+def test_reasons_are_found():
+    found = reasons_in_the_code()
+    assert {"too_few_frames", "word_mismatch", "speaker_missing", "bad_name", "nan"} <= found and all(map(str.isidentifier, found))
 
 
 def test_every_reason_has_its_animal(tmp_path):
@@ -110,4 +137,41 @@ def test_every_reason_has_its_animal(tmp_path):
     os.rename(shutil.copy(tmp_path / "d" / "good.wav", tmp_path / "d" / "other.wav"), os.path.join(os.fsencode(tmp_path), b"d", b"caf\xe9.wav"))
     seen |= refused(folder.get_config(), tmp_path / "d", tmp_path / "out" / "d", [("caf\\udce9.wav", "bad_name")], {"good"}, transcribed=False)
 
-    assert seen == reasons_in_the_code() - {"align_failed"}  # which is the aligner's, and tested with it
+    seen |= left_empty_by_grids(tmp_path) | left_empty_by_the_aligner(tmp_path)
+    assert seen == reasons_in_the_code()
+
+
+def left_empty_by_grids(tmp_path: pathlib.Path) -> set[str]:
+    """A TextGrid of MFA for every reason, of recordings of a second that say "the cat"."""
+    said, words = [(0.1, 0.4, "DH"), (0.4, 0.9, "AH0")], [(0.1, 0.5, "the"), (0.5, 0.9, "cat")]
+    animals = {
+        "good": ("", words, said), "words": ("word_mismatch", [*words[:1], (0.5, 0.9, "dog")], said),
+        "longer": ("length_mismatch", words, [*said, (0.9, 1.5, "K")]), "mute": ("no_alignment", words, []), "lost": ("no_alignment", None, None),
+        "strange": ("text_unpronounceable", words, [(0.1, 0.9, "☃")]), "unknown": ("unknown_word", words, [*said, (0.9, 1.0, "spn")]),
+        "backwards": ("decode_error", words, said[::-1]),
+    }  # fmt: skip
+    corpus, grids = tmp_path / "e", tmp_path / "grids"
+    grids.mkdir()
+    for name, (_, *tiers) in animals.items():
+        save(corpus / f"{name}.wav", hum(1))
+        (corpus / f"{name}.txt").write_text("The cat.")
+        if tiers[0] is not None:
+            rows = [line for label, tier in zip(("words", "phones"), tiers) for line in (
+                '"IntervalTier"', f'"{label}"', "0", "1", str(len(tier)), *(f'{start} {end} "{text}"' for start, end, text in tier))]
+            head = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", "1", "<exists>", "2"]
+            (grids / f"{name}.TextGrid").write_text("\n".join(head + rows) + "\n", encoding="utf8")
+    refused(folder.get_config(), corpus, tmp_path / "out" / "e", [], set(animals))
+    return left_empty(tmp_path / "out" / "e", str(grids), {name: reason for name, (reason, *_) in animals.items() if reason})
+
+
+def left_empty_by_the_aligner(tmp_path: pathlib.Path) -> set[str]:
+    """The published one, on a sentence, on another's text, and on so little of it that there are fewer frames than phones."""
+    here = pathlib.Path(__file__).parent
+    speech = soundfile.read(here / "sentence0.flac", dtype="float32")[0]
+    said, other, *_ = (sentence["text"] for sentence in json.loads((here / "sentences.json").read_text()))
+    corpus = tmp_path / "f"
+    for name, audio, text in (("good", speech, said), ("other", speech, other), ("little", speech[4000:12400], f"{said} {other}")):
+        save(corpus / f"{name}.wav", audio)
+        (corpus / f"{name}.txt").write_text(text)
+    refused(folder.get_config(), corpus, tmp_path / "out" / "f", [], {"good", "other", "little"})
+    return left_empty(tmp_path / "out" / "f", str(ROOT / "results" / "aligner" / "model"), {"other": "align_failed", "little": "too_few_frames"})
