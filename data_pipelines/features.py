@@ -1,6 +1,7 @@
 """Adds the `f0` group to a data set: `python -m data_pipelines.features --data=DIR [--batch_seconds=60]`.
 
 One process, because the accelerator belongs to one; a shard already made is skipped, so an interrupted run goes on where it stopped.
+The log says of every shard how many seconds of audio a second of CPU time tracked: on a CPU, how much faster than real time a core is.
 Then `index/f0.json` says what every speaker's F0 is like (f0_statistics.py).
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 
 import jax
 import numpy as np
@@ -26,7 +28,11 @@ def _f0_shard(dataset: Dataset, split: str, batch_seconds: float, shard: int) ->
     if shards.committed(dataset.root, ["f0"], split, shard, total, info=info, inputs=inputs):
         return len(batches.shard_rows(dataset, split, shard))
     track = lambda audio, samples: pitch.track(audio, dataset.sample_rate, period, samples_b=samples)
+    begin = time.process_time()
     rows = batches.map_audio(track, dataset, split, shard, batch_seconds, period)
+    seconds = sum(samples for _, samples in rows.values()) / dataset.sample_rate
+    rate = seconds / max(time.process_time() - begin, 1e-3)
+    logging.info("f0 %s-%05d: %.0f s of audio, %.0f seconds of it per second of CPU", split, shard, seconds, rate)  # the first compiles
     tools = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     about = {"base_hop": dataset.base_hop, "info": info, "tools": tools, "inputs": inputs}
     with shards.ShardWriter(dataset.root, "f0", split, shard, total, **about) as writer:

@@ -6,15 +6,17 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import align, ingest
+from data_pipelines import align, features, ingest
 from data_pipelines.corpora import Utterance
 from ns2_jax.audio import files
 from ns2_jax.data import frames
@@ -210,6 +212,20 @@ def test_killed_while_f0_is_tracked_it_goes_on(tmp_path):
         path.unlink()
     assert ingest.ingest(wavs, tmp_path / "t.csv", out, settings=KEEP, workers=0) == first
     assert (out / "manifest.json").read_text() == manifest
+
+
+def test_the_rate_of_f0_is_logged(tmp_path, caplog):
+    """Seconds of audio over seconds of CPU, of every shard that is tracked and of none that is finished."""
+    wavs, out = tmp_path / "c" / "wavs", tmp_path / "out"
+    (tmp_path / "t.csv").write_text("\n".join(good(wavs)))
+    ingest.ingest(wavs, tmp_path / "t.csv", out, settings=KEEP, workers=0, f0=False)
+    begin = time.process_time()
+    with caplog.at_level("INFO"):
+        features.add_f0(out)
+        features.add_f0(out)
+    spent, seconds = time.process_time() - begin, sum(1 + i / 10 for i in range(6))
+    (found,) = re.findall(r"f0 train-00000: (\d+) s of audio, (\d+) seconds of it per second of CPU", caplog.text)
+    assert int(found[0]) == round(seconds) and int(found[1]) >= int(seconds / spent)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
