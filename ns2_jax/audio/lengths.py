@@ -106,19 +106,18 @@ def _run(data: mmap.mmap, at: int) -> bool:
 def _frames(data: mmap.mmap) -> Iterator[tuple[int, int, _Kind]]:
     """(place, bytes, kind) of the frames that are whole. What is none (tags, junk, a hole) is passed over up to a run of frames."""
     at, kind = 0, None
-    while data[at : at + 3] == b"ID3":  # version, flags (a footer), length in four times seven bits
-        at += 10 + 10 * (data[at + 5] >> 4 & 1) + sum((byte & 127) << shift for byte, shift in zip(data[at + 6 : at + 10], (21, 14, 7, 0)))
+    while len(head := data[at : at + 10]) == 10 and head[:3] == b"ID3":  # version, flags (a footer), length in four times seven bits
+        at += 10 + 10 * (head[5] >> 4 & 1) + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0)))
     while found := _SYNC.search(data, at):
         behind, at = found.start() == at, found.start()
         frame = _frame(data[at : at + 4])
-        if not frame or not (behind and frame[1] == kind or _run(data, at)):
-            at, kind = at + 1, None
-        elif at + frame[0] > len(data):
-            return
-        else:
+        whole = frame and at + frame[0] <= len(data)  # a part of one is not decoded
+        if whole and (behind and frame[1] == kind or _run(data, at)):
             kind = frame[1]
             yield at, *frame
             at += frame[0]
+        else:
+            at, kind = at + 1, None
 
 
 def _side(kind: _Kind) -> int:

@@ -103,7 +103,7 @@ def test_mp3_in_all_conditions(tmp_path, rate):
     all_of_it = (len(places(plain)) - 1) * size - 529
     untold = data[: tag + 4] + bytes(4) + data[tag + 8 :]
     too_few = data[: tag + 8] + (9).to_bytes(4, "big") + data[tag + 12 :]
-    for changed in (plain, bytes(5000) + plain, rng.bytes(3000) + plain, ID3 + plain, plain + b"TAG" + bytes(125), untold, too_few,
+    for changed in (plain, plain + plain[:100], plain + b"ID3\x04", bytes(5000) + plain, rng.bytes(3000) + plain, ID3 + plain, plain + b"TAG" + bytes(125), untold, too_few,
                     plain + b"APETAGEX" + (2000).to_bytes(4, "little") + rng.bytes(20000) + b"TAG" + bytes(125)):  # fmt: skip
         assert read(tmp_path, ".mp3", changed) == all_of_it
     twice = 2 * (len(places(plain)) - 1) * size - 529
