@@ -5,11 +5,12 @@
     python -m ns2_jax.bench data   --json
     python -m ns2_jax.bench data   --config=configs/codec.py:small --config.data.path=data/default
     python -m ns2_jax.bench sample --config=configs/naturalspeech2.py:small
+    python -m ns2_jax.bench sample --config=configs/naturalspeech2.py:base --by_steps=2,4,8,16,50,150 --rows=1,16
 
 Every figure is the median over `--repeats` runs of `--steps` steps, after the compilation and two steps of warm-up; the
 spread is printed beside it. Weights are random, batches too unless the config names a data set. `train` gives
 seconds a step, frames/s and, on a device whose peak is known, the model FLOPs utilisation; `sample` the seconds of speech
-made in a second; `data` batches and seconds of audio per second, or, without a config, what plan and feed reach on records like those of
+made in a second (by its own number of sampler steps, or the real-time factors of several with `--by_steps`); `data` batches and seconds of audio per second, or, without a config, what plan and feed reach on records like those of
 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the hardware named in it.
 """
 
@@ -44,6 +45,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 10, "Steps in a run.", lower_bound=1)
     flags.DEFINE_integer("repeats", 3, "Runs; the median is reported.", lower_bound=1)
     flags.DEFINE_integer("at_step", 0, "Training step to stand at: a codec's discriminators join late, for example.", lower_bound=0)
+    flags.DEFINE_list("by_steps", [], "Times `sample` of a system that speaks at so many sampler steps, for each number of --rows.")
+    flags.DEFINE_list("rows", ["1"], "Utterances at once, with --by_steps.")
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
 
 
@@ -183,6 +186,8 @@ def bench_sample(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     seconds_of_audio = sizes["b"] * sizes["t"] * config.data.hop / config.data.sample_rate
     report: dict[str, Any] = {"batch": program.bucket, "speech_seconds": seconds_of_audio, "programs": {}}
     rng = jax.random.key(config.seed)
+    if FLAGS.by_steps:
+        return report | {"programs": by_steps(program, state, inputs, numbers("by_steps"), numbers("rows"), repeats)}
     for name, spec in system.programs().items():
         given = meshes.put_batch(program.mesh, {n: inputs[n].astype(f.dtype) for n, f in spec.inputs.items()})
         with jax.set_mesh(program.mesh), systems.rules(meshes.RULES):
@@ -197,6 +202,34 @@ def bench_sample(config: Any, steps: int, repeats: int) -> dict[str, Any]:
         rate = seconds_of_audio / times["median_step_seconds"]
         report["programs"][name] = times | {"speech_seconds_per_second": rate, "options": dict(spec.options)}
     return report
+
+
+def numbers(flag: str) -> list[int]:
+    """Of a flag that lists whole numbers from 1 on."""
+    if wrong := next((word for word in FLAGS[flag].value if not word.isdecimal() or int(word) < 1), None):
+        raise ValueError(f"--{flag}={wrong}: expected whole numbers from 1 on, as in --{flag}=1,16")
+    return [int(word) for word in FLAGS[flag].value]
+
+
+def by_steps(program: Program, state: Any, inputs: dict[str, np.ndarray], counts: list[int], rows: list[int], repeats: int) -> dict[str, Any]:
+    """Real-time factor (seconds of work for a second of speech) and seconds of compiling of `sample`, for rows x steps."""
+    system, sizes, found = program.system, program.sizes(), {}
+    spec = system.programs().get("sample")
+    if spec is None or "steps" not in spec.options:
+        raise ValueError(f"--by_steps: system {program.config.system!r} has no sampler with steps")
+    seconds = sizes["t"] * program.config.data.hop / program.config.data.sample_rate
+    for b in rows:
+        given = {n: jax.device_put(np.resize(inputs[n], f.shape({**sizes, "b": b})).astype(f.dtype)) for n, f in spec.inputs.items()}
+        for steps in counts:
+            begin = time.perf_counter()
+            with jax.set_mesh(program.mesh), systems.rules(meshes.RULES):
+                call = jax.jit(spec.bind({**sizes, "b": b}, steps=steps)).lower(state["params"], state["rest"], given, jax.random.key(0)).compile()
+            compiling = time.perf_counter() - begin
+            run = lambda: jax.block_until_ready(call(state["params"], state["rest"], given, jax.random.key(0)))
+            run()
+            times = timed(run, repeats, 1)
+            found[f"rows {b}, steps {steps}"] = times | {"compile_s": compiling, "rtf": times["median_step_seconds"] / (b * seconds)}
+    return found
 
 
 BENCHES = {"train": bench_train, "data": bench_data, "sample": bench_sample}

@@ -89,7 +89,18 @@ def test_sample():
         assert f"  {name}: median_step_seconds" in done.stdout
 
 
+def test_sample_by_steps():
+    done = call("sample", "--config=configs/naturalspeech2.py:smoke", "--by_steps=2,4", "--rows=1,3", "--repeats=2", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert list(report["programs"]) == ["rows 1, steps 2", "rows 1, steps 4", "rows 3, steps 2", "rows 3, steps 4"]
+    for name, found in report["programs"].items():
+        assert found["compile_s"] > 0 and found["rtf"] == pytest.approx(found["median_step_seconds"] / (int(name.split()[1][:-1]) * 64 * 0.0125))
+
+
 @pytest.mark.parametrize("words, line", [
+    (["sample", *TINY, "--by_steps=2"], "error: --by_steps: system 'codec' has no sampler with steps"),
+    (["sample", "--config=configs/naturalspeech2.py:smoke", "--by_steps=two"], "error: --by_steps=two: expected whole numbers"),
     ([], "error: say what to time: one of ['data', 'sample', 'train'], not (nothing)"),
     (["trian"], "error: say what to time"),
     (["train"], "error: --config is missing"),
