@@ -160,11 +160,13 @@ def sing_shard(out: str, settings: tuple[str, int], split: str, shard: int, tota
     """Writes one shard of the new corpus and returns how many utterances were left out."""
     root, count = settings
     groups = ("meta", "audio", "align", "f0")
-    if shards.committed(out, groups, split, shard, total):
-        return 0
     dataset, left = batches.open_dataset(root), 0
+    made_of = {"fingerprint": dataset.fingerprint, "utterances": str(count),
+               **{f"source {group}": dataset.marker(group, split, 0)["sha256"] for group in ("align", "f0")}}
+    if shards.committed(out, groups, split, shard, total, inputs=made_of):
+        return 0
     rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
-    writers = {group: shards.ShardWriter(out, group, split, shard, total, info={"period": dataset.f0_period} if group == "f0" else None)
+    writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info={"period": dataset.f0_period} if group == "f0" else None)
                for group in groups}
     try:
         for i in sorted(rows.tolist()):

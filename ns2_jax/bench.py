@@ -214,6 +214,7 @@ def numbers(flag: str) -> list[int]:
 def by_steps(program: Program, state: Any, inputs: dict[str, np.ndarray], counts: list[int], rows: list[int], repeats: int) -> dict[str, Any]:
     """Real-time factor (seconds of work for a second of speech) and seconds of compiling of `sample`, for rows x steps."""
     system, sizes, found = program.system, program.sizes(), {}
+    jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
     spec = system.programs().get("sample")
     if spec is None or "steps" not in spec.options:
         raise ValueError(f"--by_steps: system {program.config.system!r} has no sampler with steps")

@@ -80,6 +80,10 @@ def read_jobs() -> list[Job]:
     times, changing, singing = tuple(FLAGS.times), FLAGS.task in ("convert", "enhance"), FLAGS.task == "sing"
     if not changing and FLAGS.target_pitch is not None:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
+    if singing and not FLAGS.language.lower().startswith("en"):
+        raise ValueError(f"--language={FLAGS.language}: --task=sing knows English only")
+    if FLAGS.score is not None and FLAGS.speed is not None:
+        raise ValueError("--speed does not go with --score, which says how long each phone is")
     if singing and (FLAGS.batch or FLAGS.score is None):
         raise ValueError("--task=sing needs --score=SONG: MusicXML or MIDI")
     if changing and FLAGS.verify:
@@ -173,6 +177,8 @@ def main(argv: list[str]) -> None:
     model = inference.load(FLAGS.model)
     changing = FLAGS.task in ("convert", "enhance")
     aligner = inference.load(FLAGS.aligner or ALIGNER) if changing or FLAGS.verify else None
+    if aligner is not None and "align" not in aligner.programs:
+        raise ValueError(f"--aligner={FLAGS.aligner}: {aligner.name} does not align")
     names = ("guidance", "temperature", "sampler", "speed", "pitch_shift")
     options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made

@@ -53,7 +53,8 @@ def test_changed_lengths_and_pitches_are_followed_and_the_rest_is_predicted(toy)
 def test_lengths_are_rounded_together_and_a_contour_stretches():
     seconds = [0.0126, None, 0.0126, 0.0126, 0.0126, 0.001]
     frames = scores.frames(seconds, np.array([9, 3, 9, 9, 9, 9]), 0.01)
-    assert frames.tolist() == [1, 3, 2, 1, 1, 1] and abs((frames.sum() - 3) * 0.01 - sum(s for s in seconds if s)) < 0.02
+    assert frames.tolist() == [1, 3, 1, 1, 1, 1]  # 5.14 frames and the predicted three: the last takes its frame from the longest
+    assert scores.frames([0.0126] * 8, np.zeros(8), 0.01).tolist() == [1, 2, 1, 1, 1, 2, 1, 1]
     out = scores.contour([None, (0.0, 100.0), (100.0, 0.0)], np.array([2, 4, 2]), np.arange(8.0))
     assert out.tolist() == [0, 1, 0, 0, 100, 100, 100, 0]
     assert scores.contour([(150.0,)], np.array([5]), np.zeros(5)).tolist() == [150] * 5
@@ -73,7 +74,7 @@ def test_a_score_over_the_largest_bucket_is_cut_and_keeps_its_length(toy):
     score = inference.Score(words, (0.043,) * number, ((120.0,),) * number)
     speech = toy.speak(score, VOICE)
     assert len(speech.pieces) > 1 and [word for word, _, _ in speech.words] == [w.text for w in words if w.phones != inference.PAUSE]
-    assert abs(speech.seconds - number * 0.043) < 0.005 * 2 * len(speech.pieces)
+    assert abs(speech.seconds - number * 0.043) < 0.0026 * len(speech.pieces)  # half a frame each
     assert set(speech.f0.tolist()) <= {0.0, 120.0}
 
 
@@ -110,9 +111,11 @@ GOOD = {"format": 1, "words": [{"text": "a", "phones": [{"phone": "ax", "seconds
     (lambda s: s.update(words=[]), "no phone but pauses"),
     (lambda s: s["words"][0]["phones"][0].update(phone="qq"), "'qq' is no phone"),
     (lambda s: s["words"][0]["phones"][0].update(seconds=-1), "is to last -1.0 s"),
-    (lambda s: s["words"][0]["phones"][0].update(seconds="long"), "not a score"),
-    (lambda s: s["words"][0]["phones"][0].update(hz=[]), "is to have the pitches"),
-    (lambda s: s["words"][0]["phones"][0].update(hz=[float("nan")]), "is to have the pitches"),
+    (lambda s: s["words"][0]["phones"][0].update(seconds="long"), "is to last nan s"),
+    (lambda s: s["words"][0]["phones"][0].update(hz=[]), "is to have the pitch none"),
+    (lambda s: s["words"][0]["phones"][0].update(hz="120"), "expected a list of numbers"),
+    (lambda s: s["words"][0].update(phones=[]), "the word 'a' has no phones"),
+    (lambda s: s["words"][0]["phones"][0].update(hz=[float("nan")]), "is to have the pitch nan"),
     (lambda s: s["words"].append(3), "not a score"),
 ])
 def test_a_wrong_score_is_refused_by_name(tmp_path, change, message):

@@ -55,7 +55,8 @@ def test_midi_is_the_same_song(xml, tmp_path):
     mido = pytest.importorskip("mido")
     file = mido.MidiFile(ticks_per_beat=480)
     conductor, voice = mido.MidiTrack(), mido.MidiTrack()
-    conductor += [mido.MetaMessage("set_tempo", tempo=1_000_000, time=0), mido.MetaMessage("set_tempo", tempo=500_000, time=480 * 6)]
+    conductor += [mido.MetaMessage("set_tempo", tempo=400_000, time=0), mido.MetaMessage("set_tempo", tempo=1_000_000, time=0),
+                  mido.MetaMessage("set_tempo", tempo=500_000, time=480 * 6)]
     events = []  # (tick, order, message)
     for start, end, number, text in ((0, 1, 69, "Lit-"), (1, 2, 71, "tle"), (2, 4, 72, "star"), (5, 7, 69, "shine"), (7, 8, 66, "")):
         events.append((480 * start, 1, mido.Message("note_on", note=number, velocity=90)))

@@ -113,6 +113,7 @@ def test_a_score_is_written_changed_and_spoken_and_prompts_may_be_several(model,
             ([f"--score={tmp_path}/a.json", f"--out={tmp_path}/a.wav", "--times=json"], "a.json is also read"),
             ([f"--score={tmp_path}/a.json", "--text=Yes.", f"--out={tmp_path}/b.wav"], "--text does not go with --score"),
             ([f"--score={tmp_path}/a.wav", f"--out={tmp_path}/b.wav"], "a.wav: not a score"),
+            ([f"--score={tmp_path}/a.json", "--speed=2", f"--out={tmp_path}/b.wav"], "--speed does not go with --score"),
             (["--text=Yes.", f"--out={tmp_path}/b.wav", "--times=lrc"], "--times=lrc: expected json, TextGrid, srt"),
             (["--text=Yes.", f"--out={tmp_path}/b.wav", "--pitch_shift=99"], "pitch_shift=99 semitones")):
         assert message in refused(NAME, *common, *args)

@@ -48,7 +48,7 @@ def check(aligner: Model, speech: Speech) -> list[Doubt]:
     edges = np.concatenate([[0], np.cumsum(found.durations)]) * aligner.hop
     levels, window = files.frame_rms(audio, aligner.rate), round(0.02 * aligner.rate)
     floor = files.active_rms(audio, aligner.rate) * 10 ** (-QUIET / 20) if files.has_signal(audio) else np.inf
-    doubts, at = [], 0
+    lost, doubts, at = found.score < aligning.SHORTEST, [], 0  # fewer frames than phones: no word is anywhere
     for word in speech.score.words:
         first, at = at, at + len(word.phones)
         if word.phones == PAUSE:
@@ -58,7 +58,7 @@ def check(aligner: Model, speech: Speech) -> list[Doubt]:
         short = taken < RUSHED * (end - begin) and end - begin - taken > SLACK
         middle = np.array([0.75 * begin + 0.25 * end, 0.25 * begin + 0.75 * end]) * aligner.rate // window
         sounding = levels[int(middle[0]) : int(middle[1]) + 1].max(initial=0.0)
-        if sounding < floor or short and found.durations[first:at].mean() < SQUEEZED:
+        if lost or sounding < floor or short and found.durations[first:at].mean() < SQUEEZED:
             doubts.append(Doubt(word.text, "missing", float(begin), float(end)))
         elif short:
             doubts.append(Doubt(word.text, "rushed", float(begin), float(end)))

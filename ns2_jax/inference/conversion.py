@@ -79,11 +79,11 @@ def convert_all(
 
     placed = speech.place_in_buckets(model, pieces, {}, attempt)
     for i in range(len(requests)):  # what each piece says of its source, frame by frame
-        at = 0
+        seconds = 0.0
         for piece in (p for p in placed if p.request == i):
-            end = at + int(piece.durations.sum())
-            piece.source = codes[i][np.clip(np.arange(at, end), 0, len(codes[i]) - 1)]
-            at = end
+            at = round(seconds * model.rate / model.hop)
+            piece.source = codes[i][np.clip(np.arange(at, at + int(piece.durations.sum())), 0, len(codes[i]) - 1)]
+            seconds += sum(piece.seconds)
     speech.predict_pitch(model, placed, 0.0)
     own = [piece.f0 for piece in placed]
     if target_pitch == "predicted":
@@ -111,7 +111,7 @@ def convert_all(
             rows.append(row)
         keys = [piece.key(1) for piece in group]
         for piece, out in zip(group, model.run("convert", rows, keys, sizes, steps=steps, **options, **speech.windows(model, room))):
-            piece.out = out
+            speech.accept(piece, out)
     return [speech.join(model, [piece for piece in placed if piece.request == i]) for i in range(len(requests))]
 
 

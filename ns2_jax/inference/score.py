@@ -48,8 +48,8 @@ class Score:
                 raise ValueError(f"{phone!r} is no phone of this model's inventory; see ns2_jax/text/phones.py")
             if seconds is not None and not 0 < seconds <= LONGEST:
                 raise ValueError(f"phone {phone!r} is to last {seconds} s; expected more than 0 and at most {LONGEST:g}")
-            if hz is not None and not (len(hz) and all(0 <= value <= HIGHEST for value in hz)):
-                raise ValueError(f"phone {phone!r} is to have the pitches {list(hz)}; expected some, of 0 to {HIGHEST:g} Hz")
+            if hz is not None and (wrong := next((value for value in hz if not 0 <= value <= HIGHEST), None if len(hz) else "none")) is not None:
+                raise ValueError(f"phone {phone!r} is to have the pitch {wrong}; expected one or more of 0 to {HIGHEST:g} Hz")
         if all(phone == inventory.SILENCE for phone in self.phones):
             raise ValueError("the score has no phone but pauses")
 
@@ -67,7 +67,9 @@ def frames(seconds: Sequence[float | None], predicted: np.ndarray, period: float
             continue
         out[i] = max(1, math.floor(length / period + late + 0.5))
         late += length / period - out[i]
-    return out
+    if (over := math.floor(0.5 - late)) > 0:  # the last phones were shorter than a frame
+        out[int(np.argmax([-1 if length is None else n for n, length in zip(out, seconds)]))] -= over
+    return np.maximum(out, 1)
 
 
 def contour(hz: Sequence[Sequence[float] | None], durations: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -92,18 +94,23 @@ def read(path: str | os.PathLike) -> Score:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    number = lambda value: float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         if said["format"] != FORMAT:
             raise ValueError(f"format {said['format']!r}, this code reads {FORMAT}")
         words, seconds, hz = [], [], []
         for word in said["words"]:
+            if not word["phones"]:
+                raise ValueError(f"the word {word['text']!r} has no phones")
             words.append(front.Word(str(word["text"]), tuple(str(phone["phone"]) for phone in word["phones"])))
             for phone in word["phones"]:
-                seconds.append(None if phone.get("seconds") is None else float(phone["seconds"]))
-                hz.append(None if phone.get("hz") is None else tuple(float(value) for value in phone["hz"]))
+                seconds.append(None if phone.get("seconds") is None else number(phone["seconds"]))
+                if not isinstance(phone.get("hz") or [], list):
+                    raise ValueError(f"hz of phone {phone['phone']!r} is {phone['hz']!r:.40}; expected a list of numbers")
+                hz.append(None if phone.get("hz") is None else tuple(number(value) for value in phone["hz"]))
         return Score(words, tuple(seconds), tuple(hz))
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: not a score: {what}; ns2_jax/inference/score.py says how one looks") from error
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
 from ns2_jax.inference.score import Score
 from ns2_jax.text import front, phones as inventory
 
@@ -54,6 +56,8 @@ def read(path: str | os.PathLike) -> list[Note]:
     notes = _midi(path) if path.suffix.lower() in (".mid", ".midi") else _musicxml(path)
     if not notes:
         raise ValueError(f"{path}: there is no note in it")
+    if not all(np.isfinite([note.start, note.end]).all() and note.end > note.start >= 0 for note in notes):
+        raise ValueError(f"{path}: damaged: a note has no length")
     for before, after in itertools.pairwise(notes):
         before.end = min(before.end, after.start)
         if before.end <= before.start:
@@ -76,7 +80,7 @@ def _musicxml(path: Path) -> list[Note]:
         raise ValueError(f"{path}: its root is <{root.tag}>; expected <score-partwise>, as most programs export it")
     try:
         found = [_part(part) for part in root.findall("part")]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: damaged MusicXML: {error}") from error
     return next((notes for notes in found if any(note.syllable for note in notes)), next((notes for notes in found if notes), []))
 
@@ -129,8 +133,10 @@ def _midi(path: Path) -> list[Note]:
         raise ImportError("MIDI files need the package mido: pip install -e '.[music]'") from error
     try:
         file = mido.MidiFile(path)
-    except (OSError, EOFError, ValueError, IndexError, KeyError) as error:
+    except (OSError, EOFError, ValueError, IndexError, KeyError, mido.KeySignatureError) as error:
         raise ValueError(f"{path}: not a MIDI file: {error}") from error
+    if not 0 < file.ticks_per_beat < 1 << 15:
+        raise ValueError(f"{path}: its times are not in ticks of a beat; export it with a tempo")
     changes = [(0, 500_000)]  # (tick, microseconds a beat)
     for track in file.tracks:
         tick = 0
@@ -138,7 +144,7 @@ def _midi(path: Path) -> list[Note]:
             tick += message.time
             if message.type == "set_tempo":
                 changes.append((tick, message.tempo))
-    changes.sort()
+    changes.sort(key=lambda change: change[0])  # of several on one tick the last holds
 
     def seconds(tick: int) -> float:
         total = 0.0
@@ -162,6 +168,8 @@ def _midi(path: Path) -> list[Note]:
                     note = Note(seconds(tick), float("inf"), hertz(message.note), str(tick))
                     sounding[key] = note
                     voices.setdefault((number, message.channel), []).append(note)
+        for note in sounding.values():  # never ended: at the end of its track
+            note.end = seconds(tick)
     sung = [notes for notes in voices.values() if any(int(note.syllable) in lyrics for note in notes)]
     chosen = (sung or list(voices.values()) or [[]])[0]
     for note in chosen:

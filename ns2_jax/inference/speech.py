@@ -213,12 +213,14 @@ def predict_pitch(model: Model, pieces: list[Piece], shift: float) -> None:
             piece.f0 = scores.contour(piece.hz, piece.durations, out["f0"][: piece.durations.sum()]) * np.float32(2 ** (shift / 12))
 
 
-def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attempt) -> None:
-    def accept(piece: Piece, out: dict[str, np.ndarray]) -> None:
-        if not np.isfinite(out["audio"]).all():
-            raise ValueError(f"the model made NaN for {piece.text!r}; its weights are broken or a sampler option is out of range")
-        piece.out = out
+def accept(piece: Piece, out: dict[str, np.ndarray]) -> None:
+    """Raises ValueError for what is not finite."""
+    if not np.isfinite(out["audio"]).all():
+        raise ValueError(f"the model made NaN for {piece.text!r}; its weights are broken or a sampler option is out of range")
+    piece.out = out
 
+
+def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attempt) -> None:
     for (index, room), group in grouped(model, pieces):
         bucket = model.buckets[index]
         sizes = {"t": bucket["t"], "p": bucket["p"], "u": room, "s": bucket["t"] * model.hop}

@@ -38,7 +38,7 @@ class Process:
 
     def logsnr(self, t):
         """log(alpha / sigma), half of the log of the power ratio."""
-        return _library(t).log(self.alpha(t) / self.sigma(t))
+        return _library(t).log(_library(t).divide(self.alpha(t), self.sigma(t)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,11 @@ def converted(source: Process, t, target: Process):
     """(time, factor): `factor * z_t` of `source` is the state of `target` at that time, of the same x0 and eps. Where `target` has no
     such ratio (`VP` keeps a little signal at t = 1, `Flow` none), it is the nearest that it has."""
     library = _library(t)
-    time = library.clip(target.time(library.clip(source.logsnr(t), -20.0, 20.0)), 0.0, 1.0)
-    return time, target.sigma(time) / source.sigma(t)
+    with np.errstate(divide="ignore"):
+        logsnr = source.logsnr(t)
+    time = library.clip(target.time(library.clip(logsnr, -20.0, 20.0)), 0.0, 1.0)
+    size = lambda process, t: library.sqrt(process.alpha(t) ** 2 + process.sigma(t) ** 2)
+    return time, size(target, time) / size(source, t)
 
 
 def eps_from_x0(z: jax.Array, x0: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:

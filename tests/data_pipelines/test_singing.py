@@ -115,4 +115,6 @@ def test_the_command_makes_a_corpus(sentences, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert command(f"--data={tmp_path / 'in'}", f"--out={tmp_path / 'out'}", "--workers=1").returncode == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    assert command(f"--data={tmp_path / 'in'}", f"--out={tmp_path / 'out'}", "--workers=1", "--utterances=2").returncode == 0
+    assert Dataset.open(tmp_path / "out").records("train") == 2
     assert "--out is --data" in command(f"--data={tmp_path / 'in'}", f"--out={tmp_path / 'in'}").stderr

@@ -115,16 +115,17 @@ def test_the_second_order_needs_fewer_evaluations():
         assert max(off["heun"], off["dpm"]) < 0.5 * min(off["euler"], off["ddim"]), (width, off)
 
 
+@pytest.mark.parametrize("trained", PROCESSES)
 @pytest.mark.parametrize("name", ["heun", "dpm"])
-def test_one_network_is_sampled_as_any_process(name):
-    """A network of VP, asked at the time and scale that say the same: the samples of the three processes are those of one Gaussian's flow."""
-    quantiles, found = np.linspace(-2, 2, 9), []
+def test_one_network_is_sampled_as_any_process(name, trained):
+    """A network of one process, asked at the time and scale that say the same: the samples of all three are those of one Gaussian's flow."""
+    quantiles, found, trained = np.linspace(-2, 2, 9), [], PROCESSES[trained]
     for one in PROCESSES.values():
         rows = samplers.table(name, one, 200)
 
         def denoise(z, t, one=one):
-            time, factor = process.converted(one, t, VP)
-            return gaussian(VP, factor * z, time)
+            time, factor = process.converted(one, t, trained)
+            return gaussian(trained, factor * z, time)
 
         first = float(rows["t"][0])
         z = flowed(one, MEAN + DEVIATION * quantiles, 0.0, first) if one.sigma(0.0) == 0 else (

@@ -74,7 +74,8 @@ class Programs:
         """Program: what was said, in another voice or without its noise (section 5.7) -> as `sample`.
 
         The ODE carries the source's latents (`codes`, with its phones, durations, `f0` and a prompt of its own sound) to t = 1 and back
-        with the prompt `target_codes` and the pitch `target_f0`: DDIM's steps both ways on one grid, from t = 1e-3, where there is no noise.
+        with the prompt `target_codes` and the pitch `target_f0`: `steps` of DDIM both ways on one grid, from t = 1e-3, where there is no noise. Few
+        steps amplify the error of the first data estimates: 50 or more.
         """
         del rng
         size = sizes["t"]
@@ -84,7 +85,7 @@ class Programs:
         there = samplers.inverse_ddim(self.process, steps)
         start = self.process.alpha(float(there["t"][0])) * self.latents(rest, inputs["codes"], mask)
         noise = samplers.run(away, start, there)
-        return self._finish(rest, samplers.run(back, noise, samplers.table("ddim", self.process, steps)), mask, snap)
+        return self._finish(rest, samplers.run(back, noise, samplers.table("ddim", self.process, steps + 1)), mask, snap)
 
     def _denoiser(
         self, params: Tree, rest: Tree, inputs: Batch, size: int, guidance: float, window: int,
