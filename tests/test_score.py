@@ -78,6 +78,20 @@ def test_a_score_over_the_largest_bucket_is_cut_and_keeps_its_length(toy):
     assert set(speech.f0.tolist()) <= {0.0, 120.0}
 
 
+def test_long_rests_are_silence_and_keep_their_length(toy):
+    """At the beginning, inside and at the end, longer than any bucket."""
+    sil, word = front.Word("", inference.PAUSE), front.Word("you", ("y", "uw"))
+    score = inference.Score([sil, word, sil, word, sil], (9.0, 0.05, 0.1, 7.0, 0.05, 0.1, 3.0), ((100.0,),) * 7)
+    speech = toy.speak(score, VOICE)
+    assert speech.seconds == pytest.approx(sum(score.seconds), abs=0.011) and len(speech.pieces) == 2
+    assert [word for word, _, _ in speech.words] == ["you", "you"] and speech.phones.count("uw") == 2
+    np.testing.assert_allclose([begin / 800 for _, begin, _ in speech.words], [9.0, 16.15], atol=0.011)
+    assert len(speech.f0) * 4 == len(speech.audio) == speech.ends[-1]
+    quiet = np.abs(speech.audio[: int(8.7 * 800)]).max(), np.abs(speech.audio[int(9.5 * 800) : int(15.8 * 800)]).max()
+    assert quiet == (0.0, 0.0) and np.abs(speech.audio[int(9.06 * 800) : int(9.14 * 800)]).max() > 0
+    np.testing.assert_allclose(np.sum(speech.score.seconds), speech.seconds)
+
+
 def test_textgrid_is_read_by_the_importer(toy, tmp_path):
     speech = toy.speak("Hello, you! It is late.", VOICE)
     (tmp_path / "a.TextGrid").write_text(scores.as_textgrid(speech.score), encoding="utf8")

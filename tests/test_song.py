@@ -73,6 +73,52 @@ def test_midi_is_the_same_song(xml, tmp_path):
         assert (mine.syllable, mine.ends) == (theirs.syllable, theirs.ends)
 
 
+def musicxml(tmp_path, *parts: str):
+    (tmp_path / "a.musicxml").write_text(f"<score-partwise>{''.join(f'<part><measure>{part}</measure></part>' for part in parts)}</score-partwise>")
+    return tmp_path / "a.musicxml"
+
+
+def test_a_tempo_of_any_part_is_that_of_all_and_the_sung_voice_is_taken(tmp_path):
+    slow = '<attributes><divisions>1</divisions></attributes><sound tempo="60"/>'
+    piano, voice = note("A", 2, 1) + note("B", 2, 1), note("A", 4, 1, "go") + note("B", 4, 1, "on")
+    notes = song.read(musicxml(tmp_path, slow + piano, voice))
+    assert [(n.start, n.end, n.syllable) for n in notes] == [(0, 1, "go"), (1, 2, "on")]
+    second = voice.replace("<voice>1", "<voice>2")
+    notes = song.read(musicxml(tmp_path, slow + piano + "<backup><duration>2</duration></backup>" + second))
+    assert [n.syllable for n in notes] == ["go", "on"] and notes[0].hz == A4
+    late = slow + note("A", 4, 2, "go") + '<sound tempo="120"/><backup><duration>1</duration></backup><sound tempo="30"/>' + note("B", 4, 4, "on")
+    assert [(n.start, n.end) for n in song.read(musicxml(tmp_path, late))] == [(0, 1), (1, 1 + 2 + 3 * 0.5)]
+
+
+def test_verses_elisions_and_notes_behind_a_rest(tmp_path):
+    two = note("A", 4, 1, "one").replace("<lyric>", '<lyric number="1">').replace("</note>", '<lyric number="2"><text>two</text></lyric></note>')
+    only = note("B", 4, 1, "second").replace("<lyric>", '<lyric number="2">')
+    elided = note("C", 5, 2, "the").replace("</lyric>", "<elision/><syllabic>single</syllabic><text>end</text></lyric>").replace("<lyric>", '<lyric number="1">')
+    alone = REST + note("A", 4, 4)
+    score = song.score(song.read(musicxml(tmp_path, two + only + elided + alone)))
+    assert [w.text for w in score.words if w.text] == ["one", "the", "end"]
+    assert sum(score.seconds) == pytest.approx(2 + 2 * song.EDGE)  # 4 beats of 0.5 s; the note behind the rest has no vowel
+
+
+@pytest.mark.parametrize("lyrics,ends", [
+    (["Lit", "tle ", "star ", "shine"], [False, True, True, True]), (["Lit-", "tle", "star", "shine"], [False, True, True, True]),
+    (["Lit", "tle", " star", " shine"], [False, True, True, True]), (["\\Lit", "tle ", "/star ", "shine\r"], [False, True, True, True]),
+])
+def test_midi_lyrics_in_their_several_ways(tmp_path, lyrics, ends):
+    mido = pytest.importorskip("mido")
+    file, bass, voice, text = mido.MidiFile(ticks_per_beat=480), mido.MidiTrack(), mido.MidiTrack(), mido.MidiTrack()
+    bass += [mido.Message("note_on", note=40, velocity=90, time=0), mido.Message("note_on", note=40, velocity=0, time=1920)]
+    for k, number in enumerate((69, 71, 72, 69)):
+        voice += [mido.Message("note_on", note=number, velocity=90, time=0), mido.Message("note_off", note=number, time=480)]
+        text += [mido.MetaMessage("lyrics", text=lyrics[k].encode().decode("unicode_escape"), time=3 if k == 0 else 480)]
+        text += [mido.MetaMessage("lyrics", text="\r", time=0)] if k == 1 else []
+    file.tracks += [bass, voice, text]
+    file.save(tmp_path / "a.mid")
+    notes = song.read(tmp_path / "a.mid")
+    assert [n.syllable for n in notes] == ["Lit", "tle", "star", "shine"] and [n.ends for n in notes] == ends
+    assert notes[0].hz == A4 and [(n.start, n.end) for n in notes] == [(0, 0.5), (0.5, 1), (1, 1.5), (1.5, 2)]
+
+
 def spans(score: inference.Score) -> list[tuple[str, float, float, tuple[float, ...]]]:
     ends = np.cumsum(score.seconds)
     return [(phone, float(end - length), float(end), hz) for phone, end, length, hz in zip(score.phones, ends, score.seconds, score.hz)]

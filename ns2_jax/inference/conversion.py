@@ -69,7 +69,7 @@ def convert_all(
         audio = audio[: len(audio) // model.hop * model.hop]
         score = listen(model, aligner, audio, front.words(text, table, language))
         codes[i] = model.encode(audio)
-        pieces.append(speech.Piece(i, score.words, seed, model.prompt(prompt), score.seconds, score.hz))
+        pieces += speech.pieces_of(model, i, score, seed, model.prompt(prompt))
         if target_pitch == "shifted":
             means[i] = _mean_pitch(model, model.decode(pieces[-1].prompt)), _mean_pitch(model, audio)
 
@@ -81,9 +81,9 @@ def convert_all(
     for i in range(len(requests)):  # what each piece says of its source, frame by frame
         seconds = 0.0
         for piece in (p for p in placed if p.request == i):
-            at = round(seconds * model.rate / model.hop)
+            at = round(seconds * model.rate / model.hop) + piece.gap[0]
             piece.source = codes[i][np.clip(np.arange(at, at + int(piece.durations.sum())), 0, len(codes[i]) - 1)]
-            seconds += sum(piece.seconds)
+            seconds += sum(piece.seconds) + sum(piece.gap) * model.hop / model.rate
     speech.predict_pitch(model, placed, 0.0)
     own = [piece.f0 for piece in placed]
     if target_pitch == "predicted":

@@ -26,7 +26,8 @@ from ns2_jax.text import front, phones as inventory
 
 FORMAT = 1
 CAPTION = 42  # characters of a line of captions, as broadcasters have it
-LONGEST = 60.0  # seconds of one phone
+LONGEST = 60.0  # seconds of one phone but a pause
+REST, EDGE = 2.0, 0.2  # seconds of a pause from which on it is plain silence, but for what stays at its ends
 HIGHEST = 5000.0  # Hz
 
 
@@ -46,7 +47,7 @@ class Score:
         for phone, seconds, hz in zip(self.phones, self.seconds, self.hz):
             if phone not in inventory.IDS or phone == inventory.PADDING:
                 raise ValueError(f"{phone!r} is no phone of this model's inventory; see ns2_jax/text/phones.py")
-            if seconds is not None and not 0 < seconds <= LONGEST:
+            if seconds is not None and not 0 < seconds <= (3600 if phone == inventory.SILENCE else LONGEST):
                 raise ValueError(f"phone {phone!r} is to last {seconds} s; expected more than 0 and at most {LONGEST:g}")
             if hz is not None and (wrong := next((value for value in hz if not 0 <= value <= HIGHEST), None if len(hz) else "none")) is not None:
                 raise ValueError(f"phone {phone!r} is to have the pitch {wrong}; expected one or more of 0 to {HIGHEST:g} Hz")
@@ -56,6 +57,28 @@ class Score:
     @property
     def phones(self) -> tuple[str, ...]:
         return tuple(phone for word in self.words for phone in word.phones)
+
+
+def at_rests(score: Score) -> list[tuple[float, Score, float]]:
+    """Cut at pauses whose length is given and over REST: (seconds of plain silence before, score, seconds after). Every part keeps EDGE of
+    the pauses at its ends; nothing but silence is left out."""
+    cuts = [i for i, (phone, length) in enumerate(zip(score.phones, score.seconds)) if phone == inventory.SILENCE and (length or 0) > REST]
+    spans = {first: k for k, (_, first, _) in enumerate(_spans(score))}
+    cuts = [i for i in cuts if i in spans and len(score.words[spans[i]].phones) == 1]
+    parts, begin = [], 0
+    for end in [*cuts, None]:
+        if end is not None and (end == 0 or end == len(score.phones) - 1):
+            continue  # trimmed below
+        stop = len(score.phones) if end is None else end + 1
+        words = score.words[spans[begin] : len(score.words) if end is None else spans[end] + 1]
+        lengths, before, after = list(score.seconds[begin:stop]), 0.0, 0.0
+        if begin in cuts:
+            before, lengths[0] = (lengths[0] - 2 * EDGE if parts else lengths[0] - EDGE), EDGE
+        if stop - 1 in cuts:
+            after, lengths[-1] = (lengths[-1] - EDGE if end is None else 0.0), EDGE  # of a rest inside, the next part has it before
+        parts.append((before, Score(words, tuple(lengths), score.hz[begin:stop]), after))
+        begin = stop - 1
+    return parts
 
 
 def frames(seconds: Sequence[float | None], predicted: np.ndarray, period: float) -> np.ndarray:

@@ -2,20 +2,23 @@
 
 A vowel begins on its note's beat and holds it, and further notes where the syllable has more; consonants take their time from what
 stands before the beat, or from the end of the note. The text of the phones is that of the words; syllables only say where words go.
+A song begins EDGE before its first note. Grace notes are left out, repeats are sung once, of chords the first note, of verses the first.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from absl import logging
 
 from ns2_jax.inference.score import Score
 from ns2_jax.text import front, phones as inventory
@@ -46,7 +49,7 @@ def hertz(midi: float) -> float:
 
 
 def read(path: str | os.PathLike) -> list[Note]:
-    """The melody of a file: its first voice with lyrics, else its first. Raises FileNotFoundError, ImportError for MIDI without mido,
+    """The melody of a file: the voice with the most syllables, else its first. Raises FileNotFoundError, ImportError for MIDI without mido,
     ValueError for another file or one without notes."""
     path = Path(path)
     if not path.is_file():
@@ -78,22 +81,47 @@ def _musicxml(path: Path) -> list[Note]:
         raise ValueError(f"{path}: not MusicXML: {error}") from error
     if root.tag != "score-partwise":
         raise ValueError(f"{path}: its root is <{root.tag}>; expected <score-partwise>, as most programs export it")
+    if root.find(".//repeat") is not None:
+        logging.warning("%s has repeats, which are sung once", path)
     try:
-        found = [_part(part) for part in root.findall("part")]
+        tempos: list[tuple[float, float]] = []
+        voices = [voice for part in root.findall("part") for voice in _part(part, tempos)]
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: damaged MusicXML: {error}") from error
-    return next((notes for notes in found if any(note.syllable for note in notes)), next((notes for notes in found if notes), []))
+    if wrong := [tempo for _, tempo in tempos if not 0 < tempo < 1e4]:
+        raise ValueError(f"{path}: damaged MusicXML: a tempo of {wrong[0]:g} beats a minute")
+    seconds = _clock([(beat, 60 / tempo) for beat, tempo in tempos], 0.5)
+    notes = _most_sung(voices)
+    return [dataclasses.replace(note, start=seconds(note.start), end=seconds(note.end)) for note in notes]
 
 
-def _part(part: ElementTree.Element) -> list[Note]:
-    """The notes of the first voice that has any, in seconds."""
-    divisions, tempo, beat, notes, voice = 1.0, 120.0, 0.0, [], None
-    changes = [(0.0, tempo)]  # (beat, beats per minute)
-    last: Note | None = None
+def _clock(changes: list[tuple[float, float]], usual: float) -> Callable[[float], float]:
+    """Beats (or ticks) -> seconds, from (place, seconds of one from there on); of several at one place the last holds."""
+    ordered = sorted([(0.0, usual), *changes], key=lambda change: change[0])
+
+    def seconds(place: float) -> float:
+        total = 0.0
+        for (begin, each), (end, _) in itertools.pairwise([*ordered, (math.inf, 0.0)]):
+            total += max(0.0, min(place, end) - begin) * each
+        return total
+
+    return seconds
+
+
+def _most_sung(voices: Sequence[list[Note]]) -> list[Note]:
+    """The voice with the most syllables, of equals the first; sorted by time."""
+    chosen = max(voices, key=lambda notes: sum(bool(note.syllable) for note in notes), default=[])
+    return sorted(chosen, key=lambda note: note.start)
+
+
+def _part(part: ElementTree.Element, tempos: list[tuple[float, float]]) -> list[list[Note]]:
+    """The voices of a part that have notes, in beats; (beat, beats per minute) are added to `tempos`. Of several verses the first."""
+    divisions, beat, verse = 1.0, 0.0, None
+    voices: dict[str, list[Note]] = {}
     for item in (item for measure in part.findall("measure") for item in measure):
         for sound in ([item] if item.tag == "sound" else item.findall("sound")):
             if sound.get("tempo"):
-                changes.append((beat, float(sound.get("tempo"))))
+                tempos.append((beat, float(sound.get("tempo"))))
         if item.tag == "attributes" and item.find("divisions") is not None:
             divisions = float(item.findtext("divisions"))
         length = float(item.findtext("duration") or 0) / divisions
@@ -101,29 +129,20 @@ def _part(part: ElementTree.Element) -> list[Note]:
             beat += length if item.tag == "forward" else -length
         if item.tag != "note" or item.find("grace") is not None or item.find("chord") is not None:
             continue
-        pitch = item.find("pitch")
-        mine = pitch is not None and voice in (None, item.findtext("voice", "1"))
-        if mine:
-            voice = item.findtext("voice", "1")
+        if (pitch := item.find("pitch")) is not None:
+            notes = voices.setdefault(item.findtext("voice", "1"), [])
             midi = 12 * (int(pitch.findtext("octave")) + 1) + SEMITONES[pitch.findtext("step")] + float(pitch.findtext("alter") or 0)
-            ties = {tie.get("type") for tie in item.findall("tie")}
-            if "stop" in ties and last is not None and last.hz == hertz(midi):
-                last.end = beat + length
+            if any(tie.get("type") == "stop" for tie in item.findall("tie")) and notes and notes[-1].hz == hertz(midi):
+                notes[-1].end = beat + length
             else:
-                lyric = item.find("lyric")
-                text = (lyric.findtext("text") or "").strip() if lyric is not None else ""
-                ends = lyric is None or lyric.findtext("syllabic", "single") in ("single", "end")
-                last = Note(beat, beat + length, hertz(midi), text, ends)
-                notes.append(last)
+                lyrics = [lyric for lyric in item.findall("lyric") if lyric.find("text") is not None]
+                verse = lyrics[0].get("number") if verse is None and lyrics else verse
+                lyric = next((lyric for lyric in lyrics if lyric.get("number") == verse), None)
+                text = "" if lyric is None else " ".join((text.text or "").strip() for text in lyric.findall("text")).strip()
+                places = ["single"] if lyric is None else ["single", *(item.text for item in lyric.findall("syllabic"))]
+                notes.append(Note(beat, beat + length, hertz(midi), text, places[-1] in ("single", "end")))
         beat += length
-
-    def seconds(beats: float) -> float:
-        total = 0.0
-        for (begin, bpm), (end, _) in itertools.pairwise([*changes, (float("inf"), 0.0)]):
-            total += max(0.0, min(beats, end) - begin) * 60 / bpm
-        return total
-
-    return sorted((dataclasses.replace(note, start=seconds(note.start), end=seconds(note.end)) for note in notes), key=lambda note: note.start)
+    return list(voices.values())
 
 
 def _midi(path: Path) -> list[Note]:
@@ -132,57 +151,66 @@ def _midi(path: Path) -> list[Note]:
     except ImportError as error:
         raise ImportError("MIDI files need the package mido: pip install -e '.[music]'") from error
     try:
-        file = mido.MidiFile(path)
+        try:
+            file = mido.MidiFile(path, charset="utf-8")
+        except UnicodeDecodeError:
+            file = mido.MidiFile(path, charset="latin1")
     except (OSError, EOFError, ValueError, IndexError, KeyError, mido.KeySignatureError) as error:
         raise ValueError(f"{path}: not a MIDI file: {error}") from error
     if not 0 < file.ticks_per_beat < 1 << 15:
         raise ValueError(f"{path}: its times are not in ticks of a beat; export it with a tempo")
-    changes = [(0, 500_000)]  # (tick, microseconds a beat)
-    for track in file.tracks:
-        tick = 0
-        for message in track:
-            tick += message.time
-            if message.type == "set_tempo":
-                changes.append((tick, message.tempo))
-    changes.sort(key=lambda change: change[0])  # of several on one tick the last holds
-
-    def seconds(tick: int) -> float:
-        total = 0.0
-        for (begin, tempo), (end, _) in itertools.pairwise([*changes, (float("inf"), 0)]):
-            total += max(0.0, min(tick, end) - begin) * tempo / 1e6 / file.ticks_per_beat
-        return total
-
-    voices: dict[tuple[int, int], list[Note]] = {}
-    lyrics: dict[int, str] = {}
+    tempos, voices = [], {}
+    words: dict[int, list[tuple[int, str]]] = {}  # track -> (tick, text)
     for number, track in enumerate(file.tracks):
         tick, sounding = 0, {}
         for message in track:
             tick += message.time
-            if message.type == "lyrics":
-                lyrics[tick] = message.text
+            if message.type == "set_tempo":
+                tempos.append((tick, message.tempo / 1e6 / file.ticks_per_beat))
+            elif message.type == "lyrics" and message.text.strip():
+                words.setdefault(number, []).append((tick, message.text))
             elif message.type in ("note_on", "note_off"):
                 key = (message.channel, message.note)
                 if key in sounding:
-                    sounding.pop(key).end = seconds(tick)
+                    sounding.pop(key).end = tick
                 if message.type == "note_on" and message.velocity:
-                    note = Note(seconds(tick), float("inf"), hertz(message.note), str(tick))
+                    note = Note(tick, math.inf, hertz(message.note))
                     sounding[key] = note
                     voices.setdefault((number, message.channel), []).append(note)
         for note in sounding.values():  # never ended: at the end of its track
-            note.end = seconds(tick)
-    sung = [notes for notes in voices.values() if any(int(note.syllable) in lyrics for note in notes)]
-    chosen = (sung or list(voices.values()) or [[]])[0]
-    for note in chosen:
-        text = lyrics.get(int(note.syllable), "")
-        note.ends = not text.rstrip().endswith("-")
-        note.syllable = text.strip().rstrip("-").strip()
-    return sorted(chosen, key=lambda note: note.start)
+            note.end = tick
+    for (number, _), notes in voices.items():
+        if len(words) == 1 or number in words:
+            _underlay(notes, words.get(number) or next(iter(words.values())), file.ticks_per_beat / 4)
+    seconds = _clock(tempos, 0.5 / file.ticks_per_beat)
+    ranked = sorted(voices, key=lambda voice: voice[0] not in words)  # of equals the one in the track of the lyrics
+    return [dataclasses.replace(note, start=seconds(note.start), end=seconds(note.end)) for note in _most_sung([voices[key] for key in ranked])]
+
+
+def _underlay(notes: list[Note], words: list[tuple[int, str]], near: float) -> None:
+    """Puts (tick, text) under the notes that begin no further than `near` ticks away. A word goes on where a text ends with "-", or, in a
+    file that parts words by spaces, where there is none between this text and the next."""
+    joined: list[list[Any]] = []
+    for tick, text in sorted(words, key=lambda word: word[0]):
+        if joined and joined[-1][0] == tick:
+            joined[-1][1] += text
+        else:
+            joined.append([tick, text])
+    spaced = any(bare.strip(" ") != bare for bare in (text.strip("\r\n/\\") for _, text in joined))
+    for k, (tick, text) in enumerate(joined):
+        note = min(notes, key=lambda note: abs(note.start - tick))
+        if abs(note.start - tick) > near or note.syllable:
+            continue
+        after = joined[k + 1][1] if k + 1 < len(joined) else " "
+        bare = text.strip(" \r\n/\\")  # strokes and line ends begin a new line of text
+        note.ends = text[-1] in " \r\n" or after[0] in " /\\\r\n" if spaced else not bare.endswith("-")
+        note.syllable = bare.rstrip("-").strip()
 
 
 def words_of(notes: Sequence[Note]) -> str:
     """The lyrics as text."""
     out = ""
-    for note in notes:
+    for note in _one_word_each(notes):
         if note.syllable and note.syllable != "_":
             out += note.syllable + (" " if note.ends else "")
     return out.strip()
@@ -215,20 +243,22 @@ def _by_vowel(notes: Sequence[Note], words: Sequence[front.Word]) -> list[list[l
     left, groups = list(notes), []
     for word in words:
         groups.append([[left.pop(0)] for _ in _vowels(word)])
-    groups[-1][-1] += left
+    for note in left:
+        if note.start - groups[-1][-1][-1].end <= BREATH:
+            groups[-1][-1].append(note)
     return groups
 
 
 def _by_syllable(notes: Sequence[Note], words: Sequence[front.Word]) -> list[list[list[Note]]]:
     """Word -> vowel -> its notes, from the syllables that the file puts under them."""
     held: list[list[list[Note]]] = [[]]  # word -> syllable -> notes
-    for note in notes:
+    for note in _one_word_each(notes):
         if note.syllable and note.syllable != "_":
             held[-1].append([note])
             if note.ends:
                 held.append([])
-        elif any(held):
-            (held[-1] or held[-2])[-1].append(note)
+        elif any(held) and note.start - (sung := (held[-1] or held[-2])[-1])[-1].end <= BREATH:
+            sung.append(note)  # what stands alone after a rest has no vowel: it is left out
     held = [word for word in held if word]
     if len(held) != len(words):
         raise ValueError(f"the lyrics are {len(held)} words under the notes, but {len(words)} spoken ones ({' '.join(word.text for word in words)}); "
@@ -248,10 +278,22 @@ def _by_syllable(notes: Sequence[Note], words: Sequence[front.Word]) -> list[lis
     return groups
 
 
+def _one_word_each(notes: Sequence[Note]) -> Iterable[Note]:
+    """Notes on which several words are sung ("of the"), divided between them; verse numbers ("1.") are no words."""
+    for note in notes:
+        words = [word for word in note.syllable.split() if not word.rstrip(".").isdecimal()]
+        if len(words) < 2:
+            yield dataclasses.replace(note, syllable=words[0] if words else "")
+            continue
+        each = (note.end - note.start) / len(words)
+        for k, word in enumerate(words):
+            yield Note(note.start + k * each, note.start + (k + 1) * each, note.hz, word, k < len(words) - 1 or note.ends)
+
+
 def _timed(words: Sequence[front.Word], groups: Sequence[Sequence[Sequence[Note]]]) -> Score:
     """Phones with their times: between two vowels stand a coda, perhaps a breath, and an onset."""
     phones, seconds, hz, spoken = [], [], [], []
-    clock, joined = min(0.0, groups[0][0][0].start - EDGE), False
+    clock, joined = groups[0][0][0].start - EDGE, False
 
     def sing(phone: str, end: float, melody: Iterable[Note]) -> None:
         nonlocal clock

@@ -62,6 +62,7 @@ class Piece:
     prompt: np.ndarray  # codes [u, q]
     seconds: Sequence[float | None] = ()  # of every phone, given by a score
     hz: Sequence[Sequence[float] | None] = ()
+    gap: tuple[int, int] = (0, 0)  # frames of plain silence before and after
     place: tuple[int, ...] = ()  # halves taken on the way from the whole text: sorts in reading order
     bucket: int | None = None
     durations: np.ndarray | None = None
@@ -90,8 +91,9 @@ class Piece:
         edge = (None if None in self.seconds else 1e-6,)  # a given length stays what it is: an edge takes its frame from its neighbours
         silent = (None if None in self.hz else (0.0,),)
         part = lambda given, new: (given[:first] + new * (not paused), new + given[first:])
-        return [Piece(self.request, words, self.seed, self.prompt, seconds, hz, (*self.place, i)) for i, (words, seconds, hz) in enumerate(
-            zip((one, two), part(tuple(self.seconds), edge), part(tuple(self.hz), silent)))]
+        gaps = (self.gap[0], 0), (0, self.gap[1])
+        return [Piece(self.request, words, self.seed, self.prompt, seconds, hz, gap, (*self.place, i)) for i, (words, seconds, hz, gap) in enumerate(
+            zip((one, two), part(tuple(self.seconds), edge), part(tuple(self.hz), silent), gaps))]
 
 
 def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], seeds: int | Sequence[int], steps: int | None, lexicon: Any,
@@ -140,13 +142,21 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
         score = attempt(i, read, text)
         codes = attempt(i, voice, prompt)
         if i not in failed:
-            pending.append(Piece(i, score.words, seed, codes, score.seconds, score.hz))
+            pending += pieces_of(model, i, score, seed, codes)
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
     placed = place_in_buckets(model, pending, early, attempt)
     placed = [piece for piece in placed if piece.request not in failed]
     predict_pitch(model, placed, shift)
     _sample(model, placed, options | {"steps": steps}, attempt)
     return [None if i in failed else join(model, [p for p in placed if p.request == i]) for i in range(len(requests))]
+
+
+def pieces_of(model: Model, request: int, score: Score, seed: int, codes: np.ndarray) -> list[Piece]:
+    """One, or more where the score has long rests."""
+    parts = scores.at_rests(score)
+    count = lambda seconds: round(seconds * model.rate / model.hop)
+    return [Piece(request, part.words, seed, codes, part.seconds, part.hz, (count(before), count(after)), (k,) * (len(parts) > 1))
+            for k, (before, part, after) in enumerate(parts)]  # fmt: skip
 
 
 def place_in_buckets(model: Model, pending: list[Piece], options: Mapping[str, Any], attempt) -> list[Piece]:
@@ -233,31 +243,36 @@ def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attem
 def join(model: Model, pieces: list[Piece]) -> Speech:
     """The pieces one after the other. Each begins and ends with its own silence; a joint is faded over FADE, or its breath may click."""
     audio, f0, ends, phones, words = [], [], [], [], []
-    spoken, hz, period = [], [], model.hop / model.rate
+    spoken, hz, durations, period = [], [], [], model.hop / model.rate
     begin, fade = 0, np.sin(np.linspace(0, np.pi / 2, round(FADE * model.rate) + 1, dtype=np.float32)[1:]) ** 2
     for k, piece in enumerate(pieces):
-        edges = np.concatenate([[0], np.cumsum(piece.durations)]) * model.hop
-        samples = np.array(piece.out["audio"][: edges[-1]], np.float32)
+        samples = np.array(piece.out["audio"][: piece.durations.sum() * model.hop], np.float32)
         if k:
             samples[: len(fade)] *= fade[: len(samples)]
         if k < len(pieces) - 1 and len(fade):
             samples[-len(fade) :] *= fade[::-1][-len(samples) :]
-        audio.append(samples)
-        f0.append(piece.f0 if piece.f0 is not None else np.zeros(0))
+        before, after = piece.gap
+        lengths = piece.durations.copy()
+        lengths[0], lengths[-1] = lengths[0] + before, lengths[-1] + after
+        durations.append(lengths)
+        edges = np.concatenate([[0], np.cumsum(lengths)]) * model.hop
+        audio.append(np.pad(samples, (before * model.hop, after * model.hop)))
+        pitch = None if piece.f0 is None else np.pad(piece.f0, (before, after))
+        f0.append(np.zeros(0) if pitch is None else pitch)
         ends.append(begin + edges[1:])
         phones += piece.phones
         spoken += piece.words
         frames = edges // model.hop
-        hz += [None if piece.f0 is None else tuple(piece.f0[a:b].tolist()) for a, b in zip(frames[:-1], frames[1:])]
+        hz += [None if pitch is None else tuple(pitch[a:b].tolist()) for a, b in zip(frames[:-1], frames[1:])]
         at = 0
         for word in piece.words:
             if word.text and word.phones != PAUSE:
                 words.append((word.text, int(begin + edges[at]), int(begin + edges[at + len(word.phones)])))
             at += len(word.phones)
         begin += int(edges[-1])
-    lengths = tuple(float(n) * period for piece in pieces for n in piece.durations)
+    seconds = tuple(float(n) * period for n in np.concatenate(durations))
     return Speech(np.concatenate(audio), model.rate, tuple(phones), np.concatenate(ends), tuple(words), np.concatenate(f0).astype(np.float32),
-                  model.hop, tuple(piece.text for piece in pieces), Score(spoken, lengths, tuple(hz)))
+                  model.hop, tuple(piece.text for piece in pieces), Score(spoken, seconds, tuple(hz)))
 
 
 def grouped(model: Model, pieces: Iterable[Piece]) -> Iterable[tuple[tuple[int, int], list[Piece]]]:
