@@ -14,15 +14,11 @@ model of English does not know.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
-from typing import Any
 
 import numpy as np
-from absl import flags, logging
 
-from data_pipelines import batches, ingest, shards
-from ns2_jax.data.dataset import Dataset
+from data_pipelines import remade
+from data_pipelines.remade import Place, Utterance
 from ns2_jax.text import phones
 
 STEP = 0.005  # seconds between pitch marks where nothing is voiced
@@ -32,7 +28,6 @@ NOTES = (0.25, 0.375, 0.5, 0.75, 1.0)  # seconds, and how often:
 OFTEN = (0.3, 0.2, 0.3, 0.15, 0.05)
 GLIDE, VIBRATO, DEPTH, ONSET = 0.05, 5.5, 0.3, 0.25  # seconds; Hz; semitones; seconds into a note
 LONGEST = 9.9  # seconds
-PER_SHARD = 200
 
 
 def marks(audio: np.ndarray, rate: int, f0: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,15 +99,6 @@ def psola(audio: np.ndarray, rate: int, f0: np.ndarray, period: int, old: np.nda
     return (out / np.maximum(weight, 0.3)).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sung:
-    """An utterance on a melody: audio float32 `[s]`, `ends` of its phones in samples `[p]`, `f0` Hz per period `[t]`."""
-
-    audio: np.ndarray
-    ends: np.ndarray
-    f0: np.ndarray
-
-
 def melody(count: int, middle: float, rng: np.random.Generator) -> np.ndarray:
     """`count` notes in semitones (MIDI numbers): a random walk over SCALE around `middle`."""
     tonic = round(middle) - int(rng.integers(0, 12))
@@ -125,106 +111,50 @@ def melody(count: int, middle: float, rng: np.random.Generator) -> np.ndarray:
     return np.array(notes, float)
 
 
-def sing(audio: np.ndarray, rate: int, ids: np.ndarray, ends: np.ndarray, f0: np.ndarray, period: int, rng: np.random.Generator) -> Sung | None:
-    """`audio [s]` with phones `ids [p]` that end at samples `ends` and pitch `f0`, on a melody; None where nothing can be held or the song
-    would be longer than LONGEST."""
-    names = [phones.PHONES[i] for i in ids]
-    vowels = [i for i, name in enumerate(names) if name in phones.VOWELS]
-    if not vowels or not (f0 > 0).any():
-        return None
-    old = np.concatenate([[0], ends]).astype(float)
-    lengths = np.diff(old) / rate
-    for i in vowels:
-        lengths[i] = max(lengths[i], rng.choice(NOTES, p=OFTEN) - 0.08)
-    new = np.rint(np.concatenate([[0], np.cumsum(lengths)]) * rate)
-    if new[-1] > LONGEST * rate:
-        return None
-    middle = 69 + 12 * np.log2(np.median(f0[f0 > 0]) / 440)
-    notes = melody(len(vowels), middle, rng)
-    frames = int(new[-1]) // period
-    centre = (np.arange(frames) + 0.5) * period
-    starts = new[vowels]
-    which = np.maximum(np.searchsorted(starts, centre, "right") - 1, 0)
-    since = np.maximum(centre - starts[which], 0) / rate
-    before = notes[np.maximum(which - 1, 0)]
-    tone = notes[which] + (before - notes[which]) * np.exp(-3 * since / GLIDE)
-    tone += DEPTH * np.sin(2 * np.pi * VIBRATO * since) * np.clip((since - ONSET) / 0.1, 0, 1)
-    source = np.minimum((np.interp(centre, new, old) // period).astype(int), len(f0) - 1)
-    target = np.where(f0[source] > 0, 440 * 2 ** ((tone - 69) / 12), 0.0)
-    if not (target > 0).any():
-        return None
-    return Sung(psola(audio, rate, f0, period, old, new, target), new[1:].astype(np.int64), target)
+@dataclasses.dataclass(frozen=True)
+class Singing:
+    """Every utterance on a melody of its own; what cannot be held, or would be longer than LONGEST, is left out."""
 
+    word: str = "sung"
+    refused: str = "cannot_be_sung"
 
-def sing_shard(out: str, settings: tuple[str, int], split: str, shard: int, total: int) -> int:
-    """Writes one shard of the new corpus and returns how many utterances were left out."""
-    root, count = settings
-    groups = ("meta", "audio", "align", "f0")
-    dataset, left = batches.open_dataset(root), 0
-    made_of = {"fingerprint": dataset.fingerprint, "utterances": str(count),
-               **{f"source {group}": dataset.marker(group, split, 0)["sha256"] for group in ("align", "f0")}}
-    if shards.committed(out, groups, split, shard, total, inputs=made_of):
-        return 0
-    rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
-    writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info={"period": dataset.f0_period} if group == "f0" else None)
-               for group in groups}
-    try:
-        for i in sorted(rows.tolist()):
-            found = {group: dataset.read(split, group, i) for group in groups}
-            audio, f0 = found["audio"]["audio"].astype(np.float32) / 32768, found["f0"]["f0"].astype(np.float64)
-            rng = np.random.default_rng([1, i])
-            made = sing(audio, dataset.sample_rate, found["align"]["phones"], found["align"]["ends"], f0, dataset.f0_period, rng)
-            if made is None:
-                writers["meta"].reject("cannot_be_sung")
-                left += 1
-                continue
-            meta = {key: value for key, value in found["meta"].items() if key != "num_samples"}
-            peak = max(float(np.abs(made.audio).max()) / 0.97, 1.0)
-            values = {"meta": meta | {"utt_id": f"{meta['utt_id']}-sung", "source": f"sung {meta['source']}"},
-                      "audio": {"audio": np.clip(np.rint(made.audio / peak * 32768), -32768, 32767).astype(np.int16)},
-                      "align": {"phones": found["align"]["phones"], "ends": made.ends.astype(found["align"]["ends"].dtype)},
-                      "f0": {"f0": made.f0.astype(np.float16)}}
-            for group, writer in writers.items():
-                writer.write(values[group], len(made.audio))
-        for writer in writers.values():
-            writer.commit()
-    except BaseException:
-        for writer in writers.values():
-            writer.discard()
-        raise
-    return left
-
-
-def build(data: str | os.PathLike, out: str | os.PathLike, utterances: int, workers: int = 0) -> dict[str, Any]:
-    """The corpus at `out` of at most so many utterances of every split of `data`; returns its manifest. Raises as `Dataset.open`, and
-    ValueError where `data` has no phone times or pitch."""
-    dataset = Dataset.open(data)
-    for group in ("align", "f0"):
-        dataset.check_group(group)
-    splits = {split: shards.shards_for(min(utterances, dataset.records(split)), PER_SHARD) for split in dataset.splits}
-    work = functools.partial(ingest.task, sing_shard, str(out), (str(data), utterances), splits)
-    left = sum(shards.run_shards(work, sum(splits.values()), workers, "singing"))
-    logging.info("%d utterances could not be sung", left)
-    return shards.write_manifest(out, name=f"{dataset.manifest['name']}, sung", sample_rate=dataset.sample_rate, base_hop=dataset.base_hop,
-                                 f0_period=dataset.f0_period, phones=dataset.manifest["phones"], needed=["align", "f0"])  # fmt: skip
+    def __call__(self, utterance: Utterance, place: Place, rng: np.random.Generator) -> Utterance | None:
+        rate, period, f0 = place.rate, place.period, utterance.f0
+        names = [phones.PHONES[i] for i in utterance.phones]
+        vowels = [i for i, name in enumerate(names) if name in phones.VOWELS]
+        if not vowels or not (f0 > 0).any():
+            return None
+        old = np.concatenate([[0], utterance.ends]).astype(float)
+        lengths = np.diff(old) / rate
+        for i in vowels:
+            lengths[i] = max(lengths[i], rng.choice(NOTES, p=OFTEN) - 0.08)
+        new = np.rint(np.concatenate([[0], np.cumsum(lengths)]) * rate)
+        if new[-1] > LONGEST * rate:
+            return None
+        middle = 69 + 12 * np.log2(np.median(f0[f0 > 0]) / 440)
+        notes = melody(len(vowels), middle, rng)
+        frames = int(new[-1]) // period
+        centre = (np.arange(frames) + 0.5) * period
+        starts = new[vowels]
+        which = np.maximum(np.searchsorted(starts, centre, "right") - 1, 0)
+        since = np.maximum(centre - starts[which], 0) / rate
+        before = notes[np.maximum(which - 1, 0)]
+        tone = notes[which] + (before - notes[which]) * np.exp(-3 * since / GLIDE)
+        tone += DEPTH * np.sin(2 * np.pi * VIBRATO * since) * np.clip((since - ONSET) / 0.1, 0, 1)
+        source = np.minimum((np.interp(centre, new, old) // period).astype(int), len(f0) - 1)
+        target = np.where(f0[source] > 0, 440 * 2 ** ((tone - 69) / 12), 0.0)
+        if not (target > 0).any():
+            return None
+        return Utterance(utterance.meta, psola(utterance.audio, rate, f0, period, old, new, target), utterance.phones, new[1:].astype(np.int64), target)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    given = flags.FLAGS
-    if not given.out:
-        raise ValueError("--out is empty: the data set to make")
-    if os.path.abspath(given.out) == os.path.abspath(given.data):
-        raise ValueError("--out is --data; choose another folder")
-    manifest = build(given.data, given.out, given.utterances, given.workers)
-    logging.info("%s", {split: about["records"] for split, about in manifest["splits"].items()})
+    remade.command(Singing())
 
 
 if __name__ == "__main__":
     from ns2_jax.runtime import cluster  # here, because it imports jax, which the workers do without
 
-    flags.DEFINE_string("data", "", "the data set (with phone times and F0) to sing")
-    flags.DEFINE_string("out", "", "the data set to make")
-    flags.DEFINE_integer("utterances", 2000, "at most so many of every split", lower_bound=1)
-    flags.DEFINE_integer("workers", os.cpu_count() or 1, "processes; 0 is this one", lower_bound=0)
+    remade.define_flags()
     cluster.run(main)

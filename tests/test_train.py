@@ -120,6 +120,18 @@ def test_what_a_run_says_and_leaves(place, finished):
     assert checkpoints.steps(workdir) == [9, 12, 14]  # keep=3
 
 
+def test_published_trainings_did_not_wait_for_their_data():
+    """Under 1 % of the steps' time, over the whole run; every logged line stands for all the steps since the one before."""
+    shares = {}
+    for path in sorted((ROOT / "results").glob("*/curves.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if "data/wait_frac" in lines[0]:
+            seconds = [(line["step"] - before) * line["step_seconds"] for before, line in zip([0, *(one["step"] for one in lines)], lines)]
+            waited = [second * line["data/wait_frac"] for second, line in zip(seconds, lines)]
+            shares[path.parent.name] = sum(waited) / sum(seconds)
+    assert {"aligner"} <= set(shares) and all(share < 0.01 for share in shares.values()), shares
+
+
 def test_killed_at_a_random_step_it_ends_bit_for_bit_the_same(place, finished):
     workdir, chosen = place / "killed", random.SystemRandom().randint(4, 12)
     process = start(place, workdir, "--config.train.steps=14")

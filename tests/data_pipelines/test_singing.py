@@ -6,12 +6,13 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import features, shards, singing, verify
+from data_pipelines import features, remade, shards, singing, verify
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.maths import pitch, spectral
 from ns2_jax.text import front, phones
@@ -41,6 +42,10 @@ def cents(audio: np.ndarray, target: np.ndarray) -> np.ndarray:
     return 1200 * np.abs(np.log2(heard[:n][both] / target[:n][both]))
 
 
+def sing(audio, ids, ends, f0, rng):
+    return singing.Singing()(remade.Utterance({}, audio, ids, ends, f0), types.SimpleNamespace(rate=RATE, period=PERIOD), rng)
+
+
 def test_a_buzz_is_moved_to_another_pitch_and_length():
     """Harmonics of 120 Hz of equal strength, at 170 Hz and twice as long: only multiples of 170 Hz sound."""
     t = np.arange(RATE) / RATE
@@ -68,7 +73,7 @@ def test_nothing_asked_for_is_hardly_a_change(sentences):
 def test_the_melody_is_heard_and_phones_are_where_they_are_said_to_be(sentences):
     close = []
     for k, (audio, ids, ends, f0) in enumerate(sentences):
-        made = singing.sing(audio, RATE, ids, ends, f0, PERIOD, np.random.default_rng(k))
+        made = sing(audio, ids, ends, f0, np.random.default_rng(k))
         close.append(np.mean(cents(made.audio, made.f0) < 50))
         lengths, before = np.diff([0, *made.ends]), np.diff([0, *ends])
         vowel = np.array([phones.PHONES[i] in phones.VOWELS for i in ids])
@@ -77,15 +82,15 @@ def test_the_melody_is_heard_and_phones_are_where_they_are_said_to_be(sentences)
         assert len(made.audio) == made.ends[-1] <= singing.LONGEST * RATE and len(made.f0) == len(made.audio) // PERIOD
         semitones = 69 + 12 * np.log2(made.f0[made.f0 > 0] / 440)
         assert np.abs(semitones - (69 + 12 * np.log2(np.median(f0[f0 > 0]) / 440))).max() <= singing.RANGE + 1
-        again = singing.sing(audio, RATE, ids, ends, f0, PERIOD, np.random.default_rng(k))
+        again = sing(audio, ids, ends, f0, np.random.default_rng(k))
         np.testing.assert_array_equal(again.audio, made.audio)
     assert np.mean(close) >= 0.9, close
 
 
 def test_what_cannot_be_sung():
     audio, ids, rng = np.zeros(RATE, np.float32), phones.ids(["sil", "s", "sil"]), np.random.default_rng(0)
-    assert singing.sing(audio, RATE, ids, np.array([100, 900, RATE]), np.zeros(100), PERIOD, rng) is None
-    assert singing.sing(audio, RATE, phones.ids(["aa"]), np.array([RATE]), np.zeros(100), PERIOD, rng) is None
+    assert sing(audio, ids, np.array([100, 900, RATE]), np.zeros(100), rng) is None
+    assert sing(audio, phones.ids(["aa"]), np.array([RATE]), np.zeros(100), rng) is None
 
 
 def test_the_command_makes_a_corpus(sentences, tmp_path):

@@ -1,0 +1,169 @@
+"""A corpus made of another one, utterance by utterance: what `singing`, `rooms` and `expressive` share.
+
+The new corpus has the groups `meta`, `audio`, `align` and `f0` of at most `--utterances` of every split, chosen by a fixed draw; texts
+and splits stay. It is made shard by shard like any other: killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from typing import Any, Protocol
+
+import numpy as np
+from absl import flags, logging
+
+from data_pipelines import batches, ingest, shards
+from ns2_jax.data.dataset import Dataset
+
+PER_SHARD = 200
+GROUPS = ("meta", "audio", "align", "f0")
+PEAK = 0.97
+FEW = 8  # recordings tried for one by somebody else
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    """Strings of `meta`; audio float32 `[s]`; ids of phones `[p]` and their `ends` in samples `[p]`; `f0` Hz per period `[t]`, 0 unvoiced."""
+
+    meta: dict[str, str]
+    audio: np.ndarray
+    phones: np.ndarray
+    ends: np.ndarray
+    f0: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an utterance comes from: what a change may ask of its corpus."""
+
+    dataset: Dataset
+    split: str
+    position: int
+
+    @property
+    def rate(self) -> int:
+        """Hz."""
+        return self.dataset.sample_rate
+
+    @property
+    def period(self) -> int:
+        """Samples between two values of F0."""
+        return self.dataset.f0_period
+
+    def another(self, rng: np.random.Generator, speaker: str) -> np.ndarray:
+        """Audio float32 `[s]` of an utterance of the split, by somebody else than `speaker` where a few draws find one."""
+        for _ in range(FEW):
+            i = int(rng.integers(self.dataset.records(self.split)))
+            if self.dataset.read(self.split, "meta", i)["speaker"] != speaker:
+                break
+        return self.dataset.read(self.split, "audio", i)["audio"].astype(np.float32) / 32768
+
+
+class Change(Protocol):
+    """A frozen dataclass of numbers; they go into the markers, so that other numbers make other shards."""
+
+    word: str  # of what was changed, "sung": in names and the bar
+    refused: str  # the reason for rejects, "cannot_be_sung"
+
+    def __call__(self, utterance: Utterance, place: Place, rng: np.random.Generator) -> Utterance | None:
+        """The new utterance, or None where it cannot be made. `rng` is the same for the same position."""
+
+
+def drawn(*names: Any) -> np.random.Generator:
+    """A generator that is the same for the same names on every machine."""
+    return np.random.default_rng(list(hashlib.sha256("/".join(map(str, names)).encode()).digest()))
+
+
+def read(place: Place) -> Utterance:
+    found = {group: place.dataset.read(place.split, group, place.position) for group in GROUPS}
+    return Utterance({key: value for key, value in found["meta"].items() if key != "num_samples"}, found["audio"]["audio"].astype(np.float32) / 32768,
+                     found["align"]["phones"], found["align"]["ends"], found["f0"]["f0"].astype(np.float64))  # fmt: skip
+
+
+def values(made: Utterance) -> dict[str, dict[str, Any]]:
+    """Its records; what is louder than full scale is made softer as a whole."""
+    peak = max(float(np.abs(made.audio).max()) / PEAK, 1.0)
+    return {"meta": made.meta, "audio": {"audio": np.clip(np.rint(made.audio / peak * 32768), -32768, 32767).astype(np.int16)},
+            "align": {"phones": made.phones, "ends": made.ends}, "f0": {"f0": made.f0.astype(np.float16)}}
+
+
+def remake_shard(out: str, settings: tuple[str, int, Change], split: str, shard: int, total: int) -> int:
+    """Writes one shard of the new corpus and returns how many utterances were left out."""
+    root, count, change = settings
+    dataset, left = batches.open_dataset(root), 0
+    made_of = {"fingerprint": dataset.fingerprint, "utterances": str(count), "change": repr(change),
+               **{f"source {group}": dataset.marker(group, split, 0)["sha256"] for group in ("align", "f0")}}
+    if shards.committed(out, GROUPS, split, shard, total, inputs=made_of):
+        return 0
+    rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
+    writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info={"period": dataset.f0_period} if group == "f0" else None)
+               for group in GROUPS}
+    try:
+        for i in sorted(rows.tolist()):
+            place = Place(dataset, split, i)
+            old = read(place)
+            made = change(old, place, np.random.default_rng([1, i]))
+            if made is None:
+                writers["meta"].reject(change.refused)
+                left += 1
+                continue
+            meta = made.meta | {"utt_id": f"{old.meta['utt_id']}-{change.word}", "source": f"{change.word} {made.meta['source']}"}
+            made = dataclasses.replace(made, meta=meta, ends=made.ends.astype(old.ends.dtype))
+            for group, value in values(made).items():
+                writers[group].write(value, len(made.audio))
+        for writer in writers.values():
+            writer.commit()
+    except BaseException:
+        for writer in writers.values():
+            writer.discard()
+        raise
+    return left
+
+
+def build(data: str | os.PathLike, out: str | os.PathLike, change: Change, utterances: int, workers: int = 0) -> dict[str, Any]:
+    """The corpus at `out` of at most so many utterances of every split of `data`; returns its manifest. Raises as `Dataset.open`, and
+    ValueError where `data` has no phone times or pitch."""
+    dataset = Dataset.open(data)
+    for group in ("align", "f0"):
+        dataset.check_group(group)
+    splits = {split: shards.shards_for(min(utterances, dataset.records(split)), PER_SHARD) for split in dataset.splits}
+    work = functools.partial(ingest.task, remake_shard, str(out), (str(data), utterances, change), splits)
+    left = sum(shards.run_shards(work, sum(splits.values()), workers, change.word))
+    if left:
+        logging.info("%d utterances were left out: %s", left, change.refused)
+    return shards.write_manifest(out, name=f"{dataset.manifest['name']}, {change.word}", sample_rate=dataset.sample_rate, base_hop=dataset.base_hop,
+                                 f0_period=dataset.f0_period, phones=dataset.manifest["phones"], needed=["align", "f0"])  # fmt: skip
+
+
+def define_flags() -> None:
+    """Those of every command of this kind."""
+    flags.DEFINE_string("data", "", "the data set (with phone times and F0) to change")
+    flags.DEFINE_string("out", "", "the data set to make")
+    flags.DEFINE_integer("utterances", 2000, "at most so many of every split", lower_bound=1)
+    flags.DEFINE_integer("workers", os.cpu_count() or 1, "processes; 0 is this one", lower_bound=0)
+
+
+def between(name: str, lowest: float, highest: float) -> tuple[float, float]:
+    """The flag `name` as (low, high) within these bounds. Raises ValueError."""
+    given = flags.FLAGS[name].value
+    try:
+        low, high = map(float, given)
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not lowest <= low <= high <= highest:
+        raise ValueError(f"--{name}={','.join(given)}: expected two numbers LOW,HIGH with {lowest:g} <= LOW <= HIGH <= {highest:g}")
+    return low, high
+
+
+def command(change: Change) -> None:
+    """What the flags ask for."""
+    given = flags.FLAGS
+    if not given.out:
+        raise ValueError("--out is empty: the data set to make")
+    if os.path.abspath(given.out) == os.path.abspath(given.data):
+        raise ValueError("--out is --data; choose another folder")
+    manifest = build(given.data, given.out, change, given.utterances, given.workers)
+    logging.info("%s", {split: about["records"] for split, about in manifest["splits"].items()})
