@@ -15,10 +15,11 @@ from typing import Any
 
 from ns2_jax.evals import pictures, scores, statistics
 
-SAME = ("evaluator", "normaliser", "averaging", "data", "split", "source", "list", "items", "reference", "level", "frame", "floor",
+SAME = ("evaluator", "normaliser", "averaging", "data", "clean", "split", "source", "list", "items", "reference", "level", "frame", "floor",
         "picks", "piece", "rate", "takes", "device", "devices", "cores", "machine", "weights", "compute", "products", "jax")
 MAIN = {  # the main measures -> how a head names them
     "wer": "word error %", "skips": "words skipped %", "repeats": "words repeated %", "secs_own": "SECS",
+    "secs_target": "SECS with the target", "secs_source": "SECS with the source", "notes_hit": "notes hit %",
     "secs_nearest": "right voice nearest %", "mcd": "MCD dB", "pesq": "PESQ-WB", "stoi": "STOI", "dnsmos_overall": "DNSMOS",
     "prosody_duration_correlation": "durations, correlation", "prosody_pitch_correlation": "pitch, correlation",
     "rtf": "real-time factor", "boundary_median": "phone boundaries, ms"}

@@ -11,7 +11,8 @@ from typing import Any
 from ns2_jax.evals import diversity, prosody
 
 MEASURES = (  # how score names begin; the condition follows
-    "wer_per_utterance", "wer", "cer", "skips", "repeats", "bad_sentences", "secs_own", "secs_others", "secs_nearest", "mcd", "f0_rmse",
+    "wer_per_utterance", "wer", "cer", "skips", "repeats", "bad_sentences", "secs_own", "secs_others", "secs_nearest",
+    "secs_target", "secs_source", "secs_turned", "notes_hit", "notes_voiced", "mcd", "f0_rmse",
     "f0_cents", "voicing_error", "pesq", "stoi", "si_sdr", "mel_distance", "stft_distance", "dnsmos_overall", "dnsmos_signal",
     "dnsmos_background", "dnsmos_p808", "consistency", "drift", "reverberation_error", "reverberation_kept", "snr_error", "snr_kept",
     *(f"diversity_{what}" for what in diversity.UNITS), "boundary_median", "boundary_within_20", "boundary_within_50",

@@ -4,6 +4,7 @@
     python -m ns2_jax.evaluate --workdir=runs/naturalspeech2 --follow           beside training: every checkpoint, until it has ended
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
     python -m ns2_jax.evaluate --model=exports/codec --levels=1,2,4,8,16 --rivals=opus --out=scores      a codec at its rates
+    python -m ns2_jax.evaluate --task=convert --model=exports/naturalspeech2 --data=data/default    voices changed; also enhance and sing
     python -m ns2_jax.evaluate --model=runs/aligner --data=data/default --limit=0    an aligner's boundaries against exact ones
     python -m ns2_jax.evaluate rate scores --out=rates                          the same over kbit/s: rates/rates.md and rates.png
     python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
@@ -32,8 +33,9 @@ from absl import flags
 
 from ns2_jax import inference
 from ns2_jax.evals import listening, lists, markdown, rate_distortion, report, rivals
-from ns2_jax.evaluate import job, judges
+from ns2_jax.evaluate import changed, job, judges
 from ns2_jax.runtime import cluster
+from ns2_jax.synthesize import ALIGNER
 
 FLAGS = flags.FLAGS
 TAKES_WORDS = True  # report RUN..., table RUN..., rate RUN..., listen NAME=DIR..., answers KEY FILE...
@@ -52,7 +54,11 @@ def define_flags() -> None:
                         f"or PROTOCOL:CORPUS with PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
     flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
     flags.DEFINE_list("evals", None, f"Some of {', '.join(judges.EVALS)}; what fits the task if left out.")
-    flags.DEFINE_enum("task", None, ["tts", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
+    flags.DEFINE_enum("task", None, ["tts", "codec", "recordings", *changed.TASKS], "What is scored; tts where the model speaks, else codec. "
+                      "convert gives every recording the voice of another speaker's prompt, enhance takes a corpus made by data_pipelines.rooms "
+                      "(and --clean), sing one made by data_pipelines.singing.")
+    flags.DEFINE_string("clean", None, "The data set that --data was made of, for --task=enhance.")
+    flags.DEFINE_string("aligner", str(ALIGNER), "Run or export of an aligner, for --task=convert and enhance.")
     flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
     flags.DEFINE_integer("limit", None, "At most so many utterances, spread over the speakers; 0 for all. If left out 120 of a data set, "
                          "all of a list, 24 in a report, 20 in a listening test.", lower_bound=0)
@@ -156,7 +162,7 @@ def main(argv: list[str]) -> None:
         evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
         sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
-                                              "save_audio")})
+                                              "save_audio", "clean", "aligner")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)

@@ -22,7 +22,7 @@ import tqdm
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import boundaries, lists, pictures, recognisers, rivals, scores, speed, statistics
-from ns2_jax.evaluate import judges
+from ns2_jax.evaluate import changed, judges
 from ns2_jax.evaluate.material import Material, from_dataset, from_list
 from ns2_jax.inference import aligning
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
@@ -50,6 +50,8 @@ class Ask:
     save_audio: bool = False
     levels: tuple[int, ...] | None = None
     rivals: tuple[str, ...] = ()
+    clean: str | None = None
+    aligner: str | None = None
 
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
@@ -165,8 +167,8 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
     task = ask.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
     if task != "recordings" and model is None:
         raise ValueError(f"--task={task} needs --model=DIR (a run or an export) or --workdir=DIR")
-    if task == "tts" and not model.speaks:
-        raise ValueError(f"--task=tts: system {model.config['system']!r} does not speak; use --task=codec")
+    if task in ("tts", *changed.TASKS) and not model.speaks:
+        raise ValueError(f"--task={task}: system {model.config['system']!r} does not speak; use --task=codec")
     if out and (out / "audio").exists() and not ask.save_audio:
         raise ValueError(f"{out} holds the audio of an earlier evaluation, which would stand beside other scores; add --save_audio, or give "
                          "another --out")
@@ -177,7 +179,17 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
         fewer_levels(model, ask.levels)
     for spec in ask.rivals:
         rivals.find(spec).check()
+    if task in changed.TASKS:
+        changed.check(task, model, ask.clean)
+        if ask.list or ask.wavs:
+            raise ValueError(f"--{'list' if ask.list else 'wavs'} does not go with --task={task}; give --data")
+    elif ask.clean:
+        raise ValueError("--clean goes with --task=enhance")
     material = gather(ask, path, model and model.config)
+    if task == "convert":
+        material = changed.exchanged(material)
+    elif task == "enhance":
+        material = changed.cleaned(material, ask.clean)
     judges.check(evals, task, model, material.dataset, material.every, ask.wavs, ask.recogniser)
     return task, evals, material
 
@@ -203,7 +215,14 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         cluster.say(f"{len(unrecorded)} utterances have no recording ({unrecorded[0]}, for one): recordings and codec are not scored")
     ours: dict[str, Any] = identity(model and model.path, model and model.step)
     theirs: dict[str, Any] = {}
-    spoken_with = {"sampler": {**model.programs["sample"].options, **ask.sampler}, "seeds": f"{ask.seed} + index"} if task == "tts" else {}
+    spoken_with = {}
+    if task in ("tts", *changed.TASKS):
+        program = model.programs["convert" if task in ("convert", "enhance") else "sample"]
+        spoken_with = {"sampler": {**program.options, **ask.sampler}, "seeds": f"{ask.seed} + index"}
+    if task in ("convert", "enhance"):
+        spoken_with["aligner"] = weights.weights_hash(ask.aligner)
+    if task in changed.TASKS:
+        spoken_with["task"] = task
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)
         if not any(cluster.gather([audio is not None for audio in made["wavs"]])):
@@ -235,6 +254,13 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         for take in range(1, ask.takes if "diversity" in evals else 1):
             again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}")
             takes.append([speech and speech.audio for speech in again])
+    elif task in changed.TASKS:
+        aligner = None if task == "sing" else inference.load(ask.aligner)
+        if material.sources is not None:
+            made["noisy"] = material.sources
+        speeches, spent = changed.make(task, model, aligner, material, ask.seed, ask.sampler, lambda item, reason: fail(item, "synthesis", reason))
+        made["synthesis"] = [speech and speech.audio for speech in speeches]
+        cluster.say(f"{task} took {spent:.0f} s, compilation included")
     if not made:
         raise ValueError("nothing to score: there are no recordings, and neither --model nor --wavs is given")
     leave_out(items, made)
@@ -245,7 +271,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
 
     def about(condition: str) -> dict[str, Any]:
         """What a fingerprint says of the system that made the audio, and on what; every line of a checkpoint's evaluation has its step."""
-        maker = {"wavs": theirs, "recording": {}, **others}.get(condition, ours)
+        maker = {"wavs": theirs, "recording": {}, "noisy": {}, **others}.get(condition, ours)
         mine = {k: v for k, v in ours.items() if k == "step"} | maker
         return {**material.about, **mine, **(spoken_with if condition == "synthesis" else {})}
 

@@ -12,15 +12,16 @@ import tqdm
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
-from ns2_jax.evals import acoustic_distance, codec_quality, diversity, dnsmos, drift, ge2e, predictability, prosody, robustness, room
-from ns2_jax.evals import speaker_similarity, spectral_distance, statistics, word_error
+from ns2_jax.evals import acoustic_distance, codec_quality, diversity, dnsmos, drift, ge2e, intonation, predictability, prosody, robustness, room
+from ns2_jax.evals import speaker_similarity, spectral_distance, statistics, voice_change, word_error
 from ns2_jax.evaluate.material import Material, read_audio
 from ns2_jax.runtime import cluster
 
 EVALS = (
     "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "diversity", "codec_quality",
-    "spectral_distance", "predictability", "speed")
-DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2]}
+    "spectral_distance", "predictability", "voice_change", "intonation", "speed")
+DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2],
+            "convert": (*EVALS[:2], "voice_change"), "enhance": (*EVALS[:2], "codec_quality"), "sing": (*EVALS[:2], "intonation")}
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
 
 
@@ -43,6 +44,12 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
         raise ValueError("--evals=diversity compares syntheses of one text; it needs a model that speaks")
     if "predictability" in evals and (dataset is None or model is None or "latents" not in model.programs["encode"].outputs):
         raise ValueError("--evals=predictability needs a codec, whose latents it explains; give its run or export as --model")
+    if "voice_change" in evals and task != "convert":
+        raise ValueError("--evals=voice_change compares with the voice that was converted; it needs --task=convert")
+    if "intonation" in evals and task != "sing":
+        raise ValueError("--evals=intonation compares with a score; it needs --task=sing")
+    for group in ("align", "f0") if task == "sing" else ("align",) if "prosody" in evals else ():
+        dataset.check_group(group)
     if "word_error" in evals:
         word_error.check(recogniser)
         for item in items:
@@ -56,9 +63,9 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
         robustness.check()
         for item in items:
             robustness.spoken_words(item["text"])
-    if {"speaker_similarity", "drift", "diversity"} & set(evals):
+    if {"speaker_similarity", "drift", "diversity", "voice_change"} & set(evals):
         ge2e.find_weights()
-    if {"predictability", "prosody"} & set(evals):
+    if "predictability" in evals:
         dataset.check_group("align")
 
 
@@ -105,7 +112,8 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
     items, prompts, rate, recordings = material.items, material.prompts, material.rate, material.recordings
     texts, said = ([item["text"] for item in some] for some in (items, material.every))
     quiet = dict(rate=rate, progress=cluster.is_first())
-    resynthesised = lambda name: name not in ("recording", "synthesis", "wavs")
+    parallel = material.sources is not None  # then the outputs are to be like the recordings sample by sample
+    resynthesised = lambda name: name not in ("recording", "wavs") and (parallel or name != "synthesis")
     lines: list[dict[str, Any]] = []
 
     if "speaker_similarity" in evals:
@@ -127,6 +135,8 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
         "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise, resynthesised),
         "spectral_distance": (lambda audios: spectral_distance.measure(recordings, audios, **quiet), spectral_distance.summarise,
                               resynthesised),
+        "voice_change": (lambda audios: voice_change.measure(prompts, recordings, audios, **quiet), voice_change.summarise, bool),
+        "intonation": (lambda audios: intonation.measure(material.pitch(), audios, rate), intonation.summarise, bool),
         "prosody": (lambda _: prosody.measure(material.spoken("prompt_index"), material.spoken("index"), spoken(speeches, rate)),
                     prosody.summarise, lambda name: name == "synthesis")}
     for condition, audios in made.items():

@@ -33,6 +33,7 @@ class Material:
     every: list[dict[str, Any]]  # the items of all hosts
     dataset: Dataset | None = None
     split: str = ""
+    sources: list[np.ndarray] | None = None  # what a task hears in place of the recordings, which its outputs are to be like
 
     @property
     def places(self) -> list[int]:
@@ -42,6 +43,12 @@ class Material:
     def aligned(self, key: str) -> list[dict[str, np.ndarray]]:
         """Phone ids and their ends in samples, of the recordings (`index`) or the prompts (`prompt_index`)."""
         return [self.dataset.read(self.split, "align", item[key]) for item in self.items]
+
+    def pitch(self) -> list[np.ndarray]:
+        """F0 of the recordings as the data set has it, Hz every ten milliseconds."""
+        step, period = self.rate // 100, self.dataset.f0_period
+        found = [self.dataset.read(self.split, "f0", item["index"])["f0"].astype(np.float64) for item in self.items]
+        return [f0[np.minimum((np.arange(len(f0) * period // step) * step + step // 2) // period, len(f0) - 1)] for f0 in found]
 
     def spoken(self, key: str) -> list[prosody.Spoken]:
         """Phones, ends and F0 of the recordings (`index`) or the prompts (`prompt_index`)."""

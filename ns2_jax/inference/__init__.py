@@ -26,7 +26,7 @@ from ns2_jax.inference.checking import check, speak_checked
 from ns2_jax.inference.conversion import PITCHES, convert_all
 from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.recordings import codec_hash
-from ns2_jax.inference.score import WRITERS, Score
+from ns2_jax.inference.score import WRITERS, Score, of_phones
 from ns2_jax.inference.score import read as read_score
 from ns2_jax.inference.song import SUFFIXES as SONGS
 from ns2_jax.inference.song import read as read_song
@@ -38,7 +38,7 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
 __all__ = [
-    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
+    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "of_phones", "phones_of",
     "read_score", "read_song", "speak_checked", "split", "sung", "write", "write_text"]
 
 

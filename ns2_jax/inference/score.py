@@ -59,6 +59,17 @@ class Score:
         return tuple(phone for word in self.words for phone in word.phones)
 
 
+def of_phones(phones: Sequence[str], seconds: Sequence[float | None], hz: Sequence[Sequence[float] | None]) -> Score:
+    """A score of phones whose words are not known: what stands between two pauses counts as one word. Raises ValueError as `Score`."""
+    words: list[front.Word] = []
+    for phone in phones:
+        if phone == inventory.SILENCE or not words or words[-1].phones == (inventory.SILENCE,):
+            words.append(front.Word("", (phone,)))
+        else:
+            words[-1] = front.Word("", (*words[-1].phones, phone))
+    return Score(words, tuple(seconds), tuple(hz))
+
+
 def at_rests(score: Score) -> list[tuple[float, Score, float]]:
     """Cut at pauses whose length is given and over REST: (seconds of plain silence before, score, seconds after). Every part keeps EDGE of
     the pauses at its ends; nothing but silence is left out."""
