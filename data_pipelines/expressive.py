@@ -62,6 +62,7 @@ if __name__ == "__main__":
     from ns2_jax.runtime import cluster  # here, because it imports jax, which the workers do without
 
     remade.define_flags()
+    flags.adopt_module_key_flags(remade)  # in --help
     flags.DEFINE_list("range", ["0.4", "2"], "LOW,HIGH: factor on how far the pitch goes from its median")
     flags.DEFINE_list("rate", ["0.75", "1.35"], "LOW,HIGH: factor on the tempo")
     cluster.run(main)

@@ -128,6 +128,7 @@ if __name__ == "__main__":
     from ns2_jax.runtime import cluster  # here, because it imports jax, which the workers do without
 
     remade.define_flags()
+    flags.adopt_module_key_flags(remade)  # in --help
     flags.DEFINE_list("snr", ["5", "25"], "LOW,HIGH: decibels of speech over noise")
     flags.DEFINE_list("rt60", ["0.2", "0.8"], "LOW,HIGH: reverberation time in seconds")
     flags.DEFINE_float("noisy", 0.7, "share of environments with noise", lower_bound=0, upper_bound=1)

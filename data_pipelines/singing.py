@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from absl import flags
 
 from data_pipelines import remade
 from data_pipelines.remade import Place, Utterance
@@ -157,4 +158,5 @@ if __name__ == "__main__":
     from ns2_jax.runtime import cluster  # here, because it imports jax, which the workers do without
 
     remade.define_flags()
+    flags.adopt_module_key_flags(remade)  # in --help
     cluster.run(main)

@@ -287,11 +287,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 
 def _help(name: str) -> str:
-    """The flags that a module defines, one per line."""
+    """The flags that a module defines or adopts, one per line."""
     defined = flags.FLAGS.flags_by_module_dict()
-    chosen = defined.get(name) or defined.get(sys.argv[0]) or defined.get("__main__", [])
+    module = next((one for one in (name, sys.argv[0]) if defined.get(one)), "__main__")
     lines = []
-    for flag in sorted(chosen, key=lambda f: f.name):
+    for flag in sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda f: f.name):
         default = "" if flag.default in (None, "", False) else f" (default {flag.default})"
         lines.append(f"  --{flag.name}: {' '.join((flag.help or '').split())}{default}")
     return "\n".join(lines)
