@@ -12,7 +12,7 @@ Sizes
 
 Variants, as words in the argument:
     align      learn the alignment where `smoke` and `small` take the data's durations (base: `exact` for the contrary).
-    unet       the U-Net in `small` (width 32), where it has blocks over frames.
+    unet       the U-Net in `smoke` and `small` (width 32), which have blocks over frames.
     own_style  the paper's training: the style is that of the target itself, which then carries words and melody and fails with another
                prompt. Without: another recording of the speaker, or another part of a speaker's only one.
     cut        the style is of another part of the same recording, always.
@@ -42,18 +42,20 @@ def model_numbers(size: str, words: tuple[str, ...]) -> dict:
     if size == "base":
         encoder = dict(layers=4, hidden=1024, heads=2, kernel=9)
         numbers = dict(width=256, text=encoder, prior=encoder, style=dict(width=128, heads=2), duration=dict(width=256),
-                       score=dict(kind="unet", width=128), crop=256, mel_mean=0.0, prediction="eps", weighting="eps")
+                       score=dict(kind="unet", width=128), crop=256, given="y", mel_mean=0.0, prediction="eps", weighting="eps")
         aligner, binarise_from = dict(width=256, blocks=2, text_width=128, channels=80), 6000
     elif size == "small":
         encoder = dict(hidden=384, heads=2, kernel=5)
         score = dict(kind="unet", width=32) if "unet" in words else dict(kind="frames", width=256, blocks=6)
         numbers = dict(width=192, text=dict(layers=2, **encoder), prior=dict(layers=3, **encoder), style=dict(width=128, heads=2),
-                       duration=dict(width=192), score=score, crop=160, mel_mean=-5.0, prediction="v", weighting="v", unroll=4)
+                       duration=dict(width=192), score=score, crop=160, given="r", mel_mean=-5.0, prediction="v", weighting="v",
+                       unroll=4)
         aligner, binarise_from = dict(width=192, blocks=2, text_width=96, channels=64), 150
     else:
         encoder = dict(layers=1, hidden=48, heads=2, kernel=3)
         numbers = dict(width=32, text=encoder, prior=encoder, style=dict(width=16, heads=2), duration=dict(width=16),
-                       score=dict(kind="unet", width=8, multipliers=(1, 2)), crop=32, mel_mean=-5.0, prediction="eps", weighting="eps")
+                       score=dict(kind="unet", width=8, multipliers=(1, 2)) if "unet" in words else dict(kind="frames", width=16, blocks=1),
+                       crop=32, given="y", mel_mean=-5.0, prediction="eps", weighting="eps")
         aligner, binarise_from = dict(width=32, blocks=1, text_width=16, channels=16), 30
     return numbers | dict(aligner=aligner if learned else {}, binarise_from=binarise_from, vocoder=vocoder_numbers(size), drop_style=0.1,
                           own_style="own_style" in words, styled_prior="unstyled" not in words, stop_prior=False, temperature=1 / 1.5)

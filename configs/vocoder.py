@@ -3,7 +3,8 @@
     python -m ns2_jax.train --config=configs/vocoder.py:small --config.data.path=runs/data/default --workdir=runs/vocoder
     python -m ns2_jax.evaluate --model=runs/vocoder --data=runs/data/default --evals=codec_quality,spectral_distance --out=runs/vocoder-scores
 
-`evaluate` scores copy synthesis: the mel of a recording back to audio, beside the recording (its lines say `codec`).
+`evaluate` scores copy synthesis: the mel of a recording back to audio, beside the recording (its lines say `codec`). `python -m ns2_jax.bench sample
+--config=configs/vocoder.py:small` says how much faster than real time it is on this machine.
 
 Sizes
     smoke  seconds on a laptop: for tests.

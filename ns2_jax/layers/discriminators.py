@@ -2,7 +2,8 @@
 
 `kind="2d"` is the multi-scale complex STFT discriminator of EnCodec (section 3.4: kernels 3 x 9, frequency halved
 three times, dilated in time). `kind="dac"` are DAC's: HiFi-GAN's periods and a multi-band complex STFT. `kind="hifigan"` are HiFi-GAN's
-periods and scales. `kind="1d"` sees a frame's whole spectrum as channels and convolves over time only: a tenth of the cost on a CPU, and not equivariant to pitch.
+periods and scales. `kind="1d"` sees a frame's whole spectrum as channels and convolves over time only: a tenth of the cost on a CPU, and not
+equivariant to pitch.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "judge_1d": (discriminators.Discriminators("1d", (256,), 16), (AUDIO,)),
     "judge_2d": (discriminators.Discriminators("2d", (128,), 8), (AUDIO,)),
     "judge_dac": (discriminators.Discriminators("dac", (256,), 8), (AUDIO,)),
-    "judge_hifigan": (discriminators.Discriminators("hifigan", (1, 4), 2), (AUDIO,)),
-    "vocoder_hifigan": (vocoder.Vocoder(rate=16000, hop=20, mels=C, width=16, strides=(5, 4), kernels=(3, 5), dilations=(1, 3)), (FRAMES,)),
+    "judge_scale": (discriminators.Scale(2, 2, jnp.float32), (AUDIO,)),
+    "vocoder_hifigan": (vocoder.Vocoder(rate=16000, hop=5, mels=C, width=16, strides=(5,), kernels=(3, 5), dilations=(1, 3)), (FRAMES,)),
     "vocoder_istft": (vocoder.Vocoder("istft", rate=16000, hop=200, size=800, mels=C, fmax=0.0, width=16, blocks=1), (FRAMES,)),
     "style_encoder": (style.StyleEncoder(16, dropout=0.0), (FRAMES, MASK, np.arange(B) == 2)),
     "styled_transformer": (style.StyledTransformer(2, 16, 32, 4, kernel=3), (FRAMES, MASK, PROMPT[:, 0])),
@@ -146,7 +146,7 @@ def test_a_row_alone_is_the_row_in_a_batch(name):
 
 
 IN_SYSTEMS = ("phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "codec_wave", "judge_1d", "vocoder_istft",
-              "style_encoder", "styled_transformer", "unet")
+              "style_encoder", "styled_transformer", "frame_net")
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in IN_SYSTEMS])

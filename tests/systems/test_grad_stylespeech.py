@@ -89,14 +89,15 @@ def test_base_has_the_rows_of_its_parts():
     assert text == 4 * (2_886_912 - 256) and styled == 4 * (2_886_912 - 256 - 4 * 256 + 2 * (128 * 512 + 512))
     assert abs(found["score"] / 29.6e6 - 1) < 0.01
     assert found["style"] == 437_632 - 128 + 128  # no key bias, and a null style
-    assert abs(sum(found.values()) / 57.0e6 - 1) < 0.01, found
+    assert abs(sum(found.values()) / 55.4e6 - 1) < 0.01, found
     assert 13.9e6 < count(rest) < 14.0e6
 
 
 def test_the_u_net_and_the_style_encoder_have_the_published_counts():
-    like = jax.eval_shape(lambda key: unet.UNet(64).init(key, *[jnp.zeros((1, 4, 80)), jnp.zeros(1), jnp.zeros((1, 4, 80)), None, jnp.ones((1, 4), bool)]), KEY)
+    mel, yes = jnp.zeros((1, 4, 80)), jnp.ones((1, 4), bool)
+    like = jax.eval_shape(lambda key: unet.UNet(64).init(key, mel, jnp.zeros(1), mel, None, yes), KEY)
     assert count(like) == 7_634_887
-    like = jax.eval_shape(lambda key: style.StyleEncoder().init(key, jnp.zeros((1, 4, 80)), jnp.ones((1, 4), bool), jnp.zeros(1, bool)), KEY)
+    like = jax.eval_shape(lambda key: style.StyleEncoder().init(key, mel, yes, jnp.zeros(1, bool)), KEY)
     assert count(like) == 437_632 - 128 + 128
 
 
@@ -137,13 +138,12 @@ def test_a_styled_norm_is_plain_layer_norm_at_first_and_gain_and_bias_of_the_sty
 
 
 NETS = {
-    "unet": unet.UNet(8, (1, 2, 4), style_channel=True), "frames": unet.FrameNet(16, 2),
+    "unet": unet.UNet(8, (1, 2), style_channel=True), "frames": unet.FrameNet(16, 2),
 }
 
 
 @pytest.mark.parametrize("kind", NETS)
-@pytest.mark.parametrize("valid", [13, 16])
-def test_score_networks_do_not_see_padding(kind, valid):
+def test_score_networks_do_not_see_padding(kind, valid=13):
     """Noise in the padding, and more of it: group norm, attention and convolutions give what they give for the row by itself."""
     net, t = NETS[kind], 24
     z, mu = RNG.normal(size=(2, 1, t, MELS)).astype(np.float32)
@@ -183,7 +183,8 @@ def test_losses_by_hand():
 
     @jit
     def pieces(params, data):
-        s = one.styles(params, one.mels(data["prompt_audio"], jnp.arange(10) < data["prompt_frames"][:, None]), data["prompt_frames"], draws["drop_style"])
+        heard = jnp.arange(10) < data["prompt_frames"][:, None]
+        s = one.styles(params, one.mels(data["prompt_audio"], heard), data["prompt_frames"], draws["drop_style"])
         h = one.apply(params, "text", data["phones"])
         mu, also = one.average(params, h, data["durations"], s, 24)
         log_duration = one.apply(params, "duration", h, data["phones"] > 0, s)
@@ -249,7 +250,7 @@ def test_rows_are_the_same_alone_and_padded(arg):
     assert value(wide, wide_draw) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("arg", ["smoke", "smoke,align"])
+@pytest.mark.parametrize("arg", ["smoke,unet", "smoke,align"])
 def test_every_leaf_learns(arg):
     params, rest = started(arg)
     got, stats, metrics = grads(arg)(params, rest, batch(system(arg)), KEY, 40)
@@ -310,7 +311,7 @@ def train(one, params, rest, number: int, rate: float, fresh: bool, b: int = 8, 
 
 
 def test_it_learns_and_its_aligner_finds_the_exact_durations():
-    """From texts and recordings alone, jointly with everything else: 80 small batches, and boundaries of texts not seen are right to a frame."""
+    """From texts and recordings alone, jointly with everything else: 60 small batches, and boundaries of texts not seen are right to a frame."""
     one, (_, rest) = system("smoke,align", dropout=0.0), started("smoke,align")
     params = jax.device_get(jit(one.init)(jax.random.key(0), batch(one)))[0]
     exact = batch(system(), 8, 48, 8, seed=10**6)
@@ -318,7 +319,7 @@ def test_it_learns_and_its_aligner_finds_the_exact_durations():
     inputs = {name: exact[name] for name in ("audio", "phones", "frames")}
     off = lambda params: np.abs(np.cumsum(run(params, rest, inputs, KEY)["durations"], -1) - np.cumsum(exact["durations"], -1))[exact["phones"] > 0]
     before = off(params)
-    params, log = train(one, params, rest, 80, 3e-3, True, t=48)
+    params, log = train(one, params, rest, 60, 4e-3, True, t=48)
     after = off(params)
     np.testing.assert_array_equal(run(params, rest, inputs, KEY)["durations"].sum(-1), exact["frames"])
     assert np.median(after) == 0 and (after <= 1).mean() > 0.85 > (before <= 1).mean(), ((before <= 1).mean(), (after <= 1).mean())
@@ -328,6 +329,7 @@ def test_it_learns_and_its_aligner_finds_the_exact_durations():
 
 
 def test_the_same_on_every_mesh():
+    """With blocks over frames; the U-Net is held to the meshes among the layers."""
     arg = "smoke,align"
     params, rest = started(arg)
     meshes.check_system(system(arg), params, rest, batch(system(arg)), KEY, step=40)
@@ -385,7 +387,7 @@ def prompted(one, data) -> dict:
 
 @functools.cache
 def sampled(options: tuple = (), seed: int = 0, t: int = 24) -> dict:
-    one = system()
+    one = system("smoke")
     program = jit(one.programs()["sample"].bind({**SIZES, "t": t}, **{"steps": 4, **dict(options)}))
     return jax.device_get(program(*started(), prompted(one, batch(one)), jax.random.key(seed)))
 
@@ -573,7 +575,8 @@ def test_adaptation_trains_what_its_pattern_names_and_nothing_else():
     norms = get_config("smoke,adapt")
     norms.train.frozen = ("(?!params/prior/.*norm).*",)  # what the docstring shows
     labels = state.flatten(optim.make(norms).labels(params))
-    assert {path for path, label in labels.items() if label != optim.FROZEN} == {path for path in labels if path.startswith("prior/") and "norm" in path}
+    trained = {path for path, label in labels.items() if label != optim.FROZEN}
+    assert trained and trained == {path for path in labels if path.startswith("prior/") and "norm" in path}
 
 
 @pytest.mark.parametrize("get", [get_config, ns2_config.get_config], ids=["grad_stylespeech", "naturalspeech2"])

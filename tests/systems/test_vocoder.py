@@ -157,22 +157,20 @@ def test_the_judges_wait_and_then_every_leaf_learns(started, grads):
         assert np.isfinite(g).all() and float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
 
 
-@functools.cache
-def hifigan():
-    """(system, params, rest, gradients of a batch of four rows and its halves): HiFi-GAN itself, very small."""
-    one = system("smoke,hifigan")
+def test_every_leaf_of_hifi_gan_learns():
+    one = system("smoke,hifigan", judge_sizes=(1, 4))
     params, rest = jit(one.init)(jax.random.key(0), batch(2))
-    run = jit(one.grads)
-    data = batch(4)
-    return run(params, rest, data, KEY, JUDGED), [run(params, rest, jax.tree.map(lambda x: x[i : i + 2], data), KEY, JUDGED) for i in (0, 2)]
-
-
-def test_every_leaf_of_hifi_gan_learns_and_micro_batches_add():
-    whole, halves = hifigan()
-    for path, g in jax.tree_util.tree_leaves_with_path(whole[0]):
+    got, _, _ = jit(one.grads)(params, rest, batch(2), KEY, JUDGED)
+    for path, g in jax.tree_util.tree_leaves_with_path(got):
         assert np.isfinite(g).all() and float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
+
+
+def test_micro_batches_add(started, grads):
+    one, params, rest = started
+    whole = grads(params, rest, batch(), KEY, JUDGED)
+    halves = [grads(params, rest, jax.tree.map(lambda x: x[i : i + 4], batch()), KEY, JUDGED) for i in (0, 4)]
     for x, y in zip(jax.tree.leaves((whole[0], whole[2])), jax.tree.leaves(jax.tree.map(lambda a, b: a + b, *((h[0], h[2]) for h in halves)))):
-        np.testing.assert_allclose(x, y, atol=1e-3 * (1e-3 + float(jnp.abs(x).max())))
+        np.testing.assert_allclose(x, y, atol=4e-4 * (1e-3 + float(jnp.abs(x).max())))
 
 
 def test_a_row_of_weight_zero_changes_nothing(started, grads):
@@ -198,7 +196,7 @@ def test_the_gradient_is_the_derivative_of_the_generators_loss(started, grads):
 def train(one, params, rest, steps: int, data):
     tx = optax.adam(2e-3, 0.8, 0.99)
 
-    @jax.jit
+    @jit
     def step(params, opt, i):
         grads, _, metrics = one.grads(params, rest, data, KEY, i)
         weight = metrics["weight"]

@@ -23,7 +23,8 @@ Choices where sources are silent, or where we leave them; each is a number of `S
     without, durations are the data's, exact. Its durations are used from the first step, its binarisation loss from `binarise_from` on.
   * The duration predictor hears the style, and the text without sending gradients back (One TTS Alignment); its target is log(1 + frames).
   * Diffusion sees a random crop of `crop` frames (Grad-TTS), everything else whole utterances. `stop_prior` keeps its gradient from mu.
-  * Mels are shifted and scaled by constants (`mel_mean`, `mel_deviation`).
+  * Mels are shifted and scaled by constants (`mel_mean`, `mel_deviation`). In sampling, predictions of clean mels are kept between the floor's
+    and that of full scale.
 Losses are means over a row's frames (phones for durations) times its frames, so that micro-batches add.
 """
 

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from ns2_jax.maths import alignment, samplers
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
 
+LOUDEST = 3.0
+"""Log-mel in nats that no recording reaches: a sine at full scale has 1 to 2."""
+
 
 class Programs:
     """Methods of the system that are no part of its training."""
@@ -87,8 +90,11 @@ class Programs:
         return denoise, mu, mask
 
     def _clean(self, params: Tree, z: jax.Array, t: jax.Array, mu: jax.Array, s: jax.Array, mask: jax.Array) -> jax.Array:
+        """The data prediction, kept within what a log-mel can be: at t = 1 an error of the noise prediction counts 150 times."""
         t = jnp.full(z.shape[:1], t)
-        return self.clean(self.heard(params, z, t, mu, s, mask), z, t) * mask[..., None]
+        x0 = self.clean(self.heard(params, z, t, mu, s, mask), z, t)
+        lowest, highest = ((edge - self.mel_mean) / self.mel_deviation for edge in (self.silence, LOUDEST))
+        return (jnp.clip(x0 + mu, lowest, highest) - mu) * mask[..., None]
 
     def align(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
         """Program: the best alignment by the aligner learned on the way. `durations` in frames sum to `frames`, a pause may have none; `score`
