@@ -14,6 +14,13 @@ Sizes
 Overrides worth knowing: `score_loss=literal|eps_l2|eps_l1|min_snr`, and the paper's ablations `prompt_in_denoiser=false`,
 `prompt_in_predictors=false`, `ce_weight=0`, `queries=0`. `small` leaves the paper in
 `prediction`, `whiten`, `phone_position` and `temperature`.
+
+Variants: `adapt` fine-tunes a trained model on a voice of its own, all but the text encoder; `preserve` beside it mixes in the old corpus:
+
+    python -m ns2_jax.train --config=configs/naturalspeech2.py:small,adapt --config.data.path=DATA --workdir=runs/adapted \
+        --config.init_from='{"params": "results/naturalspeech2/model", "rest/codec": "results/codec/model"}'
+
+`--config.train.frozen` has the regex of what is not trained: `'("(?!params/denoiser/).*",)'` trains the denoiser alone.
 """
 
 from __future__ import annotations
@@ -56,7 +63,7 @@ def model_numbers(size: str) -> dict:
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    size, _, overrides = common.parse(arg)
+    size, words, overrides = common.parse(arg, ("adapt", "preserve"))
     config = common.defaults(system="naturalspeech2", size=size)
     config.model = ml_collections.ConfigDict(model_numbers(size) | {
         "codec": codec_numbers(size), "prompt_in_denoiser": True, "prompt_in_predictors": True, "snr_cap": 5.0,
@@ -78,4 +85,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.ema = common.choose(size, smoke=0.9, small=0.999, base=0.9999)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
+    if "adapt" in words:
+        common.adapt(config, ("params/(prompt|duration|pitch|denoiser)/.*",), "preserve" in words)
+    elif words:
+        raise ValueError("variant 'preserve' is about what 'adapt' keeps: give both")
     return common.finish(config, overrides)

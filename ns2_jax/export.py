@@ -43,8 +43,9 @@ def select(tree: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
 
 
 def refer(flat: dict[str, Any], codec: str, out: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """`flat` without `rest/codec/**`, and the reference that replaces it. Raises ValueError if the weights differ."""
-    prefix = "rest/codec/"
+    """`flat` without its codec or vocoder (`rest/codec/**`, `rest/vocoder/**`), and the reference that replaces it. Raises ValueError if the
+    weights differ."""
+    prefix = next((prefix for prefix in ("rest/vocoder/", "rest/codec/") if any(path.startswith(prefix) for path in flat)), "rest/codec/")
     inside = {path.removeprefix(prefix): leaf for path, leaf in flat.items() if path.startswith(prefix)}
     if not inside:
         raise ValueError(f"--codec={codec}: this model contains no codec to refer to")
@@ -54,6 +55,8 @@ def refer(flat: dict[str, Any], codec: str, out: Path) -> tuple[dict[str, Any], 
         count = f"{len(different)} of {len(inside)} tensors differ, first {different[0]}"
         raise ValueError(f"--codec={codec} is not the codec of this model: {count}")
     reference = {"hash": weights.weights_hash(codec), "path": os.path.relpath(codec, out)}
+    if prefix != "rest/codec/":
+        reference["at"] = prefix.split("/")[1]  # of `rest`
     return {path: leaf for path, leaf in flat.items() if not path.startswith(prefix)}, reference
 
 
@@ -170,7 +173,7 @@ SPEAKS = 'speech = model.speak("Good morning.", "voice.wav", seed=0)\ninference.
 USES = {
     "align": "from ns2_jax.inference import aligning\n"
              "aligned = aligning.align(model, audio, phones)        # float32 samples at the rate below, phone ids -> frames per phone",
-    "encode": "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels]\naudio = model.decode(codes)",
+    "encode": "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels], of a vocoder [frames, bands]\naudio = model.decode(codes)",
 }
 """Program -> what a card shows of the model that has it."""
 
@@ -234,7 +237,7 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     config["provenance"] = provenance
     rounded = {"params": {}, "rest": {}, **weights.read_weights(folder)}
     if codec:
-        rounded["rest"]["codec"] = {"params": {}, "rest": {}, **weights.read_weights(codec)}
+        rounded["rest"][config["codec"].get("at", "codec")] = {"params": {}, "rest": {}, **weights.read_weights(codec)}
     export = run.like(rounded["params"], rounded["rest"], config, str(out))
     config["programs"] = {}
     if programs:
@@ -296,7 +299,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "The folder to write. An export that is there already is replaced; anything else is refused.")
     flags.DEFINE_enum("quantize", "none", list(weights.QUANTIZE), "Rounding of the weights.")
     flags.DEFINE_list("platforms", ["cpu"], f"What the programs are lowered for: some of {', '.join(PLATFORMS)}.")
-    flags.DEFINE_string("codec", None, "An export of the codec: refer to it by hash and relative path instead of containing it.")
+    flags.DEFINE_string("codec", None, "An export of the codec or vocoder: refer to it by hash and relative path instead of containing it.")
     flags.DEFINE_bool("programs", True, "Whether to write programs/*.stablehlo.")
 
 

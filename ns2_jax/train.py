@@ -110,6 +110,7 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any) -> dict
         say(f"resuming from step {saved.latest()}")
         return saved.restore(program.target)
     # 2. From scratch, on the real first batch, born in its shards ...
+    weights.check_parts(config, getattr(program.system, "parts", {}))
     first = meshes.put_batch(program.mesh, next(batches(config, program, 0)))
     state = program.create(first)
     # 3. ... with the parts that other runs or exports give.

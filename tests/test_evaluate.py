@@ -140,6 +140,20 @@ def test_a_codec_at_its_rates_beside_opus(corpus, tmp_path):
     assert "| all levels | 7.68 |" in (tmp_path / "r" / "rates.md").read_text() and (tmp_path / "r" / "rates.png").stat().st_size > 9999
 
 
+def test_a_vocoder_is_scored_by_its_copies(corpus, tmp_path):
+    """Mel and back, beside the recordings; it has no levels, no bits and no latents to explain."""
+    args = [f"--model={tiny.write_model('vocoder', tmp_path / 'm')}", f"--data={corpus}", "--limit=2"]
+    code, out, err = run(NAME, *args, f"--out={tmp_path}/o", "--evals=spectral_distance,codec_quality")
+    assert code == 0, err
+    lines = {line["name"]: line for line in scores.read(tmp_path / "o")}
+    assert set(lines) == {f"{m}_codec" for m in ("pesq", "stoi", "si_sdr", "mel_distance", "stft_distance")}
+    assert not [name for name, line in lines.items() if "kbps" in line]
+    for word, message in (("--levels=2", "decodes from no levels"), ("--rivals=opus", "has none: it makes no codes"),
+                          ("--evals=predictability", "needs a codec, whose latents")):  # fmt: skip
+        code, out, err = run(NAME, *args, word)
+        assert code == 2 and message in err, (word, out, err)
+
+
 def test_rates_that_a_rival_does_not_reach(codec, corpus, tmp_path):
     code, out, err = run(NAME, f"--model={codec}", f"--data={corpus}", "--limit=2", "--evals=spectral_distance", "--rivals=opus", "--levels=2")
     assert code == 0 and "opus reaches none of the rates 0.8, 1.6 kbit/s" in out and "codec_2" in out, err

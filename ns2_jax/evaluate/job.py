@@ -56,10 +56,10 @@ class Ask:
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
     """Numbers of levels, under all of them, that the codec is heard at. Raises ValueError for levels that it does not have."""
-    levels, free = int(model.system.sizes["q"]), "levels" in model.programs["decode"].options
+    levels, free = int(model.system.sizes.get("q", 0)), "levels" in model.programs["decode"].options
     wrong = [k for k in asked or () if not 1 <= k <= levels or (k < levels and not free)]
     if wrong:
-        raise ValueError(f"--levels={wrong[0]}: {model.name} decodes from {'1 to ' * free}{levels} levels")
+        raise ValueError(f"--levels={wrong[0]}: {model.name} decodes from {'1 to ' * free}{levels or 'no'} levels")
     return [k for k in dict.fromkeys(LEVELS if asked is None else asked) if k < levels] if free else []
 
 
@@ -173,10 +173,14 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
         raise ValueError(f"{out} holds the audio of an earlier evaluation, which would stand beside other scores; add --save_audio, or give "
                          "another --out")
     evals = tuple(ask.evals or judges.DEFAULTS[task])
+    if not ask.evals and task == "codec" and "latents" not in model.programs["encode"].outputs:
+        evals = tuple(name for name in evals if name != "predictability")
     if (ask.levels or ask.rivals) and task != "codec":
         raise ValueError(f"--{'levels' if ask.levels else 'rivals'} is about codecs; give a codec as --model, or --task=codec")
     if task == "codec":
         fewer_levels(model, ask.levels)
+        if ask.rivals and "q" not in model.system.sizes:
+            raise ValueError(f"--rivals compares at equal rates, and {model.name} has none: it makes no codes")
     for spec in ask.rivals:
         rivals.find(spec).check()
     if task in changed.TASKS:
@@ -236,7 +240,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if model and task != "recordings" and "recording" in made:
         made |= resynthesise(model, made["recording"], task, ask.levels)
     rates, others = {}, {}
-    if task == "codec":
+    if task == "codec" and "q" in model.system.sizes:  # a vocoder has no bits
         levels = {"codec": int(model.system.sizes["q"])} | {f"codec_{k}": k for k in fewer_levels(model, ask.levels)}
         rates = {condition: kbps(model, k) for condition, k in levels.items()}
         for one in make_rivals(ask.rivals, made["recording"], rate, sorted(rates.values())):

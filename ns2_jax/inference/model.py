@@ -50,6 +50,12 @@ class Model:
         return f"{self.path or 'this model'} (system {self.config['system']!r})"
 
     @property
+    def unit(self) -> str:
+        """What audio is to this model, frame by frame: "codes" of a codec, or the "mel" of a vocoder."""
+        made = self.programs["encode"].outputs if "encode" in self.programs else {"codes": None}
+        return "codes" if "codes" in made else next(iter(made))
+
+    @property
     def longest_prompt(self) -> int:
         """Frames of the longest prompt the model was trained with."""
         return max(bucket.get("u", 0) for bucket in self.buckets)
@@ -111,12 +117,14 @@ class Model:
     # Codec: audio <-> codes.
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
-        """`audio` float32 [s] at the model's rate -> codes int32 `[s // hop, q]`, as if silence followed it."""
+        """`audio` float32 [s] at the model's rate -> codes int32 `[s // hop, q]` (or float32 `[s // hop, c]`, see `unit`), as if
+        silence followed it."""
         return self.encode_all([audio])[0]
 
     def encode_all(self, audios: Sequence[np.ndarray]) -> list[np.ndarray]:
         """`encode` of many, those of about one length together."""
-        return [out["codes"].astype(np.int32) for out in self._encode(audios)]
+        kind = np.int32 if self.unit == "codes" else np.float32
+        return [out[self.unit].astype(kind) for out in self._encode(audios)]
 
     def latents(self, audio: np.ndarray, name: str = "latents") -> np.ndarray:
         """`audio [s]` -> latent before quantisation (`name="quantised"`: after all its levels), float32 `[s // hop, c]`. Raises
@@ -138,12 +146,12 @@ class Model:
         return [{k: v[:n] for k, v in out.items()} for n, out in zip(frames, self._by_length("encode", frames, row))]
 
     def decode(self, codes: np.ndarray, levels: int | None = None) -> np.ndarray:
-        """Codes `[t, q]` -> audio float32 `[t * hop]`, from the first `levels` levels where given."""
+        """Codes `[t, q]` (or what `encode` gives) -> audio float32 `[t * hop]`, from the first `levels` levels where given."""
         return self.decode_all([codes], levels)[0]
 
     def decode_all(self, codes: Sequence[np.ndarray], levels: int | None = None) -> list[np.ndarray]:
         """`decode` of many, those of about one length together."""
-        return self._decode("decode", "codes", codes, levels=levels)
+        return self._decode("decode", self.unit, codes, levels=levels)
 
     def decode_latents(self, latents: np.ndarray) -> np.ndarray:
         """Latents `[t, c]`, not quantised -> audio float32 `[t * hop]`."""
@@ -198,26 +206,27 @@ class Model:
             t = window.shape[1]
             rows = [{"audio": row.reshape(-1)} for row in window]
             outs = self.run("encode", rows, sizes={"s": t * self.hop, "t": t})
-            yield axes.join([out["codes"][begin:end].astype(np.int32) for out in outs])
+            kind = np.int32 if self.unit == "codes" else np.float32
+            yield axes.join([out[self.unit][begin:end].astype(kind) for out in outs])
 
     def decode_stream(self, blocks: Iterable[np.ndarray], levels: int | None = None, chunk: int = CHUNK) -> Iterator[np.ndarray]:
         """Blocks of codes `[t, q]`, or `[b, t, q]`, of any lengths -> audio float32 `[t * hop]` or `[b, t * hop]`, as `encode_stream`.
 
         From the first `levels` levels, where given; q may be smaller than the model's.
         """
-        reach, axes, known = self.reach("decode"), streams.Rows("codes", "tq"), self.system.sizes["q"]
+        reach, axes, known = self.reach("decode"), streams.Rows(self.unit, "tq"), self.system.sizes.get("q", 0)
         for window, begin, end in streams.windows(axes.split(blocks), chunk, reach, "edge"):
             given = window.shape[-1]
-            used = min(levels or given, given)
+            used = min(levels or given, given) if known else 0
             sizes = {"s": window.shape[1] * self.hop, "t": window.shape[1]}
-            rows = [{"codes": np.pad(row, ((0, 0), (0, known - given)))} for row in window]
+            rows = [{self.unit: np.pad(row, ((0, 0), (0, known - given if known else 0)))} for row in window]
             outs = self.run("decode", rows, sizes=sizes, levels=used if used < known else None)
             yield axes.join([out["audio"][begin * self.hop : end * self.hop] for out in outs])
 
     # Speech.
 
     def prompt(self, prompt: Prompt) -> np.ndarray:
-        """A voice (file, or samples with their rate), or several recordings of it -> codes int32 `[u, q]` of at most HEARD_PROMPT seconds; of
+        """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them, of at most HEARD_PROMPT seconds; of
         the longest prompt of training where the system cannot listen in windows.
 
         Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for

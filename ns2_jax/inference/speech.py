@@ -59,7 +59,7 @@ class Piece:
     request: int
     words: front.Words
     seed: int
-    prompt: np.ndarray  # codes [u, q]
+    prompt: np.ndarray  # codes [u, q], or whatever frames the model has
     seconds: Sequence[float | None] = ()  # of every phone, given by a score
     hz: Sequence[Sequence[float] | None] = ()
     gap: tuple[int, int] = (0, 0)  # frames of plain silence before and after
@@ -196,7 +196,7 @@ def inputs_of(model: Model, piece: Piece, bucket: Mapping[str, int], room: int) 
     fill = bucket["p"] - len(piece.phones)
     row = {
         "phones": np.pad(inventory.ids(piece.phones), (0, fill)),
-        "prompt_codes": np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0))),
+        f"prompt_{model.unit}": np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0))),
         "prompt_frames": np.int32(len(piece.prompt)),
     }
     if piece.durations is not None:

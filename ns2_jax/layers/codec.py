@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ns2_jax.layers.conv import Conv1D, ConvTranspose1D, DepthwiseConv1D
+from ns2_jax.layers.conv import Conv1D, ConvTranspose1D, DepthwiseConv1D, receptive
 from ns2_jax.layers.linear import Dense, rms_norm
 from ns2_jax.maths import spectral
 
@@ -348,14 +348,7 @@ class Codec(nn.Module):
         else:
             layers = [*unit, (7, 1, 1), *(layer for s in reversed(self.strides) for layer in ((2 * s, 1, -s), *unit)), (7, 1, 1)]
         first, last = (0, 0) if part == "encode" else (0, self.hop - 1)
-        for taps, dilation, stride in reversed(layers):
-            if stride < 0:
-                left = 0 if self.causal else -stride - -stride // 2
-                first, last = -((taps - 1 - left - first) // -stride), (last + left) // -stride
-            else:
-                total = (taps - 1) * dilation + 1 - stride
-                left = total if self.causal else (total + 1) // 2
-                first, last = first * stride - left, last * stride - left + (taps - 1) * dilation
+        first, last = receptive(layers, first, last, self.causal)
         frame = self.hop if part == "encode" else 1
         return -(first // frame), last // frame
 

@@ -8,6 +8,7 @@ refuses sequence and tensor axes together, and every convolution's output is pin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +30,20 @@ def _kernel(module: nn.Module, init: Init, names: tuple, shape: tuple[int, ...],
         length = lambda rng, s: jnp.ones(s, jnp.float32)  # unit gain: the init has unit fan-in variance
         kernel = normed(kernel, module.param("gain", length, shape[-1:]))
     return kernel
+
+
+def receptive(layers: Sequence[tuple[int, int, int]], first: int, last: int, causal: bool = False) -> tuple[int, int]:
+    """The inputs `[first, last]` on which outputs `[first, last]` of 1-D convolutions (taps, dilation, stride) depend; a negative stride
+    is transposed."""
+    for taps, dilation, stride in reversed(layers):
+        if stride < 0:
+            left = 0 if causal else -stride - -stride // 2
+            first, last = -((taps - 1 - left - first) // -stride), (last + left) // -stride
+        else:
+            total = (taps - 1) * dilation + 1 - stride
+            left = total if causal else (total + 1) // 2
+            first, last = first * stride - left, last * stride - left + (taps - 1) * dilation
+    return first, last
 
 
 class Conv1D(nn.Module):
@@ -111,6 +126,23 @@ class DepthwiseConv1D(nn.Module):
         left = self.kernel - 1 if self.causal else (self.kernel - 1) // 2
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), (left, self.kernel - 1 - left), (0, 0)))
         return sum(padded[:, i : i + x.shape[1]] * kernel[i] for i in range(self.kernel)) + bias
+
+
+class ConvTranspose2D(nn.Module):
+    """`[b, h, w, i] -> [b, 2 h, 2 w, features]`, kernel 4 x 4 (torch's kernel 4, stride 2, padding 1)."""
+
+    features: int
+    kernel_init: Init = default_init
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = _kernel(self, self.kernel_init, ("tap", "tap", *self.axes), (4, 4, x.shape[-1], self.features), False)
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), [(2, 2), (2, 2)], lhs_dilation=(2, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return constrain(y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))
 
 
 class Conv2D(nn.Module):

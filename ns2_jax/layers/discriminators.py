@@ -1,8 +1,9 @@
 """Discriminators of waveforms: several judges, each with its own small network.
 
 `kind="2d"` is the multi-scale complex STFT discriminator of EnCodec (section 3.4: kernels 3 x 9, frequency halved
-three times, dilated in time). `kind="dac"` are DAC's: HiFi-GAN's periods and a multi-band complex STFT. `kind="1d"` sees a frame's
-whole spectrum as channels and convolves over time only: a tenth of the cost on a CPU, and not equivariant to pitch.
+three times, dilated in time). `kind="dac"` are DAC's: HiFi-GAN's periods and a multi-band complex STFT. `kind="hifigan"` are HiFi-GAN's
+periods and scales. `kind="1d"` sees a frame's whole spectrum as channels and convolves over time only: a tenth of the cost on a CPU, and not
+equivariant to pitch.
 """
 
 from __future__ import annotations
@@ -119,11 +120,39 @@ class Period(nn.Module):
         return logits.reshape(logits.shape[0], -1).astype(jnp.float32), features
 
 
+class Scale(nn.Module):
+    """`audio [b, s] -> (logits [b, n], features)`: HiFi-GAN's discriminator of one scale (section 2.3), which hears the signal averaged over
+    `size` samples, 1, 2 or 4.
+
+    Its convolutions are in up to 16 groups there; ours are dense and a quarter as wide, with weight norm on every scale: `filters` 32 for
+    its 128, and 5.8 M parameters for its 9.9.
+    """
+
+    size: int
+    filters: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, audio_bs: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+        for _ in range(self.size.bit_length() - 1):  # mean of four, every second
+            padded, n = jnp.pad(audio_bs, ((0, 0), (2, 2))), audio_bs.shape[1] // 2 + 1
+            audio_bs = sum(padded[:, i : i + 2 * n - 1 : 2] for i in range(4)) / 4
+        x, features = audio_bs[..., None], []
+        for times, kernel, stride in ((1, 15, 1), (1, 41, 2), (2, 41, 2), (4, 41, 4), (8, 41, 4), (8, 41, 1), (32, 5, 1)):
+            x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % stride), (0, 0)))
+            x = nn.leaky_relu(Conv1D(self.filters * times, kernel, stride, weight_norm=True, dtype=self.dtype)(x), 0.1)
+            features.append(x)
+        logits = Conv1D(1, 3, weight_norm=True, axes=("embed", None), dtype=self.dtype)(x)
+        return logits.reshape(logits.shape[0], -1).astype(jnp.float32), features
+
+
 PERIODS = (2, 3, 5, 7, 11)
+PERIODIC = ("dac", "hifigan")
 
 
 class Discriminators(nn.Module):
-    """A list of (logits `[b, n]`, features): one judge per STFT size, and for `kind="dac"` one per period before them.
+    """A list of (logits `[b, n]`, features): one judge per STFT size (for "hifigan" per scale), and for kinds of PERIODIC one
+    per period before them.
 
     "dac" hears the signal without its mean and at a peak of 0.8, as DAC's discriminators do.
     """
@@ -136,16 +165,36 @@ class Discriminators(nn.Module):
     @property
     def number(self) -> int:
         """How many judges there are."""
-        return len(self.sizes) + (len(PERIODS) if self.kind == "dac" else 0)
+        return len(self.sizes) + (len(PERIODS) if self.kind in PERIODIC else 0)
 
     @nn.compact
     def __call__(self, audio_bs: jax.Array) -> list[tuple[jax.Array, list[jax.Array]]]:
-        judges = {"1d": Spectral1D, "2d": Spectral2D, "dac": Bands}
+        judges = {"1d": Spectral1D, "2d": Spectral2D, "dac": Bands, "hifigan": Scale}
         if self.kind not in judges:
             raise ValueError(f"discriminator kind={self.kind!r}; expected one of {sorted(judges)}")
         ladder = [(judges[self.kind], size) for size in self.sizes]
-        if self.kind == "dac":
+        if self.kind in PERIODIC:
             ladder = [(Period, period) for period in PERIODS] + ladder
+        if self.kind == "dac":
             audio_bs = audio_bs - audio_bs.mean(-1, keepdims=True)
             audio_bs = 0.8 * audio_bs / (jnp.abs(audio_bs).max(-1, keepdims=True) + 1e-9)
         return [judge(size, self.filters, self.dtype)(audio_bs) for judge, size in ladder]
+
+
+Judged = list[tuple[jax.Array, list[jax.Array]]]
+
+
+def adversarial(judged: Judged) -> jax.Array:
+    """What the generator loses, least squares, summed over judges: `[b]` (HiFi-GAN, equation 2)."""
+    return sum(jnp.square(1 - logits).mean(1) for logits, _ in judged)
+
+
+def feature_matching(real: Judged, fake: Judged) -> jax.Array:
+    """Mean absolute difference of the judges' features, summed over layers and judges: `[b]` (equation 4). No derivative by `real`."""
+    distance = lambda r, f: jnp.abs(jax.lax.stop_gradient(r).astype(jnp.float32) - f).mean(tuple(range(1, r.ndim)))
+    return sum(distance(r, f) for (_, rs), (_, fs) in zip(real, fake) for r, f in zip(rs, fs))
+
+
+def discrimination(real: Judged, fake: Judged) -> jax.Array:
+    """What the judges lose, least squares, summed: `[b]` (equation 1)."""
+    return sum(jnp.square(1 - r).mean(1) + jnp.square(f).mean(1) for (r, _), (f, _) in zip(real, fake))

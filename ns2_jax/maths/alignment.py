@@ -183,3 +183,20 @@ def viterbi(scores_btp: jax.Array, frames_b: jax.Array, phones_b: jax.Array, opt
     _, path_tb = jax.lax.scan(back, last, (times, moves), reverse=True)
     spoken = (path_tb[..., None] == jnp.arange(scores.shape[-1])) & (times[:, None, None] < frames_b[:, None])
     return spoken.sum(0, dtype=jnp.int32), finals.max(-1)
+
+
+def likelihood_ratio(scores_btp: jax.Array, mask_bt: jax.Array, frames_b: jax.Array) -> jax.Array:
+    """Scores over their mean (of exp) of the utterance's frames: an estimate of log p(x_t | phone) / p(x_t) from distances."""
+    total = jax.nn.logsumexp(jnp.where(mask_bt[:, :, None], scores_btp, NEVER), 1, keepdims=True)
+    return scores_btp + jnp.log(jnp.maximum(frames_b, 1).astype(jnp.float32))[:, None, None] - total
+
+
+def objective(scores_btp: jax.Array, frames_b: jax.Array, phones_b: jax.Array, optional_bp: jax.Array) -> tuple[jax.Array, ...]:
+    """What an aligner learns from, in nats of a whole row: (minus `forward_sum` `[b]`, minus the score of the best alignment `[b]`, its
+    durations int32 `[b, p]`, whether there is one `[b]`; without one both losses are 0). The durations have no derivative."""
+    durations, best = viterbi(jax.lax.stop_gradient(scores_btp), frames_b, phones_b, optional_bp)
+    possible = best > NEVER / 2
+    path = alignment(durations, scores_btp.shape[1])
+    forward = -forward_sum(scores_btp, frames_b, phones_b, optional_bp)
+    binarisation = -jnp.where(path, scores_btp, 0.0).sum((1, 2))
+    return jnp.where(possible, forward, 0.0), jnp.where(possible, binarisation, 0.0), durations, possible

@@ -125,6 +125,20 @@ def dpm(process: Process, steps: int) -> Table:
     return _table(t, keep, jump - hold, hold=hold, jump_memory=np.ones(steps))
 
 
+def ml(process: Process, steps: int) -> Table:
+    """The maximum-likelihood SDE solver (Popov et al. 2022, DiffVC, 2109.13821, section 4) on equal times from 1 to 0.
+
+    In data predictions it is ancestral sampling with the exact Gaussian posterior of the next state: no residual noise whatever the number
+    of steps, but what varies shrinks when they are few (6 % of a deviation of 1/2 at 100 steps, 33 % at 10).
+    """
+    t = 1.0 - np.arange(steps) / steps
+    s = np.append(t[1:], 0.0)
+    (alpha, sigma), (less, after) = (process.alpha(t), process.sigma(t)), (process.alpha(s), process.sigma(s))
+    left = alpha / less  # of the state at s in that at t, and how much noise came in between
+    power = sigma**2 - (left * after) ** 2
+    return _table(t, left * after**2 / sigma**2, less * power / sigma**2, stir=after * np.sqrt(np.maximum(power, 0)) / sigma)
+
+
 SAMPLERS: dict[str, Callable[[Process, int], Table]] = {
     "euler": euler,
     "euler_literal": lambda process, steps: euler(process, steps, last_x0=False),
@@ -132,6 +146,7 @@ SAMPLERS: dict[str, Callable[[Process, int], Table]] = {
     "ddim": ddim,
     "heun": heun,
     "dpm": dpm,
+    "ml": ml,
 }
 
 

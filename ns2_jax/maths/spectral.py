@@ -96,9 +96,9 @@ def magnitude(x_btf: jax.Array, floor: float = 1e-9) -> jax.Array:
     return jnp.sqrt(jnp.square(x_btf.real) + jnp.square(x_btf.imag) + floor**2)
 
 
-def log_mel(x_bs: jax.Array, rate: int, size: int, hop: int, bins: int, floor: float = 1e-5) -> jax.Array:
-    """Natural logarithm of mel-filtered magnitudes, floored: float32 `[b, s // hop, bins]`."""
-    mel = magnitude(stft(x_bs, size, hop)) @ jnp.asarray(mel_filterbank(rate, size, bins))
+def log_mel(x_bs: jax.Array, rate: int, size: int, hop: int, bins: int, floor: float = 1e-5, fmax: float | None = None) -> jax.Array:
+    """Natural logarithm of mel-filtered magnitudes up to `fmax` Hz (half the rate), floored: float32 `[b, s // hop, bins]`."""
+    mel = magnitude(stft(x_bs, size, hop)) @ jnp.asarray(mel_filterbank(rate, size, bins, fmax=fmax))
     return jnp.log(jnp.maximum(mel, floor))
 
 

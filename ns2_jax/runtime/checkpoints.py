@@ -184,20 +184,21 @@ def read_config(path: str) -> dict[str, Any]:
 def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dict[str, Any]]:
     """({"params", "rest"} in numpy, resolved config) from a run (latest checkpoint, or `step`) or an export.
 
-    The params are the average (EMA). An export that names its codec by hash and relative path gets it under
-    `rest/codec`. Raises FileNotFoundError without a checkpoint, ValueError when the codec is another one.
+    The params are the average (EMA). An export that names its codec (or vocoder) by hash and relative path gets it under
+    `rest/codec` (`rest/vocoder`). Raises FileNotFoundError without a checkpoint, ValueError when the codec is another one.
     """
     path = os.fspath(path)
     config = read_config(path)
     if os.path.exists(os.path.join(path, weights.FILE)):
         tree = {"params": {}, "rest": {}, **weights.read_weights(path)}
         codec = config.get("codec")
-        if isinstance(codec, Mapping) and codec.get("path") and "codec" not in tree["rest"]:
+        at = codec.get("at", "codec") if isinstance(codec, Mapping) else "codec"
+        if isinstance(codec, Mapping) and codec.get("path") and at not in tree["rest"]:
             folder = os.path.normpath(os.path.join(path, codec["path"]))
             if weights.weights_hash(folder) != codec["hash"]:
                 found = weights.weights_hash(folder)
                 raise ValueError(f"{path} needs codec {codec['hash']}, {folder} is {found}; put the right export there")
-            tree["rest"]["codec"] = {"params": {}, "rest": {}, **weights.read_weights(folder)}
+            tree["rest"][at] = {"params": {}, "rest": {}, **weights.read_weights(folder)}
         return tree, config
     found = steps(path)
     if not found:

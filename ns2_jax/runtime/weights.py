@@ -165,12 +165,29 @@ def codec_of(config: Any, fields: Any) -> str:
     found = weights_hash(source)
     if config.data.codes not in ("", found):
         raise ValueError(f"config.data.codes={config.data.codes} but the codec of init_from, {source}, is {found}; leave data.codes empty")
-    with open(os.path.join(source, "config.json"), encoding="utf8") as f:
-        theirs = json.load(f)["model"]["codec"]
-    ours = json.loads(json.dumps(config.model.codec.to_dict()))
-    for key in sorted({*ours, *theirs}):
-        a, b = ours.get(key, 0), theirs.get(key, 0)  # what an older codec does not name it does not have
-        if a != b:
-            raise ValueError(f"config.model.codec.{key} is {a}, the codec of init_from, {source}, was trained with {b}")
+    check_same(config, "codec", source)
     config.data.codes = found
     return found
+
+
+def check_same(config: Any, name: str, source: str) -> None:
+    """Raises ValueError when `config.model.<name>` has other numbers than the run or export `source` was trained with: shapes alone do
+    not show another hop or kind."""
+    with open(os.path.join(source, "config.json"), encoding="utf8") as f:
+        theirs = json.load(f)["model"][name]
+    ours = json.loads(json.dumps(config.model[name].to_dict()))
+    for key in sorted({*ours, *theirs}):
+        a, b = ours.get(key, 0), theirs.get(key, 0)  # what an older one does not name it does not have
+        if a != b:
+            raise ValueError(f"config.model.{name}.{key} is {a}, the {name} of init_from, {source}, was trained with {b}")
+
+
+def check_parts(config: Any, parts: Mapping[str, str]) -> None:
+    """That `config.init_from` fills the frozen `parts` of a state (path -> their mapping of numbers in config.model): untrained they
+    would be noise for ever. Raises ValueError when it does not, or from another kind."""
+    given = dict(config.init_from)
+    for path, name in parts.items():
+        source = next((given[key] for key in given if path == key or path.startswith(key + "/")), None)
+        if not source:
+            raise ValueError(f"""system {config.system!r} has a {name} of another run: say whose, with --config.init_from='{{"{path}": "EXPORT"}}'""")
+        check_same(config, name, source)

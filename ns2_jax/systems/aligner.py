@@ -92,8 +92,7 @@ class System(SingleLoss):
         t = batch["audio"].shape[1] // self.hop
         mask, there = alignment.length_mask(batch["frames"], t), batch["phones"] > 0
         scores = self.net.apply({"params": params}, self.features(batch["audio"], mask), mask, batch["phones"])
-        total = jax.nn.logsumexp(jnp.where(mask[:, :, None], scores, alignment.NEVER), 1, keepdims=True)
-        scores += jnp.log(jnp.maximum(batch["frames"], 1).astype(jnp.float32))[:, None, None] - total
+        scores = alignment.likelihood_ratio(scores, mask, batch["frames"])
         if prior:
             scores += alignment.beta_binomial(batch["frames"], there.sum(-1), scores.shape[1:], prior)
         return jnp.where(mask[:, :, None] & there[:, None], scores, 0.0)
@@ -106,14 +105,10 @@ class System(SingleLoss):
         """Sums over frames, to be divided by their number. A row with fewer frames than phones has no alignment and no weight."""
         del rest, rng
         scores, given = self.scores(params, batch, self.prior), self.given(batch)
-        durations, best = alignment.viterbi(jax.lax.stop_gradient(scores), *given)
-        weight = batch["weight"] * (best > alignment.NEVER / 2)
-        path = alignment.alignment(durations, scores.shape[1])
-        terms = {
-            "forward_sum": -alignment.forward_sum(scores, *given),
-            "binarisation": -jnp.where(path, scores, 0.0).sum((1, 2)),
-        }
-        terms = {name: (jnp.where(weight > 0, value, 0.0) * weight).sum() for name, value in terms.items()}
+        forward, binarisation, _, possible = alignment.objective(scores, *given)
+        weight = batch["weight"] * possible
+        terms = {"forward_sum": (jnp.where(weight > 0, forward, 0.0) * weight).sum(),
+                 "binarisation": (jnp.where(weight > 0, binarisation, 0.0) * weight).sum()}
         on = self.binarisation_weight * (step >= self.binarise_from)
         metrics = terms | {"weight": (weight * batch["frames"]).sum()}
         return terms["forward_sum"] + on * terms["binarisation"], ({}, metrics)

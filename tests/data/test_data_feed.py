@@ -313,6 +313,24 @@ def test_prompts_by_the_same_speaker(corpus):
     assert len(pairs) == 2 * fits.sum() and len(set(pairs)) > 1.5 * fits.sum()  # another prompt in the next epoch
 
 
+def test_a_prompt_may_be_audio(corpus):
+    """Its samples are u * hop, letter v: a run of whole frames of another recording by the same speaker, zeros after it."""
+    fields = {"audio": Field("bs", "float32"), "frames": Field("b", "int32"), "prompt_audio": Field("bv", "float32"),
+              "prompt_frames": Field("b", "int32"), "weight": Field("b", "float32")}  # fmt: skip
+    dataset = Dataset.open(corpus)
+    audios = [dataset.read("train", "audio", i)["audio"].astype(np.float32) / 32768 for i in range(40)]
+    speaker = [dataset.read("train", "meta", i)["speaker"] for i in range(40)]
+    for batch in feed.make_feed(speech_data(corpus, transform="speaker_prompt"), fields, {}, 0, 0, epochs=1):
+        assert batch["prompt_audio"].shape[1] in (60 * 200, 80 * 200)
+        for row in np.flatnonzero(batch["weight"]):
+            n = 200 * batch["prompt_frames"][row]
+            prompt, target = batch["prompt_audio"][row, :n], batch["audio"][row, : 200 * batch["frames"][row]]
+            assert not batch["prompt_audio"][row, n:].any()
+            (i,) = [j for j, audio in enumerate(audios) if len(audio) >= len(target) and (audio[:9] == target[:9]).all()]
+            (source,) = [j for j, audio in enumerate(audios) if any((audio[at : at + n] == prompt).all() for at in range(0, len(audio) - n + 1, 200))]
+            assert source != i and speaker[source] == speaker[i]
+
+
 def test_an_only_utterance_is_its_own_prompt(tmp_path):
     write_corpus(tmp_path, utterances=4, shard_count=1, splits=("train",))  # s0 has two, s1 and s2 one each
     buckets = [dict(b=4, t=320, p=48, u=400)]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ns2_jax.layers import attention, codec, conv, discriminators, linear, predictors, quantize, recurrent, transformer, wavenet
+from ns2_jax.layers import attention, codec, conv, discriminators, linear, predictors, quantize, recurrent, style, transformer
+from ns2_jax.layers import unet, vocoder, wavenet
 from ns2_jax.systems import system as systems
 from tests import meshes
 
@@ -84,6 +85,13 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "judge_1d": (discriminators.Discriminators("1d", (256,), 16), (AUDIO,)),
     "judge_2d": (discriminators.Discriminators("2d", (128,), 8), (AUDIO,)),
     "judge_dac": (discriminators.Discriminators("dac", (256,), 8), (AUDIO,)),
+    "judge_scale": (discriminators.Scale(2, 2, jnp.float32), (AUDIO,)),
+    "vocoder_hifigan": (vocoder.Vocoder(rate=16000, hop=5, mels=C, width=16, strides=(5,), kernels=(3, 5), dilations=(1, 3)), (FRAMES,)),
+    "vocoder_istft": (vocoder.Vocoder("istft", rate=16000, hop=200, size=800, mels=C, fmax=0.0, width=16, blocks=1), (FRAMES,)),
+    "style_encoder": (style.StyleEncoder(16, dropout=0.0), (FRAMES, MASK, np.arange(B) == 2)),
+    "styled_transformer": (style.StyledTransformer(2, 16, 32, 4, kernel=3), (FRAMES, MASK, PROMPT[:, 0])),
+    "unet": (unet.UNet(8, (1, 2), style_channel=True), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
+    "frame_net": (unet.FrameNet(16, 2), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "lstm": (Lstm(), (FRAMES,)),
     "rvq": (Rvq(), (FRAMES,)),
     "rvq_factorised": (Factorised(3, 16, 4, C), (FRAMES,)),
@@ -137,7 +145,8 @@ def test_a_row_alone_is_the_row_in_a_batch(name):
         np.testing.assert_allclose(np.asarray(whole[3:4], np.float32), np.asarray(single, np.float32), atol=2e-5, rtol=2e-5)
 
 
-IN_SYSTEMS = ("phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "codec_wave", "judge_1d")
+IN_SYSTEMS = ("phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "codec_wave", "judge_1d", "vocoder_istft",
+              "style_encoder", "styled_transformer", "frame_net")
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in IN_SYSTEMS])

@@ -110,3 +110,17 @@ def test_stratified_times_fall_one_in_each_part():
     assert not (np.diff(np.asarray(t)) > 0).all(), "the order should be random"
     ends = np.asarray([process.stratified(jax.random.key(k), 2, 0.2) for k in range(50)])
     assert ends.min() == pytest.approx(0.2) and ends.max() == pytest.approx(0.8)
+
+
+def test_the_residual_of_a_process_with_a_mean_is_the_plain_process():
+    """Grad-TTS's dY = -1/2 beta (Y - mu) dt + sqrt(beta) dW in 20,000 Euler steps of its mean and variance: those of mu + VP of Y_0 - mu."""
+    y0, mu, steps = 0.7, -0.4, 20_000
+    mean, variance, found = y0, 0.0, {}
+    for i in range(steps):
+        beta = VP.beta((i + 0.5) / steps) / steps
+        mean, variance = mean - 0.5 * beta * (mean - mu), variance * (1 - 0.5 * beta) ** 2 + beta
+        found[(i + 1) / steps] = mean, variance
+    for t in (0.1, 0.5, 1.0):
+        np.testing.assert_allclose(found[t][0], mu + VP.alpha(t) * (y0 - mu), atol=1e-4)
+        np.testing.assert_allclose(found[t][1], VP.sigma(t) ** 2, atol=1e-3)
+    assert VP.alpha(1.0) == pytest.approx(0.00665, abs=1e-5) and VP.sigma(1e-5) == pytest.approx(7.1e-4, abs=2e-6)

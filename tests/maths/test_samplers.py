@@ -81,7 +81,56 @@ def exact(name: str, one: process.Process, steps: int) -> dict[str, np.ndarray]:
         samplers._table = samplers_table
     columns, more = kept[0]
     names = dict(zip(("t", "keep", "jump"), columns)) | more
-    return {key: np.asarray(names.get(key, np.zeros(steps)), np.float64) for key in ("t", "keep", "jump", "hold", "keep_memory", "jump_memory")}
+    return {key: np.asarray(names.get(key, np.zeros(steps)), np.float64) for key in COLUMNS}
+
+
+COLUMNS = ("t", "keep", "jump", "hold", "stir", "keep_memory", "jump_memory")
+
+
+@pytest.mark.parametrize("name, steps, expected", [
+    ("ml", 4, 0.212), ("ml", 10, 0.334), ("ml", 20, 0.392), ("ml", 50, 0.444), ("ml", 100, 0.468),
+    ("dpm", 4, 0.323), ("dpm", 10, 0.517), ("dpm", 20, 0.507), ("dpm", 50, 0.501)])
+def test_how_much_a_texture_shrinks(name, steps, expected):
+    """The deviation that samples of N(0, 1/4) come out with from N(0, 1) and the exact predictor, its variance carried along in closed form:
+    the maximum-likelihood solver smooths when steps are few, the multistep solver does not."""
+    rows = exact(name, VP, steps)
+    gain = VP.alpha(rows["t"]) * 0.25 / (VP.alpha(rows["t"]) ** 2 * 0.25 + VP.sigma(rows["t"]) ** 2)
+    z, memory, fresh = 1.0, 0.0, 0.0  # factors of the start, and the variance of what was stirred in (only where nothing is remembered)
+    for i in range(steps - 1):
+        step = rows["keep"][i] + rows["jump"][i] * gain[i]
+        fresh = step**2 * fresh + rows["stir"][i] ** 2
+        z, memory = step * z + rows["hold"][i] * memory, (rows["keep_memory"][i] + rows["jump_memory"][i] * gain[i]) * z
+    assert not (rows["stir"].any() and rows["hold"].any())
+    assert gain[-1] * np.sqrt(z**2 + fresh) == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize("name", ["ml", "dpm", "ddim"])
+@pytest.mark.parametrize("steps", [5, 10, 50])
+def test_a_point_comes_out_as_a_point(name, steps):
+    """Of data that are one value nothing of the noise is left, at any number of steps."""
+    x0 = samplers.run(lambda z, t: jnp.full_like(z, 0.7), jax.random.normal(jax.random.key(0), (100,)), samplers.table(name, VP, steps), jax.random.key(1))
+    np.testing.assert_allclose(x0, 0.7, atol=1e-6)
+
+
+def test_the_maximum_likelihood_step_is_that_of_the_public_code():
+    """DiffVC's kappa, omega and sigma (`xt - dxt` with an estimated score, mean 0) in float64, and our coefficients of state, data and noise."""
+    steps, (low, high) = 13, (0.05, 20.0)
+    rows, h = exact("ml", VP, steps), 1 / steps
+    integral = lambda s, t: low * (t - s) + 0.5 * (high - low) * (t * t - s * s)
+    gamma = lambda s, t, p=1.0: np.exp(-0.5 * p * integral(s, t))
+    for i, t in enumerate(rows["t"][:-1]):
+        s, beta = t - h, low + (high - low) * t
+        mu = gamma(s, t) * (1 - gamma(0, s, 2)) / (1 - gamma(0, t, 2))
+        nu = gamma(0, s) * (1 - gamma(s, t, 2)) / (1 - gamma(0, t, 2))
+        sigma = np.sqrt((1 - gamma(0, s, 2)) * (1 - gamma(s, t, 2)) / (1 - gamma(0, t, 2)))
+        kappa = gamma(0, s) * (1 - gamma(s, t, 2)) / (gamma(0, t) * beta * h) - 1
+        omega = nu / gamma(0, t) + mu - (0.5 * beta * h + 1)
+        of_state, of_score = 1 + 0.5 * beta * h + omega, (1 + kappa) * beta * h
+        # score = (alpha x0 - z) / sigma_t^2
+        alpha, power = gamma(0, t), 1 - gamma(0, t, 2)
+        np.testing.assert_allclose(rows["keep"][i], of_state - of_score / power, atol=1e-10)
+        np.testing.assert_allclose(rows["jump"][i], of_score * alpha / power, atol=1e-10)
+        np.testing.assert_allclose(rows["stir"][i], sigma, atol=1e-10)
 
 
 def mixture(one: process.Process, z, t, places=(-1.0, 1.0), width: float = 0.05):
@@ -94,7 +143,7 @@ def mixture(one: process.Process, z, t, places=(-1.0, 1.0), width: float = 0.05)
 
 
 @pytest.mark.parametrize("one", PROCESSES)
-@pytest.mark.parametrize("name", [*ODES, "euler_maruyama"])
+@pytest.mark.parametrize("name", [*ODES, "euler_maruyama", "ml"])
 def test_both_places_of_a_mixture_get_their_share(name, one):
     one = PROCESSES[one]
     start = one.sigma(1.0) * jax.random.normal(jax.random.key(2), (20_000,))
