@@ -50,7 +50,9 @@ OFFERS = {
     "whole": tuple(SOURCES),
     "cut_prompt": PROMPTED,
     "speaker_prompt": PROMPTED,
+    "speaker_prefix": (*PROMPTED, "prompt_phones", "prompt_durations"),
 }
+OTHERS = ("speaker_prompt", "speaker_prefix")  # the prompt is of another utterance
 
 
 def paths(data: Mapping[str, Any]) -> list[str]:
@@ -117,7 +119,7 @@ def groups_for(fields: Mapping[str, Any], data: Mapping[str, Any], dataset: Data
     transform = data["transform"]
     if transform not in OFFERS:
         raise ValueError(f"config.data.transform={transform!r} is not one of {sorted(OFFERS)}")
-    kinds = {"align"} if "prompt" in transform else set()
+    kinds = {"align"} if transform not in ("crop", "whole") else set()
     for name in fields:
         if name not in OFFERS[transform]:
             raise ValueError(f"field {name!r} does not come out of transform {transform!r}, which offers {sorted(OFFERS[transform])}")
@@ -170,7 +172,7 @@ class StepSource:
         self.start_step, (self.parts, self.total), self.epochs = start_step, parts, epochs
         asked = {SOURCES[name.removeprefix("prompt_")] for name in fields if name.startswith("prompt_")} - {None}
         self.prompt_groups = {kind: self.groups[kind] for kind in asked or {"align"} & set(groups)}
-        self.speakers = [kept_speakers(dataset, data, split) for dataset in self.datasets] if self.transform == "speaker_prompt" else []
+        self.speakers = [kept_speakers(dataset, data, split) for dataset in self.datasets] if self.transform in OTHERS else []
 
     def __len__(self) -> int:
         return ENDLESS if self.epochs is None else max(0, self.epochs * self.plan.steps_per_epoch - self.start_step)
@@ -222,12 +224,19 @@ class StepSource:
                 yield transforms.crop(utterance, bucket["t"], self.hop, rng)
             elif self.transform == "whole":
                 yield transforms.whole(utterance)
-            elif other is None:  # also for a speaker's only utterance
-                yield transforms.cut_prompt(utterance, bucket["u"], self.hop, least, rng)
             else:
-                at = next(prompts)
-                prompt = self.utterance(dataset, other, {kind: found[group][at] for kind, group in self.prompt_groups.items()})
-                yield transforms.speaker_prompt(utterance, prompt, bucket["u"], self.hop, rng)
+                prompt = None  # a speaker's only utterance
+                if other is not None:
+                    at = next(prompts)
+                    prompt = self.utterance(dataset, other, {kind: found[group][at] for kind, group in self.prompt_groups.items()})
+                if self.transform == "speaker_prefix":
+                    if prompt is not None and "durations" not in prompt:
+                        prompt = None  # nobody knows what it says
+                    yield transforms.speaker_prefix(utterance, prompt, bucket["u"], bucket["p"], self.hop, least, rng)
+                elif prompt is None:
+                    yield transforms.cut_prompt(utterance, bucket["u"], self.hop, least, rng)
+                else:
+                    yield transforms.speaker_prompt(utterance, prompt, bucket["u"], self.hop, rng)
 
     def utterance(self, dataset: Dataset, i: int, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """What the transforms take, from utterance `i`'s record of each group that the fields need (`found`: kind -> record)."""
@@ -332,7 +341,7 @@ def make_feed(
     """Batches from step `start_step` on: exactly `fields`, each of its bucket's static shape.
 
     Args:
-      data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt" or "speaker_prompt"),
+      data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt", "speaker_prompt" or "speaker_prefix"),
         buckets, sample_rate (Hz), hop (samples), codes (hash), workers (processes; 0 = one thread), optional gain_db, weights
         and cut (quality column -> (lowest, highest)).
       fields: name -> anything with `.axes` and `.dtype`; axis letters get lengths from the bucket, `s` is `t * hop`, and
@@ -357,7 +366,7 @@ def make_feed(
     buckets = [{axis: int(length) for axis, length in bucket.items()} for bucket in data["buckets"]]
     for bucket in buckets:
         needed = {axis for field in fields.values() for axis in field.axes} - set(constants) - {"s"} | {"b", "t"}
-        needed |= {"u", "p"} if "prompt" in data["transform"] else set()
+        needed |= {"u", "p"} if data["transform"] not in ("crop", "whole") else set()
         if missing := sorted(needed - set(bucket)):
             raise ValueError(f"config.data.buckets: {bucket} has no {missing[0]!r}, which {sorted(fields)} need")
         if bucket["b"] % parts[1]:

@@ -98,14 +98,19 @@ class Model:
     def _compile(self, name: str, width: int, sizes: dict[str, int], options: dict[str, Any]):
         tag = (name, width, *sorted(sizes.items()), *sorted(options.items()))
         if tag not in self._compiled:
-            program = self.programs[name].bind({**self.system.sizes, **sizes, "b": 1}, **options)
+            rows = width // self._mesh.size if self.programs[name].rows else 1
+            program = self.programs[name].bind({**self.system.sizes, **sizes, "b": rows}, **options)
 
             def row(params, rest, inputs, seed):
                 out = program(params, rest, {k: v[None] for k, v in inputs.items()}, jax.random.key(seed))
                 return {k: v[0] for k, v in out.items()}
 
+            def together(params, rest, inputs, seeds):
+                return program(params, rest, inputs, jax.vmap(jax.random.key)(seeds))
+
             logging.debug("compiling %s for %d row(s) of %s", name, width, sizes)
-            self._compiled[tag] = meshes.by_rows(self._mesh, jax.vmap(row, in_axes=(None, None, 0, 0)))
+            call = together if self.programs[name].rows else jax.vmap(row, in_axes=(None, None, 0, 0))
+            self._compiled[tag] = meshes.by_rows(self._mesh, call)
         return self._compiled[tag]
 
     # Codec: audio <-> codes.
