@@ -62,7 +62,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.frozen = tuple(f"params/{part}/.*" for part in ("ar", "nar") if part not in parts)
     config.optim.peak = common.choose(size, smoke=2e-3, small=1e-3, base=5e-4)
     config.optim.warmup = common.choose(size, smoke=10, small=400, base=32_000)
-    config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="cosine")
+    config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="linear")
     config.optim.b1, config.optim.b2 = 0.9, 0.95
     config.optim.weight_decay = common.choose(size, smoke=0.0, small=0.01, base=0.01)
     config.train.steps = common.choose(size, smoke=60, small=9_000, base=800_000)

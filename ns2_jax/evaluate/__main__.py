@@ -52,7 +52,9 @@ def define_flags() -> None:
                         f"or PROTOCOL:CORPUS with PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
     flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
     flags.DEFINE_list("evals", None, f"Some of {', '.join(judges.EVALS)}; what fits the task if left out.")
-    flags.DEFINE_enum("task", None, ["tts", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
+    flags.DEFINE_enum("task", None, ["tts", "continue", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
+    flags.DEFINE_string("prompt_text", None, "What the prompt of --list=hard:PROMPT says, for a model that goes on from it.")
+    flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
     flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
     flags.DEFINE_integer("limit", None, "At most so many utterances, spread over the speakers; 0 for all. If left out 120 of a data set, "
                          "all of a list, 24 in a report, 20 in a listening test.", lower_bound=0)
@@ -154,9 +156,9 @@ def main(argv: list[str]) -> None:
     path, out = read_flags()
     ask = job.Ask(
         evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
-        sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
+        sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option),
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
-                                              "save_audio")})
+                                              "save_audio", "prompt_text")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)

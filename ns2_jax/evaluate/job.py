@@ -25,6 +25,7 @@ from ns2_jax.evals import boundaries, lists, pictures, recognisers, rivals, scor
 from ns2_jax.evaluate import judges
 from ns2_jax.evaluate.material import Material, from_dataset, from_list
 from ns2_jax.inference import aligning
+from ns2_jax.inference.continuation import SECONDS
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 TAKE = 1_000_000  # between the seeds of two takes of an utterance
@@ -50,6 +51,7 @@ class Ask:
     save_audio: bool = False
     levels: tuple[int, ...] | None = None
     rivals: tuple[str, ...] = ()
+    prompt_text: str | None = None
 
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
@@ -99,15 +101,21 @@ def make_rivals(specs: Sequence[str], recordings: Sequence[np.ndarray], rate: in
 
 
 def synthesise(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any],
-               condition: str = "synthesis") -> tuple[list[inference.Speech | None], float]:
-    """The items' texts in the voices of their prompts (None where it failed: its item says why), and the seconds it took."""
+               condition: str = "synthesis", continued: bool = False) -> tuple[list[inference.Speech | None], float]:
+    """The items' texts in the voices of their prompts, or `continued` after the first seconds of their own recordings (None where it failed: its
+    item says why), and the seconds it took."""
     made: list[inference.Speech | None] = []
     start, rows = time.monotonic(), inference.ROWS * jax.local_device_count()
     for at in tqdm.tqdm(range(0, len(material.items), rows), "speaking", mininterval=2, disable=not cluster.is_first()):
         part = slice(at, at + rows)
-        requests = [(item["text"], (prompt, model.rate)) for item, prompt in zip(material.items[part], material.prompts[part])]
+        seeds, texts = [seed + place for place in material.places[part]], [item["text"] for item in material.items[part]]
         failures: dict[int, str] = {}
-        made += model.speak_batch(requests, [seed + place for place in material.places[part]], failures=failures, **options)
+        if continued:
+            recordings = [(audio, model.rate) for audio in material.recordings[part]]
+            made += inference.continue_all(model, list(zip(recordings, texts)), seeds, failures=failures, **options)
+        else:
+            voices = material.voices[part] if model.continues else [(prompt, model.rate) for prompt in material.prompts[part]]
+            made += model.speak_batch(list(zip(texts, voices)), seeds, failures=failures, **options)
         for place, reason in failures.items():
             fail(material.items[at + place], condition, reason)
     return made, time.monotonic() - start
@@ -139,7 +147,7 @@ def gather(ask: Ask, path: str | None, config: Mapping[str, Any] | None) -> Mate
     """What is asked to be scored, at the rate of the model with this config."""
     rate = int(config["data"]["sample_rate"]) if config else None
     if ask.list:
-        return from_list(ask.list, rate or 16000, ask.limit or 0, ask.seed)
+        return from_list(ask.list, rate or 16000, ask.limit or 0, ask.seed, ask.prompt_text or "")
     dataset = Dataset.open(ask.data or config["data"]["path"])
     dataset.check_split(ask.split)
     if rate not in (None, dataset.sample_rate):
@@ -162,7 +170,7 @@ def time_speed(ask: Ask, path: str) -> tuple[list[dict[str, Any]], list[dict[str
 
 def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[str, tuple[str, ...], Material]:
     """(task, evaluators, what is scored), after everything has been looked at that could fail later."""
-    task = ask.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
+    task = "tts" if ask.task == "continue" else ask.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
     if task != "recordings" and model is None:
         raise ValueError(f"--task={task} needs --model=DIR (a run or an export) or --workdir=DIR")
     if task == "tts" and not model.speaks:
@@ -178,6 +186,10 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
     for spec in ask.rivals:
         rivals.find(spec).check()
     material = gather(ask, path, model and model.config)
+    if ask.task == "continue" and any(not item["source"] for item in material.every):
+        raise ValueError(f"--task=continue needs recordings to go on from; {ask.list} has none")
+    if task == "tts" and ask.task != "continue" and model.continues and (mute := next((one for one in material.voices if not one.text), None)):
+        raise ValueError(f"{model.name} must be told what its prompts say: {mute.voice} has no text in --list={ask.list} (--prompt_text gives one)")
     judges.check(evals, task, model, material.dataset, material.every, ask.wavs, ask.recogniser)
     return task, evals, material
 
@@ -188,6 +200,9 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if model and "align" in model.programs and not model.speaks and not ask.task:
         return score_alignment(ask, path, model)
     task, evals, material = cluster.together(prepare, ask, path, model, out)
+    continued = ask.task == "continue"
+    if task == "tts" and (continued or model.continues):
+        model.aligner = inference.load(inference.ALIGNER)
     items, rate = material.items, material.rate
     people = len({item["speaker"] for item in material.every})
     cluster.say(f"{len(material.every)} utterances of {people} speakers, {ask.list or f'split {material.split} of {material.dataset.root}'}")
@@ -204,6 +219,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     ours: dict[str, Any] = identity(model and model.path, model and model.step)
     theirs: dict[str, Any] = {}
     spoken_with = {"sampler": {**model.programs["sample"].options, **ask.sampler}, "seeds": f"{ask.seed} + index"} if task == "tts" else {}
+    spoken_with |= {"continued": f"after {SECONDS:g} s of the recording"} if continued else {}
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)
         if not any(cluster.gather([audio is not None for audio in made["wavs"]])):
@@ -228,12 +244,12 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     speeches: list[inference.Speech | None] = []
     takes: list[list[np.ndarray | None]] = []
     if task == "tts":
-        speeches, spent = synthesise(model, material, ask.seed, ask.sampler)
+        speeches, spent = synthesise(model, material, ask.seed, ask.sampler, continued=continued)
         made["synthesis"] = [speech and speech.audio for speech in speeches]
         lengths = cluster.gather([len(audio) / rate if audio is not None else 0.0 for audio in made["synthesis"]])
         cluster.say(f"spoke {sum(lengths):.0f} s in {spent:.0f} s, compilation included")
         for take in range(1, ask.takes if "diversity" in evals else 1):
-            again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}")
+            again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}", continued)
             takes.append([speech and speech.audio for speech in again])
     if not made:
         raise ValueError("nothing to score: there are no recordings, and neither --model nor --wavs is given")

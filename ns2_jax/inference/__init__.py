@@ -14,8 +14,10 @@ function of this project that writes generated audio.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ import numpy as np
 
 from ns2_jax.audio import files
 from ns2_jax.inference.checking import check, speak_checked
+from ns2_jax.inference.continuation import continue_all
 from ns2_jax.inference.conversion import PITCHES, convert_all
 from ns2_jax.inference.model import ROWS, Model, ladder
+from ns2_jax.inference.prompts import Said
 from ns2_jax.inference.recordings import codec_hash
 from ns2_jax.inference.score import WRITERS, Score
 from ns2_jax.inference.score import read as read_score
@@ -38,8 +42,29 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
 __all__ = [
-    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
-    "read_score", "read_song", "speak_checked", "split", "sung", "write", "write_text"]
+    "ALIGNER", "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check", "codec_hash", "continue_all",
+    "convert_all", "inventory", "ladder", "load", "meshes", "options_of", "phones_of", "read_score", "read_song", "speak_checked", "split", "sung",
+    "write", "write_text"]
+
+ALIGNER = Path(__file__).parents[2] / "results" / "aligner" / "model"
+"""The aligner of the repository: what finds words in recordings, unless another is given."""
+
+
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """`["top_p=0.9", "redraw=others"]` -> `{"top_p": 0.9, "redraw": "others"}`: options of program `sample`, from a command line.
+
+    Raises ValueError for a word without a name and a value, or a name given twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.isidentifier() or not equals or name in found:
+            raise ValueError(f"--option={word}: expected NAME=VALUE, each name once, as in --option=top_p=0.9")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def phones_of(model: Model) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from ns2_jax.audio import files
-from ns2_jax.inference import speech, streams
+from ns2_jax.inference import prompts, speech, streams
 from ns2_jax.inference.score import Score
 from ns2_jax.inference.speech import Prompt, Speech
 from ns2_jax.runtime import mesh as meshes
@@ -27,7 +27,10 @@ CONTEXT = 40  # frames encoded past the end of a prompt that is cut, so that the
 
 
 class Model:
-    """A system with its weights. `load` makes it."""
+    """A system with its weights. `load` makes it. `aligner`, another model, may be set: it finds what a prompt says where."""
+
+    aligner: Model | None = None
+    context = CONTEXT
 
     def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
                  step: int | None = None):
@@ -64,6 +67,16 @@ class Model:
     @property
     def speaks(self) -> bool:
         return {"durations", "sample"} <= set(self.programs)
+
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on from its prompt, and must know what that says."""
+        return self.speaks and any(name in self.programs["sample"].inputs for name in ("prompt_phones", "prompt_units"))
+
+    @property
+    def paces(self) -> bool:
+        """Whether it decides on the length of each phone as it speaks, rather than being told."""
+        return self.speaks and "durations" in self.programs["sample"].outputs
 
     def run(self, name: str, rows: Sequence[Mapping[str, np.ndarray]], keys: Sequence[int] | None = None,
             sizes: Mapping[str, int] | None = None, **options: Any) -> list[dict[str, np.ndarray]]:
@@ -221,6 +234,18 @@ class Model:
 
     # Speech.
 
+    def listen(self, voice: prompts.Said | Any) -> np.ndarray:
+        """A recording of a voice as prompts are heard: float32 `[s]` at the model's rate, trimmed, at the training data's level."""
+        said = voice if isinstance(voice, prompts.Said) else prompts.Said(voice, "")
+        if isinstance(said.voice, tuple):
+            audio, rate = said.voice
+            audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
+        else:
+            audio = files.read(said.voice, self.rate, MIN_PROMPT, MAX_PROMPT)
+        if said.seconds:
+            audio = audio[: int(said.seconds * self.rate)]
+        return files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
+
     def prompt(self, prompt: Prompt) -> np.ndarray:
         """A voice (file, or samples with their rate), or several recordings of it -> codes int32 `[u, q]` of at most HEARD_PROMPT seconds; of
         the longest prompt of training where the system cannot listen in windows.
@@ -230,15 +255,9 @@ class Model:
         """
         windows = "window" in self.programs["durations"].options if self.speaks else False
         most = max(self.longest_prompt, int(HEARD_PROMPT * self.rate / self.hop)) if windows else self.longest_prompt
-        single = isinstance(prompt, (str, os.PathLike)) or isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], np.ndarray)
         found, seconds = [], 0.0
-        for voice in [prompt] if single else prompt:
-            if isinstance(voice, tuple):
-                audio, rate = voice
-                audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
-            else:
-                audio = files.read(voice, self.rate, MIN_PROMPT, MAX_PROMPT)
-            audio = files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
+        for voice in prompts.parts(prompt):
+            audio = self.listen(voice)
             seconds += len(audio) / self.rate
             left = most - sum(map(len, found))
             if left > 0:

@@ -284,7 +284,7 @@ class Fine(nn.Module):
     def setup(self):
         init = nn.initializers.normal(self.width**-0.5)
         self.text_table = Embed(self.text, self.width, init, self.dtype)
-        self.tables = self.param("tables", named(init, ("codebook", "vocab", "embed")), (self.levels, self.codes, self.width))
+        self.table = self.param("table", named(init, ("codebook", "vocab", "embed")), (self.levels, self.codes, self.width))
         if self.norms == "projected":
             self.stage = Embed(self.levels - 1, self.width, nn.initializers.normal(1.0))
         self.layers = Stack(width=self.width, norms=self.norms, stages=self.levels - 1, dropout=self.dropout, dtype=self.dtype, **self.stack)
@@ -300,7 +300,7 @@ class Fine(nn.Module):
 
         start = jnp.zeros((*codes_btq.shape[:2], self.width), self.dtype)
         codes = jnp.moveaxis(codes_btq, -1, 0).astype(jnp.int32)
-        x, _ = jax.lax.scan(level, start, (self.tables, codes, jnp.arange(self.levels)))
+        x, _ = jax.lax.scan(level, start, (self.table, codes, jnp.arange(self.levels)))
         return x * (self.width / self.levels) ** 0.5
 
     def __call__(
@@ -313,5 +313,5 @@ class Fine(nn.Module):
         x = self.drop(x, deterministic=deterministic)
         stage = self.stage(level_b - 1) if self.norms == "projected" else level_b - 1
         y, _, _ = self.layers(x, jnp.concatenate([text_bp > 0, mask_bt], 1), stage, deterministic)
-        own = jnp.take(self.tables, level_b, axis=0).astype(self.dtype)
+        own = jnp.take(self.table, level_b, axis=0).astype(self.dtype)
         return jnp.einsum("btc,bkc->btk", y[:, p:], own, preferred_element_type=jnp.float32)
