@@ -52,8 +52,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "codec": codec_numbers(size), "group": 1, "tail": "end", "prefix": True, "tied": True, "parts": parts, "prompt_weight": 1.0,
         "text": "phones", "temperature": 1.0, "top_p": 0.8, "frames_per_phone": 6.5})
     config.data.transform = "speaker_prefix"
+    config.data.units = ""  # variant bpe: the SentencePiece model's file
     if "bpe" in words:
-        config.model.update(text="bpe", guide_weight=0.0, vocabulary=512)
+        config.model.update(text="bpe", guide_weight=0.0, vocabulary=512, frames_per_phone=16.0)
+        config.data.transform = "prefix"
     config.data.buckets = common.choose(
         size,
         smoke=(dict(b=8, t=96, p=32, u=32),),

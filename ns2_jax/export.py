@@ -244,6 +244,8 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
             exported = lower(program, export.params, export.rest, sizes, platforms)
             (folder / "programs" / f"{name}.stablehlo").write_bytes(exported.serialize())
             config["programs"][name] = describe(exported, program, sizes)
+    if run.unit_text:
+        shutil.copyfile(Path(workdir) / inference.UNITS, folder / inference.UNITS)
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     (folder / "phones.json").write_text(json.dumps(inference.phones_of(run), ensure_ascii=False) + "\n", encoding="utf-8")
     parity = compare(run, export, folder, config["programs"])

@@ -14,13 +14,14 @@ import numpy as np
 
 from configs import codec as codec_config
 from configs import naturalspeech2 as ns2_config
+from configs import valle as valle_config
 from ns2_jax import inference
 from ns2_jax.runtime import checkpoints, state, weights
 from ns2_jax.systems import system as systems
 from ns2_jax.systems.system import Field, Program
 
 SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
-CONFIGS = {"codec": codec_config, "naturalspeech2": ns2_config}
+CONFIGS = {"codec": codec_config, "naturalspeech2": ns2_config, "valle": valle_config}
 
 
 def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

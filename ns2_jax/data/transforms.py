@@ -144,6 +144,19 @@ def speaker_prefix(
     return {**row, **_prompt(other, start, end, hop), "prompt_phones": other["phones"][first:last], "prompt_durations": lengths}
 
 
+def prefix(utterance: Utterance, u: int, hop: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The first quarter to half of the utterance, at most `u` frames, as the prompt of the rest; its text stays whole (VALL-E 2: no times are
+    needed).
+
+    Adds `prompt_codes` `[<= u, q]` and `prompt_frames`, and an empty `prompt_units`. One frame cannot be divided: it has `weight` 0.
+    """
+    frames = utterance["frames"]
+    end = int(np.clip(round(rng.uniform(0.25, 0.5) * frames), 1, max(min(u, frames - 1), 1)))
+    if frames < 2:
+        return {**utterance, "weight": 0.0, **_prompt(utterance, 0, 1, hop), "prompt_units": utterance["units"][:0]}
+    return {**utterance, **_spans(utterance, [(end, frames)], hop), **_prompt(utterance, 0, end, hop), "prompt_units": utterance["units"][:0]}
+
+
 def whole(utterance: Utterance) -> dict[str, Any]:
     """The utterance as it is."""
     return dict(utterance)

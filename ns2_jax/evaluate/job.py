@@ -159,7 +159,9 @@ def time_speed(ask: Ask, path: str) -> tuple[list[dict[str, Any]], list[dict[str
     """How fast the model at `path` speaks (of a run the newest checkpoint), in fresh processes: (score lines, rows of the items)."""
     material = gather(dataclasses.replace(ask, limit=SPEED_ITEMS if ask.limit is None else ask.limit), path, checkpoints.read_config(path))
     texts, step = [item["text"] for item in material.items], (checkpoints.steps(path) or [None])[-1]
-    rows = speed.measure(path, texts, material.prompts, material.rate, step, options=ask.sampler)
+    prompts = [one.voice[0] if isinstance(one.voice, tuple) else lists.audio(one.voice, material.rate) for one in material.voices]
+    said = [(one.text, one.seconds) for one in material.voices]
+    rows = speed.measure(path, texts, prompts, material.rate, step, options=ask.sampler, said=said)
     alone = [row for row in rows if row["phase"] == "item"]
     for item, row in zip(material.items, alone, strict=True):
         item["speed"] = {"synthesis": row}

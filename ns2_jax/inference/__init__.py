@@ -40,12 +40,15 @@ from ns2_jax.runtime import checkpoints, weights
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
+from ns2_jax.text import units
 
 __all__ = [
-    "ALIGNER", "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check", "codec_hash", "continue_all",
+    "ALIGNER", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check", "codec_hash", "continue_all",
     "convert_all", "inventory", "ladder", "load", "meshes", "options_of", "phones_of", "read_score", "read_song", "speak_checked", "split", "sung",
     "write", "write_text"]
 
+UNITS = "units.model"
+"""Of a run or an export that takes text in SentencePiece units: the file that says which."""
 ALIGNER = Path(__file__).parents[2] / "results" / "aligner" / "model"
 """The aligner of the repository: what finds words in recordings, unless another is given."""
 
@@ -77,7 +80,7 @@ def phones_of(model: Model) -> dict[str, Any]:
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
 
-    Raises FileNotFoundError for a folder that is missing or is neither, ValueError for weights that don't fit it.
+    Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it.
     """
     path = Path(path)
     if (path / weights.FILE).exists():
@@ -89,7 +92,10 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")
     system = systems.make(config["system"], config["model"])
-    return Model(system, tree["params"], tree["rest"], config, str(path), step)
+    model = Model(system, tree["params"], tree["rest"], config, str(path), step)
+    if model.unit_text:
+        model.units = units.load(path / UNITS)
+    return model
 
 
 def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int]) -> None:

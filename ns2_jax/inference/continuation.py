@@ -43,7 +43,7 @@ def continue_all(
         if not begun[i].words or all(word.phones == speech.PAUSE for word in rest):
             raise ValueError(f"the first {seconds:g} s of the recording hold {'none' if not begun[i].words else 'all'} of its text; nothing can be continued")
         number = sum(len(word.phones) for word in rest)
-        said = begun[i].phones if model.continues else ()
+        said = begun[i].words if model.continues else []
         return speech.pieces_of(model, i, Score(rest, (None,) * number, (None,) * number), seeds[i], begun[i].codes, said)
 
     for i in range(len(requests)):

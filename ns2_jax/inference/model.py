@@ -16,6 +16,7 @@ from ns2_jax.inference.score import Score
 from ns2_jax.inference.speech import Prompt, Speech
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
+from ns2_jax.text import phones as inventory
 
 ROWS = 8  # most utterances of one device in one call
 SHORT_PROMPT = 1.0  # seconds under which a voice is poorly known: accepted, with a warning
@@ -30,6 +31,7 @@ class Model:
     """A system with its weights. `load` makes it. `aligner`, another model, may be set: it finds what a prompt says where."""
 
     aligner: Model | None = None
+    units: Any = None  # text.units.Units, of a model that reads them instead of phones
     context = CONTEXT
 
     def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
@@ -45,6 +47,7 @@ class Model:
     def like(self, params: Any, rest: Any, config: Mapping[str, Any], path: str = "") -> Model:
         """The same system with other weights; what is compiled for one serves the other."""
         other = Model(self.system, params, rest, config, path)
+        other.units, other.aligner = self.units, self.aligner
         other._compiled = self._compiled
         return other
 
@@ -72,6 +75,19 @@ class Model:
     def continues(self) -> bool:
         """Whether it goes on from its prompt, and must know what that says."""
         return self.speaks and any(name in self.programs["sample"].inputs for name in ("prompt_phones", "prompt_units"))
+
+    @property
+    def unit_text(self) -> bool:
+        """Whether it reads text in SentencePiece units."""
+        return any("units" in program.inputs for program in self.programs.values())
+
+    def text_ids(self, words: Any) -> np.ndarray:
+        """Words as the model reads them: phones, or units of what they are written as. int32 `[p]`, empty for no words."""
+        if self.units is None:
+            phones = [phone for word in words for phone in word.phones]
+            return inventory.ids(phones) if phones else np.zeros(0, np.int32)
+        text = speech.written(words)
+        return self.units.encode(text) if text else np.zeros(0, np.int32)
 
     @property
     def paces(self) -> bool:

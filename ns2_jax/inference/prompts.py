@@ -86,7 +86,7 @@ def hear(model: Model, prompt: Prompt, lexicon: Any, language: str) -> Heard:
     for said in parts(prompt):
         if not isinstance(said, Said) or not said.text.strip():
             raise ValueError(f"{model.name} goes on from its prompt and must be told what it says: --prompt_text, or inference.Said(voice, text)")
-        left = (model.longest_prompt - sum(map(len, codes)), max(b["p"] for b in model.buckets) - sum(len(word.phones) for word in words))
+        left = (model.longest_prompt - sum(map(len, codes)), max(b["p"] for b in model.buckets) - len(model.text_ids(words)))
         found, _ = cut(model, said, front.words(said.text, lexicon, language), *left)
         if len(found.codes):
             codes, words, durations = [*codes, found.codes], words + found.words, [*durations, *found.durations]

@@ -53,6 +53,11 @@ class Speech:
         return len(self.audio) / self.rate
 
 
+def written(words: front.Words) -> str:
+    """Spoken words as text: lower case, numbers in words."""
+    return "".join((" " if word.phones != PAUSE else "") + word.text for word in words).strip()
+
+
 @dataclasses.dataclass
 class Piece:
     """Words that fit one bucket, on their way to becoming audio."""
@@ -69,7 +74,7 @@ class Piece:
     durations: np.ndarray | None = None
     f0: np.ndarray | None = None
     source: np.ndarray | None = None  # codes [t, q] of what is converted
-    said: tuple[str, ...] = ()  # phones of the prompt, where the model goes on from it
+    said: front.Words = dataclasses.field(default_factory=list)  # in the prompt, where the model goes on from it
     out: dict[str, np.ndarray] | None = None
 
     @property
@@ -79,11 +84,22 @@ class Piece:
     @property
     def text(self) -> str:
         """As it is spoken: lower case, numbers in words."""
-        return "".join((" " if word.phones != PAUSE else "") + word.text for word in self.words).strip()
+        return written(self.words)
 
-    def fits(self, bucket: Mapping[str, int]) -> bool:
-        """Whether its phones do, and those of its prompt."""
-        return bucket["p"] >= max(len(self.phones), len(self.said))
+    def fits(self, model: Model, bucket: Mapping[str, int]) -> bool:
+        """Whether its text does, and that of its prompt."""
+        return bucket["p"] >= max(len(self.phones), len(model.text_ids(self.words)), len(model.text_ids(self.said)))
+
+    def spread(self, model: Model, durations: np.ndarray) -> np.ndarray:
+        """Frames of each phone int64 `[p]`, of those of each id of text: the same, or as even as can be where text is no phones. Raises ValueError for
+        fewer frames than phones."""
+        number = len(self.phones)
+        if model.units is None:
+            return durations[:number].astype(np.int64)
+        total = int(durations.sum())
+        if total < number:
+            raise ValueError(f"{self.text!r} was over after {total} frames, it has {number} phones")
+        return np.diff(total * np.arange(number + 1) // number)
 
     def key(self, stage: int) -> int:
         """A random seed of its own for this piece and program, the same in every batch."""
@@ -140,7 +156,7 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
         score = attempt(i, read, text)
         codes = attempt(i, voice, prompt)
         if i not in failed:
-            pending += pieces_of(model, i, score, seed, codes.codes, codes.phones)
+            pending += pieces_of(model, i, score, seed, codes.codes, codes.words)
     return finish(model, pending, len(requests), shift, {"steps": steps, **options}, attempt, failed)
 
 
@@ -174,11 +190,11 @@ def finish(model: Model, pending: list[Piece], requests: int, shift: float, opti
     return [None if i in failed else join(model, [p for p in placed if p.request == i]) for i in range(requests)]
 
 
-def pieces_of(model: Model, request: int, score: Score, seed: int, codes: np.ndarray, said: tuple[str, ...] = ()) -> list[Piece]:
-    """One, or more where the score has long rests. `said` are the phones of the prompt `codes`."""
+def pieces_of(model: Model, request: int, score: Score, seed: int, codes: np.ndarray, said: front.Words | None = None) -> list[Piece]:
+    """One, or more where the score has long rests. `said` are the words in the prompt `codes`."""
     parts = scores.at_rests(score)
     count = lambda seconds: round(seconds * model.rate / model.hop)
-    return [Piece(request, part.words, seed, codes, part.seconds, part.hz, (count(before), count(after)), (k,) * (len(parts) > 1), said=said)
+    return [Piece(request, part.words, seed, codes, part.seconds, part.hz, (count(before), count(after)), (k,) * (len(parts) > 1), said=said or [])
             for k, (before, part, after) in enumerate(parts)]  # fmt: skip
 
 
@@ -189,15 +205,15 @@ def place_in_buckets(model: Model, pending: list[Piece], options: Mapping[str, A
     while pending:
         ready, large = [], []
         for piece in pending:
-            piece.bucket = next((i for i, b in enumerate(model.buckets) if piece.fits(b)), None)
+            piece.bucket = next((i for i, b in enumerate(model.buckets) if piece.fits(model, b)), None)
             (large if piece.bucket is None else ready).append(piece)
         for (index, room), group in grouped(model, ready):
             bucket = model.buckets[index]
             rows = [inputs_of(model, piece, bucket, room) for piece in group]
             outs = model.run("durations", rows, [piece.key(0) for piece in group], {"p": bucket["p"], "u": room}, **options, **windows(model, room))
             for piece, out in zip(group, outs):
-                piece.durations = scores.frames(piece.seconds, out["durations"][: len(piece.phones)], period)
-                fits = (i for i, b in enumerate(model.buckets) if piece.fits(b) and b["t"] >= piece.durations.sum())
+                piece.durations = scores.frames(piece.seconds, piece.spread(model, out["durations"]), period)
+                fits = (i for i, b in enumerate(model.buckets) if piece.fits(model, b) and b["t"] >= piece.durations.sum())
                 piece.bucket = next(fits, None)
                 (large if piece.bucket is None else done).append(piece)
         pending = [half for piece in large for half in attempt(piece.request, _split, model, piece) or []]
@@ -217,11 +233,12 @@ def _split(model: Model, piece: Piece) -> list[Piece]:
 def inputs_of(model: Model, piece: Piece, bucket: Mapping[str, int], room: int) -> dict[str, np.ndarray]:
     """One row of `durations` and, once they are known, of `contour` and `sample`, padded to the bucket and to `room` frames of prompt."""
     fill = bucket["p"] - len(piece.phones)
+    text = lambda words: np.pad(ids := model.text_ids(words), (0, bucket["p"] - len(ids)))
+    name = "phones" if model.units is None else "units"
     row = {
-        "phones": np.pad(inventory.ids(piece.phones), (0, fill)),
+        name: text(piece.words), f"prompt_{name}": text(piece.said),
         "prompt_codes": np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0))),
         "prompt_frames": np.int32(len(piece.prompt)),
-        "prompt_phones": np.pad(inventory.ids(piece.said), (0, bucket["p"] - len(piece.said))) if piece.said else np.zeros(bucket["p"], np.int32),
     }
     if piece.durations is not None:
         row["durations"] = np.pad(piece.durations, (0, fill)).astype(np.int32)
@@ -264,7 +281,7 @@ def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attem
         outs = model.run("sample", rows, [piece.key(1) for piece in group], sizes, **options, **windows(model, room))
         for piece, out in zip(group, outs):
             if model.paces:
-                piece.durations = out["durations"][: len(piece.phones)].astype(np.int64)
+                piece.durations = attempt(piece.request, piece.spread, model, out["durations"])
             attempt(piece.request, accept, piece, out)
 
 
