@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import tiny
 from commands import refused, run
+from test_evaluate import write_corpus
 
 from ns2_jax import inference
 from ns2_jax.audio import files
+from ns2_jax.evals import scores
 from ns2_jax.inference import aligning, prompts
 from ns2_jax.text import front, units
 
@@ -164,3 +166,23 @@ def test_the_command(folder, tmp_path):
             (["--prompt_text=One.", "--option=top_q=1"], "unknown option 'top_q'")):
         assert message in refused(NAME, *common, *args)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_it_is_evaluated(folder, tmp_path):
+    """Prompts come with their texts from the data set or a list; `continue` goes on from the recordings, and says so in its fingerprint."""
+    corpus = write_corpus(tmp_path / "corpus", {"ann": 2}, splits=("test",))
+    common = [f"--model={folder}", "--evals=acoustic_distance", "--option=top_p=0.9"]
+    for task in ("tts", "continue"):
+        code, _, err = run("ns2_jax.evaluate", *common, f"--data={corpus}", "--limit=2", f"--task={task}", f"--out={tmp_path}/{task}")
+        assert code == 0, err
+        (line,) = [line for line in scores.read(tmp_path / task) if line["name"] == "mcd_synthesis"]
+        about = line["fingerprint"]
+        assert about["missing"] == 0 and about["sampler"]["top_p"] == 0.9 and about.get("continued") == (
+            "after 3 s of the recording" if task == "continue" else None)
+    files.write(tmp_path / "p.wav", *VOICE)
+    (tmp_path / "list.lst").write_text(f"a||{tmp_path}/p.wav|A quiet morning.\n")
+    listed = [*common[:1], f"--list=seed_tts:{tmp_path}/list.lst", "--evals=room"]
+    assert "has no text in --list" in refused("ns2_jax.evaluate", *listed)
+    assert "--task=continue needs recordings" in refused("ns2_jax.evaluate", *listed, "--task=continue", "--prompt_text=hello")
+    code, _, err = run("ns2_jax.evaluate", *listed, "--prompt_text=hello")
+    assert code == 0, err

@@ -61,7 +61,10 @@ class Model:
         return max(bucket.get("u", 0) for bucket in self.buckets)
 
     def room(self, frames: int) -> int:
-        """Frames that a prompt of so many is padded to: the longest of training, or that doubled as often as it takes."""
+        """Frames that a prompt of so many is padded to: the longest of training, or that doubled as often as it takes; for a model that goes on from its
+        prompt, whose every step looks at all of it, the shortest of training that holds it."""
+        if self.continues:
+            return min(bucket["u"] for bucket in self.buckets if bucket["u"] >= frames)
         room = self.longest_prompt
         while room < frames:
             room *= 2

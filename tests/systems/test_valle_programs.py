@@ -44,6 +44,8 @@ def same_law(codes: np.ndarray, law: np.ndarray) -> float:
     seen, possible = np.bincount(codes, minlength=len(law)), law > 0
     if seen[~possible].any():
         return 0.0
+    if possible.sum() == 1:
+        return 1.0
     return scipy.stats.chisquare(seen[possible], law[possible] * len(codes)).pvalue
 
 
