@@ -12,6 +12,7 @@ import tiny
 from commands import refused, run
 from test_evaluate import write_corpus
 
+from data_pipelines.sentences import load_list
 from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.evals import scores
@@ -129,12 +130,11 @@ def test_a_recording_goes_on(model, even, shared):
 
 def test_text_in_units(tmp_path):
     """A model of SentencePiece units reads those of the words as they are said; phones share its time evenly. Its export takes the units along."""
-    size = "smoke,bpe,vocabulary=60"
+    size = "smoke,bpe,vocabulary=200"
     folder = tiny.write_model("valle", tmp_path / "units", size=size)
     with pytest.raises(FileNotFoundError, match="units.model"):
         inference.load(folder)
-    text = ["hello you", "the cat sat on the mat", "one two three four five", "yes and no", "a dog ran"]
-    (tmp_path / "units" / inference.UNITS).write_bytes(units.train(text * 4, size=60))
+    (tmp_path / "units" / inference.UNITS).write_bytes(units.train(load_list("train"), size=200))
     model = inference.load(folder)
     words = front.words("Hello, you!")
     assert model.units.decode(model.text_ids(words)).startswith("hello")

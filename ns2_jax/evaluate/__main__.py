@@ -31,7 +31,7 @@ from pathlib import Path
 from absl import flags
 
 from ns2_jax import inference
-from ns2_jax.evals import listening, lists, markdown, rate_distortion, report, rivals
+from ns2_jax.evals import listening, lists, markdown, rate_distortion, report, rivals, surroundings
 from ns2_jax.evaluate import job, judges
 from ns2_jax.runtime import cluster
 
@@ -54,6 +54,7 @@ def define_flags() -> None:
     flags.DEFINE_list("evals", None, f"Some of {', '.join(judges.EVALS)}; what fits the task if left out.")
     flags.DEFINE_enum("task", None, ["tts", "continue", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
     flags.DEFINE_string("prompt_text", None, "What the prompt of --list=hard:PROMPT says, for a model that goes on from it.")
+    flags.DEFINE_string("prompts", None, "Their surroundings, reverberant:SECONDS or noisy:DB: is that taken over? (--evals=room)")
     flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
     flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
     flags.DEFINE_integer("limit", None, "At most so many utterances, spread over the speakers; 0 for all. If left out 120 of a data set, "
@@ -88,6 +89,8 @@ def read_flags() -> tuple[str | None, Path | None]:
         raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(judges.EVALS)}")
     if "speed" in (FLAGS.evals or ()) and (len(FLAGS.evals) > 1 or FLAGS.follow or not path):
         raise ValueError("--evals=speed is timed alone, with --model=DIR or --workdir=DIR: nothing else may use the machine")
+    if FLAGS.prompts:
+        surroundings.read(FLAGS.prompts)
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
     if out and out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file, expected a folder")
@@ -158,7 +161,7 @@ def main(argv: list[str]) -> None:
         evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
         sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option),
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
-                                              "save_audio", "prompt_text")})
+                                              "save_audio", "prompt_text", "prompts")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)

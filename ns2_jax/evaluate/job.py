@@ -52,6 +52,7 @@ class Ask:
     levels: tuple[int, ...] | None = None
     rivals: tuple[str, ...] = ()
     prompt_text: str | None = None
+    prompts: str | None = None
 
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
@@ -188,6 +189,8 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
     for spec in ask.rivals:
         rivals.find(spec).check()
     material = gather(ask, path, model and model.config)
+    if ask.prompts:
+        material = material.surrounded(ask.prompts)
     if ask.task == "continue" and any(not item["source"] for item in material.every):
         raise ValueError(f"--task=continue needs recordings to go on from; {ask.list} has none")
     if task == "tts" and ask.task != "continue" and model.continues and (mute := next((one for one in material.voices if not one.text), None)):

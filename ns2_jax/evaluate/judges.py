@@ -13,12 +13,12 @@ from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
 from ns2_jax.evals import acoustic_distance, codec_quality, diversity, dnsmos, drift, ge2e, predictability, prosody, robustness, room
-from ns2_jax.evals import speaker_similarity, spectral_distance, statistics, word_error
+from ns2_jax.evals import speaker_similarity, spectral_distance, statistics, style, word_error
 from ns2_jax.evaluate.material import Material, read_audio
 from ns2_jax.runtime import cluster
 
 EVALS = (
-    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "diversity", "codec_quality",
+    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "style", "diversity", "codec_quality",
     "spectral_distance", "predictability", "speed")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2]}
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
@@ -122,6 +122,7 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
                               lambda name: name != "recording"),
         "dnsmos": (lambda audios: dnsmos.measure(audios, **quiet), dnsmos.summarise, bool),
         "drift": (lambda audios: drift.measure(audios, **quiet), drift.summarise, bool),
+        "style": (lambda audios: style.measure(prompts, audios, **quiet), style.summarise, bool),
         "room": (lambda audios: room.measure(prompts, audios, **quiet), room.summarise, bool),
         "diversity": (lambda audios: diversity.measure(list(zip(audios, *takes)), **quiet), diversity.summarise, lambda name: name == "synthesis"),
         "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise, resynthesised),

@@ -11,7 +11,7 @@ import numpy as np
 
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.evals import lists, prosody, statistics
+from ns2_jax.evals import lists, prosody, statistics, surroundings
 from ns2_jax.runtime import cluster
 
 PROMPT_SECONDS = 2.0
@@ -35,6 +35,16 @@ class Material:
     dataset: Dataset | None = None
     split: str = ""
     voices: list[inference.Said] = dataclasses.field(default_factory=list)  # the prompts with what they say, for models that ask
+
+    def surrounded(self, spec: str) -> Material:
+        """The same with its prompts in other surroundings (`evals.surroundings`); its fingerprint says which. Their texts stay."""
+        change = surroundings.read(spec)
+        prompts = [change(prompt, self.rate) for prompt in self.prompts]
+        voices = []
+        for one in self.voices:
+            audio, rate = one.voice if isinstance(one.voice, tuple) else (lists.audio(one.voice, self.rate), self.rate)
+            voices.append(dataclasses.replace(one, voice=(change(audio, rate), rate)))
+        return dataclasses.replace(self, prompts=prompts, voices=voices, about={**self.about, "prompts": spec})
 
     @property
     def places(self) -> list[int]:

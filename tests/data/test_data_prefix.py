@@ -8,6 +8,7 @@ from noise_corpus import CODEC, Field, write_corpus
 from test_data_feed import SPEECH, speech_data
 
 from data_pipelines import shards, transcripts
+from data_pipelines.sentences import load_list
 from ns2_jax.data import feed, frames, transforms
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import units
@@ -68,7 +69,7 @@ def test_a_beginning_is_the_prompt_of_the_rest_and_the_text_stays_whole(tmp_path
     """Units are those of the texts; the group is named after the model that wrote them."""
     write_corpus(tmp_path, 12, 1, splits=("train",))
     texts = ["the cat sat on the mat", "a dog ran after the cat", "rain fell on the hills all day", "we saw the sea"]
-    (tmp_path / "units.model").write_bytes(units.train(texts * 5, size=40))
+    (tmp_path / "units.model").write_bytes(units.train(load_list("train"), size=200))
     root, model = str(tmp_path), str(tmp_path / "units.model")
     with shards.ShardWriter(root, "text", "train", 0, 1) as writer:
         for i in range(12):
