@@ -146,7 +146,7 @@ class Stack(nn.Module):
 
         if self.remat:
             body = nn.remat(body, prevent_cse=False)
-        looked = jnp.zeros((len(x_bsc), x_bsc.shape[1] - text_mask.shape[1], text_mask.shape[1])) if asked else None
+        looked = jnp.zeros((x_bsc.shape[0], x_bsc.shape[1] - text_mask.shape[1], text_mask.shape[1])) if asked else None
         start = (constrain(x_bsc.astype(self.dtype)), looked)
         (x, looked), kept = nn.scan(
             body, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.layers,
@@ -222,7 +222,7 @@ class Coarse(nn.Module):
 
     def first(self, text_bp: jax.Array, codes_bng: jax.Array) -> jax.Array:
         """All slots' vectors `[b, p + 1 + n, width]`."""
-        begin = jnp.broadcast_to(self.begin.astype(self.dtype), (len(text_bp), 1, self.width))
+        begin = jnp.broadcast_to(self.begin.astype(self.dtype), (text_bp.shape[0], 1, self.width))
         audio = jnp.concatenate([begin, self.groups(codes_bng)], 1)
         audio = audio + sinusoid(jnp.arange(audio.shape[1]), self.width)
         return jnp.concatenate([text_vectors(self.text_table, text_bp, self.width), audio], 1)

@@ -20,6 +20,7 @@ from ns2_jax.systems.valle import System
 from tests import goldens, meshes
 
 SIZES = {"b": 8, "t": 20, "p": 6, "u": 10}
+jit = functools.partial(jax.jit, compiler_options=meshes.FAST)
 END = 32  # the smoke model's number of the end
 
 
@@ -86,7 +87,7 @@ QUIET = {"level": jnp.array([1, 2] * 4), "ar": None, "nar": None}
 @functools.cache
 def still_value_and_grad():
     one = system()
-    return one, jax.jit(jax.value_and_grad(lambda params, data: one.loss_given(params, data, QUIET), has_aux=True))
+    return one, jit(jax.value_and_grad(lambda params, data: one.loss_given(params, data, QUIET), has_aux=True))
 
 
 def assert_close(expected, found, tolerance: float = 2e-4) -> None:
@@ -174,7 +175,7 @@ def test_the_ar_model_is_an_independent_one(changes):
     text = np.array([[3, 9, 4, 0, 0], [7, 8, 5, 2, 6]])
     groups = rng.integers(0, one.codes, (2, 7, one.group))
     n = np.array([7, 4])
-    logits, looks = jax.jit(lambda *args: one.coarse.apply({"params": params}, *args))(text, groups, n)
+    logits, looks = jit(lambda *args: one.coarse.apply({"params": params}, *args))(text, groups, n)
     for i in range(2):
         expected, seen = reference(params, one, text[i], groups[i], n[i])
         np.testing.assert_allclose(logits[i, : n[i] + 1], expected, rtol=2e-4, atol=2e-4)
@@ -189,7 +190,7 @@ def test_a_slot_sees_the_text_and_the_past_by_gradient(prefix):
     mask = net.apply({"params": params}, text, jnp.array([4]), 4, method="mask")
     x = jax.random.normal(jax.random.key(0), (1, s, one.width))
     run = lambda x: net.trunk(parent=None).apply({"params": params["layers"]}, x, mask)[0][0].sum(-1)
-    reach = np.abs(np.asarray(jax.jit(jax.jacobian(run))(x))[:, 0]).sum(-1) > 1e-7
+    reach = np.abs(np.asarray(jit(jax.jacobian(run))(x))[:, 0]).sum(-1) > 1e-7
     for i in range(s):
         for j in range(s):
             past = j <= i or (prefix and i < p and j < p) or j < p
@@ -200,7 +201,7 @@ def test_a_slot_sees_the_text_and_the_past_by_gradient(prefix):
 def test_the_nar_model_sees_exactly_what_it_may():
     """All levels of the prompt, the target's below the one asked for, all text, everything valid both ways; nothing else."""
     one, params = system(), started()[0]["nar"]
-    logits = jax.jit(lambda *args: one.fine.apply({"params": params}, *args))
+    logits = jit(lambda *args: one.fine.apply({"params": params}, *args))
     rng = np.random.default_rng(0)
     codes, text = rng.integers(0, one.codes, (2, 9, one.levels)), np.array([[3, 4, 5, 0]] * 2)
     prompted, mask = np.arange(9)[None] < np.array([[3], [3]]), np.arange(9)[None] < np.array([[8], [8]])
@@ -248,7 +249,7 @@ def test_cached_steps_equal_the_whole_at_every_position(group):
     text, n = np.array([[3, 9, 4, 0, 0], [7, 8, 5, 2, 6]]), np.array([1, 3])
     groups = rng.integers(0, one.codes, (2, 9, group))
     call = lambda method, *args, **more: net.apply({"params": params}, *args, method=method, **more)
-    whole, _, looked = jax.jit(functools.partial(call, "run"))(text, groups, n + 6)
+    whole, _, looked = jit(functools.partial(call, "run"))(text, groups, n + 6)
 
     def steps(text, groups):
         y, kept, looks = call("run", text, groups[:, :3], n, keep=True)
@@ -262,7 +263,7 @@ def test_cached_steps_equal_the_whole_at_every_position(group):
             out.append((y, look))
         return out
 
-    for i, (y, look) in enumerate(jax.jit(steps)(jnp.asarray(text), jnp.asarray(groups))):
+    for i, (y, look) in enumerate(jit(steps)(jnp.asarray(text), jnp.asarray(groups))):
         for row in range(2):
             np.testing.assert_allclose(y[row], whole[row, n[row] + i], atol=1e-5, rtol=1e-5)
             valid = text[row] > 0
@@ -278,7 +279,7 @@ def test_loss_terms_are_the_papers(changes):
     one = system(**changes)
     data, (params, _) = batch(one, b=3), random(one)
     level = np.array([1, 2, 2])
-    loss, (_, metrics) = jax.device_get(jax.jit(lambda params: one.loss_given(params, data, QUIET | {"level": level}))(params))
+    loss, (_, metrics) = jax.device_get(jit(lambda params: one.loss_given(params, data, QUIET | {"level": level}))(params))
     g, expected, total = one.group, dict.fromkeys(("ar", "ar_accuracy", "guide", "nar", "nar_accuracy"), 0.0), 0.0
     for i in range(3):
         u, n = data["prompt_frames"][i], data["frames"][i]
@@ -366,7 +367,7 @@ def test_each_part_can_be_trained_alone(part):
     """Its gradients are those of both together; the other's are nought. The config freezes the other."""
     _, run = still_value_and_grad()
     one, data = system(parts=(part,)), batch(system())
-    alone = jax.device_get(jax.jit(jax.grad(lambda params: one.loss_given(params, data, QUIET)[0]))(started()[0]))
+    alone = jax.device_get(jit(jax.grad(lambda params: one.loss_given(params, data, QUIET)[0]))(started()[0]))
     other = {"ar": "nar", "nar": "ar"}[part]
     assert all((x == 0).all() for x in jax.tree.leaves(alone[other]))
     assert_close(jax.device_get(run(started()[0], data)[1])[part], alone[part])
@@ -387,7 +388,7 @@ def test_wrong_numbers_are_named():
 def test_golden_metrics_of_one_training_step():
     """Update golden_valle.json (delete it and run twice) only when a change to the mathematics was intended."""
     one = system()
-    grads, _, metrics = jax.jit(one.grads)(*started(), batch(one), jax.random.key(1), 0)
+    grads, _, metrics = jit(one.grads)(*started(), batch(one), jax.random.key(1), 0)
     found = {name: float(value / metrics["weight"]) for name, value in metrics.items() if name != "weight"}
     found |= {f"grad_norm/{k}": float(optax.global_norm(g) / metrics["weight"]) for k, g in grads.items()}
     goldens.check("valle", found, 1e-4)
@@ -396,10 +397,10 @@ def test_golden_metrics_of_one_training_step():
 def test_loss_falls_on_one_batch():
     one = system(dropout=0.0)
     data = batch(one)
-    params, rest = jax.jit(one.init)(jax.random.key(0), data)
+    params, rest = jit(one.init)(jax.random.key(0), data)
     optimiser = optax.adam(4e-3)
 
-    @jax.jit
+    @jit
     def step(params, opt, rng):
         grads, _, metrics = one.grads(params, rest, data, rng, 0)
         updates, opt = optimiser.update(jax.tree.map(lambda g: g / metrics["weight"], grads), opt)
@@ -410,7 +411,7 @@ def test_loss_falls_on_one_batch():
         params, opt, metrics = step(params, opt, key)
         history.append(jax.device_get(metrics))
     mean = lambda name, part: float(np.mean([m[name] for m in history[part]]))
-    assert mean("ar", slice(0, 3)) == pytest.approx(np.log(33), rel=0.15) and mean("nar", slice(0, 3)) == pytest.approx(np.log(32), rel=0.15)
+    assert np.log(33) - 0.1 < mean("ar", slice(0, 3)) < np.log(33) + 1 and np.log(32) - 0.1 < mean("nar", slice(0, 3)) < np.log(32) + 1
     for name, share in (("ar", 0.5), ("nar", 0.7), ("guide", 0.5)):
         assert mean(name, slice(-8, None)) < share * mean(name, slice(0, 8)), (name, mean(name, slice(-8, None)))
 
@@ -422,5 +423,5 @@ def test_flops_are_those_the_compiler_counts():
         one = system(**wide | changes)
         data = batch(one)
         state = jax.eval_shape(one.init, jax.random.key(0), data)
-        cost = jax.jit(lambda params, data: one.loss_given(params, data, QUIET | {"level": jnp.ones(8, int)})).lower(state[0], data).compile().cost_analysis()  # noqa: B023
+        cost = jit(lambda params, data: one.loss_given(params, data, QUIET | {"level": jnp.ones(8, int)})).lower(state[0], data).compile().cost_analysis()  # noqa: B023
         assert one.flops({**SIZES, **one.sizes}) == pytest.approx(cost["flops"], rel=0.08), changes

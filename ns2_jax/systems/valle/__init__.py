@@ -152,7 +152,7 @@ class System(Programs, SingleLoss):
         """The codes of `n_b` frames from frame `skip_b` on, by groups, int32 `[b, groups, g]`; the end from then on."""
         at = jnp.arange(groups * self.group)[None] + skip_b[:, None]
         codes = jnp.take_along_axis(codes_bt.astype(jnp.int32), jnp.minimum(at, codes_bt.shape[1] - 1), 1)
-        return jnp.where(at < n_b[:, None], codes, self.codes).reshape(len(codes), groups, self.group)
+        return jnp.where(at < n_b[:, None], codes, self.codes).reshape(codes.shape[0], groups, self.group)
 
     def draws(self, rng: jax.Array, rows: int) -> dict[str, jax.Array]:
         """All randomness of a step: the level that each row's NAR loss is of, and the keys of dropout."""

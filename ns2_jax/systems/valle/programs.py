@@ -68,7 +68,7 @@ class Programs:
         `best_of` takes are made and the one kept that ended and whose finer levels the NAR model holds most likely (`likelihood`, nats of a
         code). `ended` is 0 where the speech was cut at its longest length. The other options are those of `generate`.
         """
-        rows = len(inputs["prompt_frames"])
+        rows = inputs["prompt_frames"].shape[0]
         keys = row_keys(rng, rows)
         if best_of > 1:
             inputs = jax.tree.map(lambda x: jnp.repeat(x, best_of, 0), dict(inputs))
@@ -77,7 +77,7 @@ class Programs:
         joined, codes, likelihood = self.fill(params["nar"], inputs, made["codes"], made["frames"])
         made |= {"codes": codes, "joined": joined, "prompt_frames": inputs["prompt_frames"], "likelihood": likelihood}
         if best_of > 1:
-            rank = (likelihood + tokens.IMPOSSIBLE * (1 - made["ended"])).reshape(rows, best_of)
+            rank = (likelihood - 1e3 * (1 - made["ended"])).reshape(rows, best_of)  # of those that did not end, the likeliest
             best = jnp.arange(rows) * best_of + jnp.argmax(rank, -1)
             made = jax.tree.map(lambda x: jnp.take(x, best, axis=0), made)
         return self._voice(rest, made, sizes["t"])
@@ -95,7 +95,7 @@ class Programs:
         """
         net, stack, g, end = self.coarse, self.coarse.trunk(parent=None), self.group, self.codes
         call = lambda method, *args, **more: net.apply({"params": params}, *args, method=method, **more)
-        text, rows = self.joined_text(inputs), len(keys)
+        text, rows = self.joined_text(inputs), keys.shape[0]
         prompt, p = inputs["prompt_frames"] // g, text.shape[1]  # groups
         room, steps = inputs["prompt_codes"].shape[1] // g, -(-t // g)
         first = self.grouped(inputs["prompt_codes"][..., 0], inputs["prompt_frames"] % g, inputs["prompt_frames"], room)
