@@ -12,8 +12,8 @@ Every figure is the median over `--repeats` runs of `--steps` steps, after the c
 spread is printed beside it. Weights are random, batches too unless the config names a data set. `train` gives
 seconds a step, frames/s and, on a device whose peak is known, the model FLOPs utilisation; `sample` the seconds of speech
 made in a second (by its own number of sampler steps, or the real-time factors of several with `--by_steps` and `--rows`; an option that is on or
-off, as the cache of a language model, is timed both ways); `data` batches and seconds of audio per second, or, without a config, what plan and feed reach on records like those of
-44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the hardware named in it.
+off, as the cache of a language model, is timed both ways); `data` batches and seconds of audio per second, or, without a config, what plan and
+feed reach on records like those of 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the hardware named in it.
 """
 
 from __future__ import annotations
@@ -229,8 +229,8 @@ def numbers(flag: str) -> list[int]:
 
 
 def by_rows(program: Program, state: Any, inputs: dict[str, np.ndarray], counts: list[int], rows: list[int], repeats: int) -> dict[str, Any]:
-    """Real-time factor (seconds of work for a second of speech) and seconds of compiling of `sample`, for rows x steps, or rows alone; codes made in a
-    second where it makes codes; every option that is on or off both ways."""
+    """Real-time factor (seconds of work for a second of speech) and seconds of compiling of `sample`, for rows x steps, or rows alone; codes made
+    in a second where it makes codes; every option that is on or off both ways."""
     system, sizes, found = program.system, program.sizes(), {}
     jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
     spec = system.programs().get("sample")

@@ -179,7 +179,8 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
-    flags.DEFINE_enum("task", "tts", ["tts", "sing", "continue", "convert", "enhance"], "What to do: speak, sing, go on from a recording, or change a source.")
+    flags.DEFINE_enum("task", "tts", ["tts", "sing", "continue", "convert", "enhance"],
+                      "What to do: speak, sing, go on from a recording, or change a source.")
     flags.DEFINE_float("seconds", None, "Of the recording that --task=continue keeps; 3 if left out.", lower_bound=0.1)
     flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
     flags.DEFINE_string("source", None, "Audio file that --task=convert or enhance changes; it says the text.")

@@ -99,7 +99,8 @@ def test_sample_by_steps():
 
 
 def test_a_language_model_with_and_without_its_cache():
-    done = call("sample", "--config=configs/valle.py:smoke", "--config.data.buckets=[{'b':8,'t':16,'p':8,'u':8}]", "--rows=2", "--repeats=2", "--json")
+    buckets = "--config.data.buckets=[{'b':8,'t':16,'p':8,'u':8}]"
+    done = call("sample", "--config=configs/valle.py:smoke", buckets, "--rows=2", "--repeats=2", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert list(report["programs"]) == ["rows 2", "rows 2, cache False"]

@@ -19,7 +19,7 @@ from ns2_jax.audio import files
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import scores
 from ns2_jax.evaluate import material
-from ns2_jax.inference import aligning, prompts
+from ns2_jax.inference import aligning, prompts, speech
 from ns2_jax.text import front, units
 
 NAME = "ns2_jax.synthesize"
@@ -72,7 +72,7 @@ def test_it_must_be_told_what_its_prompt_says(shared):
             shared.speak("Hello.", prompt)
     with pytest.raises(ValueError, match="unknown option 'steps'"):
         shared.speak("Hello.", SAID, steps=3)
-    spoken = prompts.front.words("Hello.")
+    spoken = front.words("Hello.")
     timed = inference.Score(spoken, (0.1,) * 6, (None,) * 6)
     with pytest.raises(ValueError, match="decides on the length of each phone"):
         shared.speak(timed, SAID)
@@ -141,7 +141,7 @@ def test_text_in_units(tmp_path):
     model = inference.load(folder)
     words = front.words("Hello, you!")
     assert model.units.decode(model.text_ids(words)).startswith("hello")
-    row = inference.model.speech.inputs_of(model, inference.model.speech.Piece(0, words, 0, np.zeros((4, 3), np.int32), said=words), {"p": 32, "t": 9}, 32)
+    row = speech.inputs_of(model, speech.Piece(0, words, 0, np.zeros((4, 3), np.int32), said=words), {"p": 32, "t": 9}, 32)
     np.testing.assert_array_equal(row["units"], row["prompt_units"])
     made = model.speak("Hello.", SAID, seed=1)
     lengths = np.diff(made.ends, prepend=0) // 200

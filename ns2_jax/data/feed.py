@@ -123,8 +123,8 @@ def units_group(data: Mapping[str, Any], dataset: Dataset) -> str:
     path = data.get("units") or ""
     if not os.path.isfile(path):
         there = [group for group in dataset.groups if group.startswith("units-")]
-        raise ValueError(f"config.data.units={path!r} is no file; expected the SentencePiece model that stage `tokenizer` of data_pipelines.run wrote. "
-                         f"{dataset.root} has {there or 'no units'}")
+        raise ValueError(f"config.data.units={path!r} is no file; expected the SentencePiece model that stage `tokenizer` of "
+                         f"data_pipelines.run wrote. {dataset.root} has {there or 'no units'}")
     with open(path, "rb") as file:
         return f"units-{hashlib.sha256(file.read()).hexdigest()[:12]}"
 
@@ -367,7 +367,8 @@ def make_feed(
     """Batches from step `start_step` on: exactly `fields`, each of its bucket's static shape.
 
     Args:
-      data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt", "speaker_prompt", "speaker_prefix" or "prefix"),
+      data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt", "speaker_prompt",
+        "speaker_prefix" or "prefix"),
         buckets, sample_rate (Hz), hop (samples), codes (hash), workers (processes; 0 = one thread), optional gain_db, weights
         and cut (quality column -> (lowest, highest)).
       fields: name -> anything with `.axes` and `.dtype`; axis letters get lengths from the bucket, `s` is `t * hop`, and

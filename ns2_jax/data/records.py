@@ -40,8 +40,8 @@ __all__ = [
 
 BASE_HOP = 200  # samples per base frame at the data set's rate; the unit of `count` in the index
 INDEX = np.dtype([("offset", "<u8"), ("length", "<u4"), ("count", "<u4")])
-"""`offset` of the record's header and `length` of its payload, in bytes. `count`: phones in `align` and `phones`, units in `units-*`, elsewhere base frames
-(`num_samples // base_hop`); lengths are all that ordering and bucketing need, so a plan is made without opening a record."""
+"""`offset` of the record's header and `length` of its payload, in bytes. `count`: phones in `align` and `phones`, units in `units-*`,
+elsewhere base frames (`num_samples // base_hop`); lengths are all that ordering and bucketing need, so a plan is made without opening a record."""
 
 SCHEMAS: dict[str, dict[str, str]] = {
     "meta": {"utt_id": "utf8", "speaker": "utf8", "source": "utf8", "voice": "utf8", "text": "utf8", "text_norm": "utf8"},

@@ -148,7 +148,8 @@ def measure(path: str | os.PathLike, texts: Sequence[str], prompts: Sequence[np.
             said: Sequence[tuple[str, float]] = ()) -> list[dict[str, Any]]:
     """Rows of `starts` fresh processes that load the run or export at `path` and speak; the last goes on to the warm timings.
 
-    Every text is spoken in the voice of its prompt `[s]` at `rate` Hz (`said`: what each says, and how many seconds of it are heard; 0 is all), `repeats` times alone and in batches. The processes take
+    Every text is spoken in the voice of its prompt `[s]` at `rate` Hz (`said`: what each says, and how many seconds of it are
+    heard; 0 is all), `repeats` times alone and in batches. The processes take
     platform and precision from this one, whose own hold on an accelerator must have been given up or never taken.
 
     Raises ValueError, FileNotFoundError or ImportError for what a process could not use, RuntimeError for one that died.

@@ -18,8 +18,8 @@ from ns2_jax.evaluate.material import Material, read_audio
 from ns2_jax.runtime import cluster
 
 EVALS = (
-    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "style", "diversity", "codec_quality",
-    "spectral_distance", "predictability", "speed")
+    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "style", "diversity",
+    "codec_quality", "spectral_distance", "predictability", "speed")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2]}
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
 

@@ -43,7 +43,8 @@ from ns2_jax.text import phones as inventory
 from ns2_jax.text import units
 
 __all__ = [
-    "ALIGNER", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check", "codec_hash", "continue_all",
+    "ALIGNER", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check", "codec_hash",
+    "continue_all",
     "convert_all", "inventory", "ladder", "load", "meshes", "options_of", "phones_of", "read_score", "read_song", "speak_checked", "split", "sung",
     "write", "write_text"]
 
@@ -80,7 +81,8 @@ def phones_of(model: Model) -> dict[str, Any]:
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
 
-    Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it.
+    Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads them, ValueError for
+    weights that don't fit it.
     """
     path = Path(path)
     if (path / weights.FILE).exists():

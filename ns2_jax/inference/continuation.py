@@ -41,7 +41,8 @@ def continue_all(
         widest = max(bucket["p"] for bucket in model.buckets)
         begun[i], rest = prompts.cut(model, prompts.Said(voice, text, seconds), front.words(text, table, language), model.longest_prompt, widest)
         if not begun[i].words or all(word.phones == speech.PAUSE for word in rest):
-            raise ValueError(f"the first {seconds:g} s of the recording hold {'none' if not begun[i].words else 'all'} of its text; nothing can be continued")
+            held = "none" if not begun[i].words else "all"
+            raise ValueError(f"the first {seconds:g} s of the recording hold {held} of its text; nothing can be continued")
         number = sum(len(word.phones) for word in rest)
         said = begun[i].words if model.continues else []
         return speech.pieces_of(model, i, Score(rest, (None,) * number, (None,) * number), seeds[i], begun[i].codes, said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,8 +60,8 @@ class Model:
         return max(bucket.get("u", 0) for bucket in self.buckets)
 
     def room(self, frames: int) -> int:
-        """Frames that a prompt of so many is padded to: the longest of training, or that doubled as often as it takes; for a model that goes on from its
-        prompt, whose every step looks at all of it, the shortest of training that holds it."""
+        """Frames that a prompt of so many is padded to: the longest of training, or that doubled as often as it takes; for a model that goes on
+        from its prompt, whose every step looks at all of it, the shortest of training that holds it."""
         if self.continues:
             return min(bucket["u"] for bucket in self.buckets if bucket["u"] >= frames)
         room = self.longest_prompt

@@ -102,8 +102,9 @@ def cut(model: Model, said: Said, words: front.Words, frames: int, phones: int) 
     count = sum(len(word.phones) for word in words)
     if model.aligner is None:
         if len(audio) // model.hop > limit or count > phones:
-            raise ValueError(f"the prompt has {len(audio) / model.rate:.1f} s, {model.name} hears {limit * model.hop / model.rate:.1f} s and {phones} phones of "
-                             "one: give a shorter recording with its text, or an aligner (Model.aligner), which finds where to cut")
+            seconds = limit * model.hop / model.rate
+            raise ValueError(f"the prompt has {len(audio) / model.rate:.1f} s, {model.name} hears {seconds:.1f} s and {phones} phones of one: give "
+                             "a shorter recording with its text, or an aligner (Model.aligner), which finds where to cut")
         return Heard(model.encode(audio), list(words)), []
     words, ends = times(model.aligner, audio, model.rate, words)
     edges = np.rint(ends / model.hop).astype(int)

@@ -91,8 +91,8 @@ class Piece:
         return bucket["p"] >= max(len(self.phones), len(model.text_ids(self.words)), len(model.text_ids(self.said)))
 
     def spread(self, model: Model, durations: np.ndarray) -> np.ndarray:
-        """Frames of each phone int64 `[p]`, of those of each id of text: the same, or as even as can be where text is no phones. Raises ValueError for
-        fewer frames than phones."""
+        """Frames of each phone int64 `[p]`, of those of each id of text: the same, or as even as can be where text is no phones. Raises
+        ValueError for fewer frames than phones."""
         number = len(self.phones)
         if model.units is None:
             return durations[:number].astype(np.int64)
@@ -114,8 +114,9 @@ class Piece:
         silent = (None if None in self.hz else (0.0,),)
         part = lambda given, new: (given[:first] + new * (not paused), new + given[first:])
         gaps = (self.gap[0], 0), (0, self.gap[1])
-        return [Piece(self.request, words, self.seed, self.prompt, seconds, hz, gap, (*self.place, i), said=self.said) for i, (words, seconds, hz, gap) in enumerate(
-            zip((one, two), part(tuple(self.seconds), edge), part(tuple(self.hz), silent), gaps))]
+        both = enumerate(zip((one, two), part(tuple(self.seconds), edge), part(tuple(self.hz), silent), gaps))
+        return [Piece(self.request, words, self.seed, self.prompt, seconds, hz, gap, (*self.place, i), said=self.said)
+                for i, (words, seconds, hz, gap) in both]
 
 
 def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], seeds: int | Sequence[int], steps: int | None, lexicon: Any,
@@ -180,7 +181,9 @@ def attempts(failures: dict[int, str] | None) -> tuple[Callable[..., Any], set[i
     return attempt, failed
 
 
-def finish(model: Model, pending: list[Piece], requests: int, shift: float, options: dict[str, Any], attempt, failed: set[int]) -> list[Speech | None]:
+def finish(
+    model: Model, pending: list[Piece], requests: int, shift: float, options: dict[str, Any], attempt, failed: set[int],
+) -> list[Speech | None]:
     """Pieces to speech, one for each request, None for one that failed."""
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
     placed = place_in_buckets(model, pending, early, attempt)

@@ -1,4 +1,4 @@
-"""Rows of codes of unequal lengths joined, and codes drawn from logits: temperature, nucleus (top-p), and repetition-aware sampling (VALL-E 2, Algorithm 1).
+"""Rows of codes of unequal lengths joined, and codes drawn from logits: nucleus (top-p), and repetition-aware sampling (VALL-E 2, Algorithm 1).
 
 Every row draws with its own key, so what it draws does not depend on the rows beside it.
 """

@@ -15,6 +15,7 @@ import scipy.stats
 from ns2_jax.maths import tokens
 from ns2_jax.systems.system import shapes
 from ns2_jax.systems.valle import System
+from ns2_jax.systems.valle.programs import row_keys
 from tests.systems.test_valle import END, SIZES, batch, jit, numbers, random, started, system
 
 ASKED = ("phones", "prompt_phones", "prompt_codes", "prompt_frames")
@@ -26,10 +27,19 @@ def program(one: System, name: str = "sample", t: int = 20, b: int = 8, **option
 
 
 @functools.cache
+def default(t: int = 20, b: int = 8, **options):
+    """The smoke system's `sample`, compiled once for all tests."""
+    return program(system(), t=t, b=b, **options)
+
+
+def keys_of(seed: int) -> jax.Array:
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(8))
+
+
+@functools.cache
 def sampled(seed: int = 0, t: int = 20, **options) -> dict:
-    one = system()
-    data = batch(one)
-    return jax.device_get(program(one, t=t, **options)(*started(), {name: data[name] for name in ASKED}, jax.random.key(seed)))
+    data = batch(system())
+    return jax.device_get(default(t, **options)(*started(), {name: data[name] for name in ASKED}, keys_of(seed)))
 
 
 # Drawing --------------------------------------------------------------------------------------------------------------
@@ -93,9 +103,9 @@ def test_the_law_of_redrawing(trigger, earlier, redraw):
 def test_a_loop_is_left():
     """With 0.99 on one code, the nucleus repeats for ever; repetition-aware sampling leaves it as often as the law says."""
     logits = jnp.log(jnp.array([[0.99, 0.01]]))
-    run = lambda window: [int(tokens.repetition_aware(jax.random.key(i)[None], logits, jnp.zeros((1, window), jnp.int32), 0.8, 0.1)[0][0]) for i in range(60)]
-    assert not any(run(0))
     keys = jax.random.split(jax.random.key(1), 5000)
+    codes, again = tokens.repetition_aware(keys, jnp.repeat(logits, 5000, 0), jnp.zeros((5000, 0), jnp.int32), 0.8, 0.1)
+    assert not codes.any() and not again.any()
     codes, again = tokens.repetition_aware(keys, jnp.repeat(logits, 5000, 0), jnp.zeros((5000, 10), jnp.int32), 0.8, 0.1)
     assert again.all() and float(codes.mean()) == pytest.approx(0.01, abs=0.004)
     with pytest.raises(ValueError, match="trigger='twice'"):
@@ -147,7 +157,8 @@ def test_grouped_codes_are_those_that_the_whole_model_draws(group):
     one = system(group=group)
     params, rest = random(one)
     data = batch(one)
-    out = jax.device_get(program(one, top_p=0.0, repetition_window=0, least=20)(params, rest, {name: data[name] for name in ASKED}, jax.random.key(0)))
+    run = program(one, top_p=0.0, repetition_window=0, least=20)
+    out = jax.device_get(run(params, rest, {name: data[name] for name in ASKED}, jax.random.key(0)))
     assert (out["frames"] == 20).all()
     whole = data | {"codes": out["codes"].astype(np.uint16), "frames": out["frames"]}
     text = one.joined_text(whole)
@@ -202,10 +213,8 @@ def test_the_length_guard():
 
 
 def test_a_row_is_the_same_alone_in_a_batch_and_in_another_bucket():
-    one, data = system(), batch(system())
-    together = sampled(3)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(8))
-    alone = program(one, b=1)
+    data, together, keys, alone = batch(system()), sampled(3), keys_of(3), default(b=1)
+    assert (jax.random.key_data(row_keys(jax.random.key(3), 8)) == jax.random.key_data(keys)).all()
     for i in (1, 6):
         found = jax.device_get(alone(*started(), {name: data[name][i : i + 1] for name in ASKED}, keys[i : i + 1]))
         for name in ("codes", "frames", "durations"):
@@ -254,11 +263,10 @@ def test_finer_levels_are_the_most_likely_ones_given_those_above():
 
 
 def test_of_several_takes_the_likeliest_that_ended_is_kept():
-    one, data = system(), batch(system())
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(8))
-    inputs, run = {name: data[name] for name in ASKED}, program(one)
+    data, keys, run = batch(system()), keys_of(0), default()
+    inputs = {name: data[name] for name in ASKED}
     takes = [jax.device_get(run(*started(), inputs, jax.vmap(lambda key: jax.random.fold_in(key, k))(keys))) for k in range(3)]  # noqa: B023
-    best = jax.device_get(program(one, best_of=3)(*started(), inputs, keys))
+    best = jax.device_get(default(best_of=3)(*started(), inputs, keys))
     chosen = set()
     for i in range(8):
         rank = [(take["ended"][i], take["likelihood"][i]) for take in takes]

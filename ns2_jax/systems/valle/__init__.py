@@ -15,8 +15,8 @@ Where the papers are silent, or where we leave them; every one is a number of `S
   * Norms come before each part (public versions; the papers do not say), activations are GELU, positions sinusoids that begin at 0 in text and audio.
   * `norms="projected"` is the NAR model's AdaLN as in the paper, `a_i`, `b_i` linear in the stage's embedding: one projection for each of 25 norms,
     52 M. "table" looks them up: the same functions of a stage.
-  * The last group of codes may hold the end after some codes (`tail="end"`). VALL-E 2 leaves out leading frames until groups are full (`tail="clip"`).
-    The prompt loses leading frames in either case, so that the target begins with a group of its own.
+  * The last group of codes may hold the end after some codes (`tail="end"`). VALL-E 2 leaves out leading frames until groups are full
+    (`tail="clip"`). The prompt loses leading frames in either case, so that the target begins with a group of its own.
   * `guide_weight` (0 in the paper's layout): one head of the AR model is told which phone each frame speaks, by the cross entropy of its attention
     among the text. A small model with little time finds the text by itself too late. The head then also says when each phone is said.
   * No label smoothing, no z-loss. The stage is drawn for each row.
