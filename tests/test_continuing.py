@@ -173,10 +173,13 @@ def test_it_is_evaluated(folder, tmp_path):
     """Prompts come with their texts from the data set or a list; `continue` goes on from the recordings, and says so in its fingerprint."""
     corpus = write_corpus(tmp_path / "corpus", {"ann": 2}, splits=("test",))
     common = [f"--model={folder}", "--evals=acoustic_distance"]
-    code, _, err = run("ns2_jax.evaluate", *common, f"--data={corpus}", "--limit=1", "--task=continue", "--option=top_p=0.9", f"--out={tmp_path}/o")
+    code, _, err = run("ns2_jax.evaluate", *common, f"--data={corpus}", "--limit=1", "--task=continue", "--option=top_p=0.9",
+                       "--rerank=2", f"--out={tmp_path}/o")
     assert code == 0, err
     (about,) = [line["fingerprint"] for line in scores.read(tmp_path / "o") if line["name"] == "mcd_synthesis"]
     assert about["missing"] == 0 and about["sampler"]["top_p"] == 0.9 and about["continued"] == "after 3 s of the recording"
+    (about,) = [line["fingerprint"] for line in scores.read(tmp_path / "o") if line["name"] == "mcd_reranked"]
+    assert about["of_takes"] == 2 and about["ranked_by"].startswith("word errors by pocketsphinx")
     found = material.from_dataset(Dataset.open(corpus), "test", 0, 0)
     assert [one.text for one in found.voices] == [SENTENCE] * 2 and (found.voices[0].voice[0] == found.prompts[0]).all()
     wet = found.surrounded("reverberant:0.8")

@@ -54,6 +54,7 @@ def define_flags() -> None:
     flags.DEFINE_list("evals", None, f"Some of {', '.join(judges.EVALS)}; what fits the task if left out.")
     flags.DEFINE_enum("task", None, ["tts", "continue", "codec", "recordings"], "What is scored; tts where the model speaks, else codec.")
     flags.DEFINE_string("prompt_text", None, "What the prompt of --list=hard:PROMPT says, for a model that goes on from it.")
+    flags.DEFINE_integer("rerank", 1, "Takes of which the best, by --recogniser and voice, is scored too, as condition reranked.", lower_bound=1)
     flags.DEFINE_string("prompts", None, "Their surroundings, reverberant:SECONDS or noisy:DB: is that taken over? (--evals=room)")
     flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
     flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
@@ -161,7 +162,7 @@ def main(argv: list[str]) -> None:
         evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
         sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option),
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
-                                              "save_audio", "prompt_text", "prompts")})
+                                              "save_audio", "prompt_text", "prompts", "rerank")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)

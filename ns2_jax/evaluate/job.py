@@ -22,6 +22,7 @@ import tqdm
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import boundaries, lists, pictures, recognisers, rivals, scores, speed, statistics
+from ns2_jax.evals import takes as best_takes
 from ns2_jax.evaluate import judges
 from ns2_jax.evaluate.material import Material, from_dataset, from_list
 from ns2_jax.inference import aligning
@@ -53,6 +54,7 @@ class Ask:
     rivals: tuple[str, ...] = ()
     prompt_text: str | None = None
     prompts: str | None = None
+    rerank: int = 1
 
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
@@ -195,7 +197,9 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
         raise ValueError(f"--task=continue needs recordings to go on from; {ask.list} has none")
     if task == "tts" and ask.task != "continue" and model.continues and (mute := next((one for one in material.voices if not one.text), None)):
         raise ValueError(f"{model.name} must be told what its prompts say: {mute.voice} has no text in --list={ask.list} (--prompt_text gives one)")
-    judges.check(evals, task, model, material.dataset, material.every, ask.wavs, ask.recogniser)
+    if ask.rerank > 1 and task != "tts":
+        raise ValueError(f"--rerank={ask.rerank} chooses among syntheses; it needs a model that speaks")
+    judges.check((*evals, "word_error", "speaker_similarity") if ask.rerank > 1 else evals, task, model, material.dataset, material.every, ask.wavs, ask.recogniser)
     return task, evals, material
 
 
@@ -253,9 +257,15 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         made["synthesis"] = [speech and speech.audio for speech in speeches]
         lengths = cluster.gather([len(audio) / rate if audio is not None else 0.0 for audio in made["synthesis"]])
         cluster.say(f"spoke {sum(lengths):.0f} s in {spent:.0f} s, compilation included")
-        for take in range(1, ask.takes if "diversity" in evals else 1):
+        for take in range(1, max(ask.takes if "diversity" in evals else 1, ask.rerank)):
             again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}", continued)
             takes.append([speech and speech.audio for speech in again])
+        if ask.rerank > 1:
+            every = [made["synthesis"], *takes[: ask.rerank - 1]]
+            texts = [item["text"] for item in items]
+            chosen = best_takes.best(texts, material.prompts, every, rate, ask.recogniser, cluster.cores(), cluster.is_first())
+            made["reranked"] = [every[k][i] for i, k in enumerate(chosen)]
+            takes = takes[: ask.takes - 1] if "diversity" in evals else []
     if not made:
         raise ValueError("nothing to score: there are no recordings, and neither --model nor --wavs is given")
     leave_out(items, made)
@@ -268,7 +278,9 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         """What a fingerprint says of the system that made the audio, and on what; every line of a checkpoint's evaluation has its step."""
         maker = {"wavs": theirs, "recording": {}, **others}.get(condition, ours)
         mine = {k: v for k, v in ours.items() if k == "step"} | maker
-        return {**material.about, **mine, **(spoken_with if condition == "synthesis" else {})}
+        spoken = spoken_with if condition in ("synthesis", "reranked") else {}
+        ranked = {"of_takes": ask.rerank, "ranked_by": f"word errors by {ask.recogniser}, then GE2E cosine"} if condition == "reranked" else {}
+        return {**material.about, **mine, **spoken, **ranked}
 
     lines = judges.judge(ask.recogniser, ask.seed, evals, material, made, speeches, takes, about)
     for line in lines:

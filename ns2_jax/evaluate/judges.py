@@ -105,7 +105,7 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
     items, prompts, rate, recordings = material.items, material.prompts, material.rate, material.recordings
     texts, said = ([item["text"] for item in some] for some in (items, material.every))
     quiet = dict(rate=rate, progress=cluster.is_first())
-    resynthesised = lambda name: name not in ("recording", "synthesis", "wavs")
+    resynthesised = lambda name: name not in ("recording", "synthesis", "reranked", "wavs")
     lines: list[dict[str, Any]] = []
 
     if "speaker_similarity" in evals:
