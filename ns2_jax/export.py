@@ -114,7 +114,7 @@ def fixed_input(name: str, field: systems.Field, sizes: Mapping[str, int], codes
         return (0.2 * (1 + np.sin(5 * time)) / 2 * sum(np.sin(k * phase) / k for k in range(1, 12))).astype(np.float32)
     if name in ("codes", "prompt_codes") and codes is not None:
         return np.resize(codes, shape).astype(field.dtype)
-    if name == "phones":
+    if name.removeprefix("prompt_") in ("phones", "units"):
         return (3 + np.arange(shape[0]) % 40).astype(field.dtype)
     if name == "f0":
         return (150 + 40 * np.sin(np.arange(np.prod(shape)) * 0.1)).reshape(shape).astype(field.dtype)
