@@ -75,7 +75,7 @@ def defaults(system: str, size: str = "base") -> ml_collections.ConfigDict:
     data.path = ""  # a data set: a folder with manifest.json, or its URL (gs://, s3://, http://); several with commas between them
     data.weights = ()  # of several: ((0, (3, 1)), (50000, (1, 1))), from which step each has which share; () shares by size
     data.split = "train"
-    data.transform = "crop"  # crop | whole | cut_prompt | speaker_prompt
+    data.transform = "crop"  # crop | whole | cut_prompt | speaker_prompt | speaker_prefix | prefix
     data.buckets = ()  # dicts of static lengths: b rows (of all hosts), t frames, p phones, u prompt frames
     data.sample_rate = 16000  # Hz
     data.hop = 200  # samples a frame
@@ -87,7 +87,7 @@ def defaults(system: str, size: str = "base") -> ml_collections.ConfigDict:
     config.optim = optim = ml_collections.ConfigDict()
     optim.peak = 5e-4  # learning rate
     optim.warmup = 1000  # steps
-    optim.schedule = "cosine"  # cosine | inverse_sqrt | constant
+    optim.schedule = "cosine"  # cosine | linear | inverse_sqrt | constant
     optim.b1 = 0.9
     optim.b2 = 0.98
     optim.weight_decay = 0.0  # on matrices and kernels; never on biases, gains and tables

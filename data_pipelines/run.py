@@ -5,7 +5,7 @@
 | `ingest` | groups `meta`, `audio`: what can be used, the rest in `rejects.jsonl` with its reason | the corpus |
 | `normalise` | group `text`: what is said | meta |
 | `phonemise` | group `phones`: its phones, as the front end says them at synthesis | meta |
-| `tokenizer` | `tokenizer/<kind>-<size>.model`: SentencePiece units | text |
+| `tokenizer` | `tokenizer/<kind>-<size>.model`: SentencePiece units; group `units-<hash>`: the texts in them | text |
 | `align` | group `align`: phones as spoken, and where they end (`config.aligner`) | meta, audio |
 | `f0` | group `f0`, and `index/f0.json`: mean and spread of every speaker | audio |
 | `encode` | group `codes-<hash>`: a codec's codes | audio |
@@ -138,6 +138,8 @@ def _tokenizer(job: Job) -> None:
     train = Dataset.open(job.root).manifest["splits"].get("train", {"shards": 0, "records": 0})
     path = transcripts.train_tokenizer(job.root, train["shards"], train["records"], **job.config["tokenizer"])
     logging.info("wrote %s", path)
+    job.each(transcripts.units_shard, str(path), "units")
+    shards.write_manifest(job.root, needed=[transcripts.units_group(path)])
 
 
 def _align(job: Job) -> None:

@@ -94,6 +94,25 @@ def phonemise_shard(root: str, lexicon: str, split: str, shard: int, total: int)
     return shards.derive(root, "phones", split, shard, total, make, empty={"phones": np.zeros(0, np.uint8)}, info=info)
 
 
+def units_group(model: str | os.PathLike) -> str:
+    """The group of units that this SentencePiece model writes."""
+    return f"units-{fingerprint(os.fspath(model))}"
+
+
+def units_shard(root: str, model: str, split: str, shard: int, total: int) -> int:
+    """Writes one shard of units: the normalised text as the ids of a SentencePiece model."""
+    own = units.load(model)
+
+    def make(rows: dict[str, dict]) -> dict[str, np.ndarray]:
+        text = rows["text"]["text_norm"]
+        if not text:
+            raise Rejected("empty_text", "it has no text")
+        return {"units": own.encode(text).astype(np.uint16)}
+
+    return shards.derive(root, units_group(model), split, shard, total, make, empty={"units": np.zeros(0, np.uint16)}, sources=["text"],
+                         info={"units": fingerprint(model), "size": own.size})
+
+
 def _sentences(root: str, total: int, every: int) -> Iterator[str]:
     for k in range(total):
         reader = records.ShardReader(records.shard_path(root, "text", "train", k, total), "text")

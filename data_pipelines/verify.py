@@ -34,6 +34,8 @@ def _invariants(group: str, record: dict[str, Any], marker: dict[str, Any]) -> s
         return f"phone ends must rise to num_samples={samples}, not to {record['ends'][-1]}"
     if kind in ("align", "phones") and len(record["phones"]) and not 0 < record["phones"].min() <= record["phones"].max() < len(PHONES):
         return f"phone ids from {record['phones'].min()} to {record['phones'].max()}; the inventory has 1 to {len(PHONES) - 1}"
+    if kind == "units" and len(record["units"]) and record["units"].max() >= marker["info"]["size"]:
+        return f"unit {record['units'].max()} of a model with {marker['info']['size']}"
     if kind == "f0" and (len(record["f0"]) != samples // marker["info"]["period"] or not (np.isfinite(record["f0"]) & (record["f0"] >= 0)).all()):
         return f"{len(record['f0'])} values of F0 for {samples} samples, or one that is not a frequency"
     if kind == "codes" and record["codes"].shape != (frame_count(samples, marker["info"]["hop"]), marker["info"]["levels"]):

@@ -6,12 +6,14 @@
     python -m ns2_jax.bench data   --config=configs/codec.py:small --config.data.path=data/default
     python -m ns2_jax.bench sample --config=configs/naturalspeech2.py:small
     python -m ns2_jax.bench sample --config=configs/naturalspeech2.py:base --by_steps=2,4,8,16,50,150 --rows=1,16
+    python -m ns2_jax.bench sample --config=configs/valle.py:small --rows=1,8 --option=best_of=1
 
 Every figure is the median over `--repeats` runs of `--steps` steps, after the compilation and two steps of warm-up; the
 spread is printed beside it. Weights are random, batches too unless the config names a data set. `train` gives
 seconds a step, frames/s and, on a device whose peak is known, the model FLOPs utilisation; `sample` the seconds of speech
-made in a second (by its own number of sampler steps, or the real-time factors of several with `--by_steps`); `data` batches and seconds of audio per second, or, without a config, what plan and feed reach on records like those of
-44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the hardware named in it.
+made in a second (by its own number of sampler steps, or the real-time factors of several with `--by_steps` and `--rows`; an option that is on or
+off, as the cache of a language model, is timed both ways); `data` batches and seconds of audio per second, or, without a config, what plan and
+feed reach on records like those of 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the hardware named in it.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from ns2_jax import inference
 from ns2_jax.data import feed, measure
 from ns2_jax.runtime import cluster, metrics, weights
 from ns2_jax.runtime import mesh as meshes
@@ -46,7 +49,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("repeats", 3, "Runs; the median is reported.", lower_bound=1)
     flags.DEFINE_integer("at_step", 0, "Training step to stand at: a codec's discriminators join late, for example.", lower_bound=0)
     flags.DEFINE_list("by_steps", [], "Times `sample` of a system that speaks at so many sampler steps, for each number of --rows.")
-    flags.DEFINE_list("rows", ["1"], "Utterances at once, with --by_steps.")
+    flags.DEFINE_list("rows", [], "Times `sample` alone, with so many utterances at once.")
+    flags.DEFINE_multi_string("option", [], "Of the system's program `sample`, NAME=VALUE.")
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
 
 
@@ -186,12 +190,15 @@ def bench_sample(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     seconds_of_audio = sizes["b"] * sizes["t"] * config.data.hop / config.data.sample_rate
     report: dict[str, Any] = {"batch": program.bucket, "speech_seconds": seconds_of_audio, "programs": {}}
     rng = jax.random.key(config.seed)
-    if FLAGS.by_steps:
-        return report | {"programs": by_steps(program, state, inputs, numbers("by_steps"), numbers("rows"), repeats)}
+    if hasattr(system, "cache_bytes"):
+        report["cache_bytes"] = system.cache_bytes(sizes)
+    if FLAGS.by_steps or FLAGS.rows:
+        return report | {"programs": by_rows(program, state, inputs, numbers("by_steps"), numbers("rows") or [1], repeats)}
     for name, spec in system.programs().items():
         given = meshes.put_batch(program.mesh, {n: inputs[n].astype(f.dtype) for n, f in spec.inputs.items()})
         with jax.set_mesh(program.mesh), systems.rules(meshes.RULES):
-            call = jax.jit(spec.bind(sizes)).lower(state["params"], state["rest"], given, rng).compile()
+            chosen = options_of(spec, sizes["t"]) if name == "sample" else {}
+            call = jax.jit(spec.bind(sizes, **chosen)).lower(state["params"], state["rest"], given, rng).compile()
 
         def run(n: int = steps) -> None:
             for _ in range(n):
@@ -200,8 +207,18 @@ def bench_sample(config: Any, steps: int, repeats: int) -> dict[str, Any]:
         run(1)
         times = timed(run, repeats, steps)
         rate = seconds_of_audio / times["median_step_seconds"]
-        report["programs"][name] = times | {"speech_seconds_per_second": rate, "options": dict(spec.options)}
+        report["programs"][name] = times | {"speech_seconds_per_second": rate, "options": {**spec.options, **chosen}}
     return report
+
+
+def options_of(spec: Any, frames: int) -> dict[str, Any]:
+    """Of --option, and a length for what would end as soon as it likes (a random model may at once)."""
+    return ({"least": frames} if "least" in spec.options else {}) | inference.options_of(FLAGS.option)
+
+
+def switches(options: dict[str, Any]) -> list[dict[str, bool]]:
+    """Nothing changed, and each option that is on or off turned round."""
+    return [{}] + [{name: not value} for name, value in options.items() if isinstance(value, bool)]
 
 
 def numbers(flag: str) -> list[int]:
@@ -211,25 +228,33 @@ def numbers(flag: str) -> list[int]:
     return [int(word) for word in FLAGS[flag].value]
 
 
-def by_steps(program: Program, state: Any, inputs: dict[str, np.ndarray], counts: list[int], rows: list[int], repeats: int) -> dict[str, Any]:
-    """Real-time factor (seconds of work for a second of speech) and seconds of compiling of `sample`, for rows x steps."""
+def by_rows(program: Program, state: Any, inputs: dict[str, np.ndarray], counts: list[int], rows: list[int], repeats: int) -> dict[str, Any]:
+    """Real-time factor (seconds of work for a second of speech) and seconds of compiling of `sample`, for rows x steps, or rows alone; codes made
+    in a second where it makes codes; every option that is on or off both ways."""
     system, sizes, found = program.system, program.sizes(), {}
     jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
     spec = system.programs().get("sample")
-    if spec is None or "steps" not in spec.options:
-        raise ValueError(f"--by_steps: system {program.config.system!r} has no sampler with steps")
+    if spec is None or counts and "steps" not in spec.options:
+        raise ValueError(f"--{'by_steps' if counts else 'rows'}: system {program.config.system!r} has no sampler{' with steps' if counts else ''}")
+    chosen = options_of(spec, sizes["t"])
     seconds = sizes["t"] * program.config.data.hop / program.config.data.sample_rate
     for b in rows:
         given = {n: jax.device_put(np.resize(inputs[n], f.shape({**sizes, "b": b})).astype(f.dtype)) for n, f in spec.inputs.items()}
-        for steps in counts:
+        for more in [{"steps": steps} for steps in counts] or switches({**spec.options, **chosen}):
             begin = time.perf_counter()
+            bound = spec.bind({**sizes, "b": b}, **chosen | more)
             with jax.set_mesh(program.mesh), systems.rules(meshes.RULES):
-                call = jax.jit(spec.bind({**sizes, "b": b}, steps=steps)).lower(state["params"], state["rest"], given, jax.random.key(0)).compile()
+                call = jax.jit(bound).lower(state["params"], state["rest"], given, jax.random.key(0)).compile()
             compiling = time.perf_counter() - begin
             run = lambda: jax.block_until_ready(call(state["params"], state["rest"], given, jax.random.key(0)))
             run()
             times = timed(run, repeats, 1)
-            found[f"rows {b}, steps {steps}"] = times | {"compile_s": compiling, "rtf": times["median_step_seconds"] / (b * seconds)}
+            name = ", ".join([f"rows {b}", *(f"{key} {value}" for key, value in more.items())])
+            found[name] = times | {"compile_s": compiling, "rtf": times["median_step_seconds"] / (b * seconds)}
+            if "codes" in spec.outputs:
+                found[name]["codes_per_second"] = b * sizes["t"] * sizes["q"] / times["median_step_seconds"]
+        if hasattr(system, "cache_bytes"):
+            found[f"rows {b}"]["cache_bytes"] = system.cache_bytes({**sizes, "b": b})
     return found
 
 

@@ -117,7 +117,7 @@ def fixed_input(name: str, field: systems.Field, sizes: Mapping[str, int], codes
         return (0.2 * (1 + np.sin(5 * time)) / 2 * sum(np.sin(k * phase) / k for k in range(1, 12))).astype(np.float32)
     if name in ("codes", "prompt_codes") and codes is not None:
         return np.resize(codes, shape).astype(field.dtype)
-    if name == "phones":
+    if name.removeprefix("prompt_") in ("phones", "units"):
         return (3 + np.arange(shape[0]) % 40).astype(field.dtype)
     if name == "f0":
         return (150 + 40 * np.sin(np.arange(np.prod(shape)) * 0.1)).reshape(shape).astype(field.dtype)
@@ -247,6 +247,8 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
             exported = lower(program, export.params, export.rest, sizes, platforms)
             (folder / "programs" / f"{name}.stablehlo").write_bytes(exported.serialize())
             config["programs"][name] = describe(exported, program, sizes)
+    if run.unit_text:
+        shutil.copyfile(Path(workdir) / inference.UNITS, folder / inference.UNITS)
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     (folder / "phones.json").write_text(json.dumps(inference.phones_of(run), ensure_ascii=False) + "\n", encoding="utf-8")
     parity = compare(run, export, folder, config["programs"])

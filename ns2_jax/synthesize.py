@@ -16,6 +16,10 @@ JSON and give it back with `--score=out.json` instead of `--text`.
 
     python -m ns2_jax.synthesize --task=sing --score=song.musicxml --prompt=voice.wav --model=DIR --out=out.wav
 
+A model that goes on from its prompt (VALL-E) must know what that says: `--prompt_text`, once for each prompt, or `prompt.wav|its text` in a list.
+`--task=continue` keeps the first `--seconds` of the prompt, a recording whose whole text is `--text`, and says the rest. Options of the system's
+own are given as `--option=NAME=VALUE` (VALL-E: top_p, best_of, repetition_window and others).
+
 `sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt. The text
 is what the source says: an aligner finds its phones there. Lines of `--batch` have the source before the prompts.
 """
@@ -33,7 +37,6 @@ from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
 SUFFIXES = (".wav", ".flac", ".ogg")
-ALIGNER = Path(__file__).parents[1] / "results" / "aligner" / "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Job:
     prompts: tuple[str, ...]
     times: tuple[str, ...] = ()
     source: str = ""
+    said: tuple[str, ...] = ()  # texts of the prompts
+
+    @property
+    def voices(self) -> tuple[str | inference.Said, ...]:
+        """The prompts, with their texts where these are given."""
+        return tuple(inference.Said(prompt, text) if text else prompt for prompt, text in zip(self.prompts, self.said or ("",) * len(self.prompts)))
 
     @property
     def beside(self) -> dict[str, Path]:
@@ -88,19 +97,29 @@ def read_jobs() -> list[Job]:
         raise ValueError("--task=sing needs --score=SONG: MusicXML or MIDI")
     if changing and FLAGS.verify:
         raise ValueError(f"--verify does not go with --task={FLAGS.task}: the source says the words")
+    continuing = FLAGS.task == "continue"
+    if FLAGS.seconds is not None and not continuing:
+        raise ValueError("--seconds goes with --task=continue")
+    inference.options_of(FLAGS.option)
+    for name in ("score", "source", "verify", "speed", "pitch_shift", "prompt_text"):
+        if continuing and FLAGS[name].value:
+            raise ValueError(f"--{name} does not go with --task=continue: the prompt is a recording, --text all that it says")
     for name in ("speed", "pitch_shift", "temperature", "sampler"):
         if changing and FLAGS[name].value is not None:
             raise ValueError(f"--{name} does not go with --task={FLAGS.task}: times and noise are the source's")
     if wrong := [kind for kind in times if kind not in inference.WRITERS]:
         raise ValueError(f"--times={wrong[0]}: expected {', '.join(inference.WRITERS)}")
     if FLAGS.batch:
-        given = [name for name in ("text", "score", "source", "prompt", "out") if FLAGS[name].value is not None]
+        given = [name for name in ("text", "score", "source", "prompt", "prompt_text", "out") if FLAGS[name].value is not None]
         if given:
             raise ValueError(f"--{given[0]} does not go with --batch, whose lines hold out, text and prompt")
         rows = read_list(FLAGS.batch)
         if changing and (short := next((out for out, _, prompts in rows if len(prompts) < 2), None)):
             raise ValueError(f"--batch={FLAGS.batch}: the line of {short} needs a source and a prompt for --task={FLAGS.task}")
-        jobs = [Job(out, text, prompts[changing:], times, prompts[0] if changing else "") for out, text, prompts in rows]
+        jobs = []
+        for out, text, prompts in rows:
+            voices, said = zip(*((voice.strip(), words.strip()) for voice, _, words in (prompt.partition("|") for prompt in prompts[changing:])))
+            jobs.append(Job(out, text, voices, times, prompts[0] if changing else "", said))
     else:
         if FLAGS.text is not None and FLAGS.score is not None and not singing:
             raise ValueError("--text does not go with --score, which says the words")
@@ -116,8 +135,13 @@ def read_jobs() -> list[Job]:
             text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, FLAGS.lexicon)
         else:
             text = FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score)
-        jobs = [Job(FLAGS.out, text, tuple(FLAGS.prompt), times, FLAGS.source or "")]
+        said = tuple(FLAGS.prompt_text or ())
+        if said and len(said) != len(FLAGS.prompt):
+            raise ValueError(f"--prompt_text is given {len(said)} times, --prompt {len(FLAGS.prompt)} times; each prompt has its own")
+        jobs = [Job(FLAGS.out, text, tuple(FLAGS.prompt), times, FLAGS.source or "", said)]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
+    if continuing and (several := next((job for job in jobs if len(job.prompts) > 1), None)):
+        raise ValueError(f"--task=continue goes on from one recording, {several.out} has {len(several.prompts)} prompts")
     for job in jobs:
         for path in (Path(job.out), *job.beside.values()):
             if path.resolve() in read:
@@ -151,13 +175,18 @@ def define_flags() -> None:
     flags.DEFINE_string("text", None, "What to say.")
     flags.DEFINE_string("score", None, "Instead of text: a JSON file as --times=json writes it, with the length and pitch of each phone; a song for --task=sing.")
     flags.DEFINE_multi_string("prompt", None, "Audio file with the voice to imitate; several times for several.")
+    flags.DEFINE_multi_string("prompt_text", None, "What the prompt says, once for each; for a model that goes on from it.")
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
-    flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance"], "What to do: speak, sing, or change a source.")
+    flags.DEFINE_enum("task", "tts", ["tts", "sing", "continue", "convert", "enhance"],
+                      "What to do: speak, sing, go on from a recording, or change a source.")
+    flags.DEFINE_float("seconds", None, "Of the recording that --task=continue keeps; 3 if left out.", lower_bound=0.1)
+    flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
     flags.DEFINE_string("source", None, "Audio file that --task=convert or enhance changes; it says the text.")
     flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source and --verify; results/aligner/model of the repository if left out.")
-    flags.DEFINE_bool("verify", False, "Look whether every word was said, speak once more where not, and report.")
+    flags.DEFINE_bool("verify", False, "Look whether every word was said, speak again where not, and report.")
+    flags.DEFINE_integer("takes", 2, "At most so many, with --verify.", lower_bound=1)
     flags.DEFINE_enum("target_pitch", None, inference.PITCHES, "Pitch of what a source becomes; convert: predicted, enhance: kept.")
     flags.DEFINE_integer("seed", 0, "Seed of the noise.")
     flags.DEFINE_integer("steps", None, "Sampler steps; the system's own number if left out.", lower_bound=1, upper_bound=10000)
@@ -176,21 +205,26 @@ def main(argv: list[str]) -> None:
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
     changing = FLAGS.task in ("convert", "enhance")
-    aligner = inference.load(FLAGS.aligner or ALIGNER) if changing or FLAGS.verify else None
+    continuing = FLAGS.task == "continue"
+    aligner = inference.load(FLAGS.aligner or inference.ALIGNER) if changing or continuing or FLAGS.verify or model.continues else None
     if aligner is not None and "align" not in aligner.programs:
         raise ValueError(f"--aligner={FLAGS.aligner}: {aligner.name} does not align")
+    model.aligner = aligner
     names = ("guidance", "temperature", "sampler", "speed", "pitch_shift")
-    options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None} | inference.options_of(FLAGS.option)
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
-        voices = [job.prompts if len(job.prompts) > 1 else job.prompts[0] for job in part]
+        voices = [job.voices if len(job.voices) > 1 else job.voices[0] for job in part]
         common, found = dict(steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options), {}
         requests = [(job.text, voice) for job, voice in zip(part, voices)]
         if FLAGS.verify:
-            takes = inference.speak_checked(model, aligner, requests, FLAGS.seed, **common)
+            takes = inference.speak_checked(model, aligner, requests, FLAGS.seed, FLAGS.takes, **common)
             speeches = [speech for speech, _, _ in takes]
             found = {job.out: said(doubts, seed) for job, (_, doubts, seed) in zip(part, takes)}
+        elif continuing:
+            recordings = [(job.prompts[0], job.text) for job in part]
+            speeches = inference.continue_all(model, recordings, FLAGS.seed, FLAGS.seconds or 3.0, **common)
         elif not changing:
             speeches = model.speak_batch(requests, FLAGS.seed, **common)
         else:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -87,6 +88,8 @@ def record(workdir: str, config: Any, dataset: str, codec: str, step: int) -> No
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(workdir, "halted.json"))
         write_json(path, resolved)
+        if config.data.get("units") and os.path.abspath(config.data.units) != os.path.abspath(copy := os.path.join(workdir, inference.UNITS)):
+            shutil.copyfile(config.data.units, copy)
         path = os.path.join(workdir, "run.json")
         before = json.load(open(path, encoding="utf8")) if os.path.exists(path) else {}
         earlier = before.pop("starts", [])

@@ -98,7 +98,20 @@ def test_sample_by_steps():
         assert found["compile_s"] > 0 and found["rtf"] == pytest.approx(found["median_step_seconds"] / (int(name.split()[1][:-1]) * 64 * 0.0125))
 
 
+def test_a_language_model_with_and_without_its_cache():
+    buckets = "--config.data.buckets=[{'b':8,'t':16,'p':8,'u':8}]"
+    done = call("sample", "--config=configs/valle.py:smoke", buckets, "--rows=2", "--repeats=2", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert list(report["programs"]) == ["rows 2", "rows 2, cache False"]
+    for found in report["programs"].values():
+        assert found["codes_per_second"] == pytest.approx(2 * 16 * 3 / found["median_step_seconds"])
+    slots = 2 * 8 + 1 + 8 + 16
+    assert report["programs"]["rows 2"]["cache_bytes"] == 2 * 2 * 2 * slots * 32 * 4 and report["cache_bytes"] == 4 * 2 * 2 * 2 * slots * 32 * 4
+
+
 @pytest.mark.parametrize("words, line", [
+    (["sample", *TINY, "--rows=2"], "error: --rows: system 'codec' has no sampler"),
     (["sample", *TINY, "--by_steps=2"], "error: --by_steps: system 'codec' has no sampler with steps"),
     (["sample", "--config=configs/naturalspeech2.py:smoke", "--by_steps=two"], "error: --by_steps=two: expected whole numbers"),
     ([], "error: say what to time: one of ['data', 'sample', 'train'], not (nothing)"),

@@ -41,16 +41,21 @@ SOURCES = {
     "durations": "align",
     "f0": "f0",
     "codes": "codes",
+    "units": "units",
     "frames": None,
     "weight": None,
 }
-PROMPTED = (*SOURCES, "prompt_audio", "prompt_f0", "prompt_codes", "prompt_frames")
+PROMPTED = (*(set(SOURCES) - {"units"}), "prompt_audio", "prompt_f0", "prompt_codes", "prompt_frames")
 OFFERS = {
     "crop": ("audio", "f0", "codes", "frames", "weight"),
     "whole": tuple(SOURCES),
+    "prefix": ("codes", "frames", "weight", "units", "prompt_codes", "prompt_frames", "prompt_units"),
     "cut_prompt": PROMPTED,
     "speaker_prompt": PROMPTED,
+    "speaker_prefix": (*PROMPTED, "prompt_phones", "prompt_durations"),
 }
+ALIGNED = ("cut_prompt", "speaker_prompt", "speaker_prefix")  # cut between phones
+OTHERS = ("speaker_prompt", "speaker_prefix")  # the prompt is of another utterance
 
 
 def paths(data: Mapping[str, Any]) -> list[str]:
@@ -84,7 +89,8 @@ def order(data: Mapping[str, Any], fields: Mapping[str, Any] | None = None) -> C
     change. Where the `fields` of a batch need phones, how many each utterance has decides on its bucket.
     """
     sets = [Dataset.open(path) for path in paths(data)] if fields else []
-    counted = [dataset.phones(data["split"]) for dataset in sets if "align" in groups_for(fields, data, dataset)]
+    counted = [text_counts(groups_for(fields, data, dataset), dataset, data["split"]) for dataset in sets]
+    counted = [counts for counts in counted if counts is not None]
     said: dict[str, Any] = {name: data[name] for name in ("split", "transform", "buckets", "sample_rate", "hop")}
     said["cut"] = cut = dict(data.get("cut") or {})
     if quality.bounds(cut):  # the bounds alone do not say what is left out: the columns may have been measured again
@@ -112,18 +118,36 @@ def codes_group(data: Mapping[str, Any], dataset: Dataset) -> str:
     return f"codes-{data['codes']}"
 
 
+def units_group(data: Mapping[str, Any], dataset: Dataset) -> str:
+    """The group of units that the SentencePiece model `data.units` wrote. Raises ValueError when there is no such file."""
+    path = data.get("units") or ""
+    if not os.path.isfile(path):
+        there = [group for group in dataset.groups if group.startswith("units-")]
+        raise ValueError(f"config.data.units={path!r} is no file; expected the SentencePiece model that stage `tokenizer` of "
+                         f"data_pipelines.run wrote. {dataset.root} has {there or 'no units'}")
+    with open(path, "rb") as file:
+        return f"units-{hashlib.sha256(file.read()).hexdigest()[:12]}"
+
+
 def groups_for(fields: Mapping[str, Any], data: Mapping[str, Any], dataset: Dataset) -> dict[str, str]:
     """Kind of group ("audio", "align", ...) -> the group to read. Raises ValueError for a field that no transform makes."""
     transform = data["transform"]
     if transform not in OFFERS:
         raise ValueError(f"config.data.transform={transform!r} is not one of {sorted(OFFERS)}")
-    kinds = {"align"} if "prompt" in transform else set()
+    kinds = {"align"} if transform in ALIGNED else set()
     for name in fields:
         if name not in OFFERS[transform]:
             raise ValueError(f"field {name!r} does not come out of transform {transform!r}, which offers {sorted(OFFERS[transform])}")
         kind = SOURCES[name.removeprefix("prompt_")]
         kinds |= {kind} if kind else set()
-    return {kind: codes_group(data, dataset) if kind == "codes" else kind for kind in sorted(kinds)}
+    named = {"codes": codes_group, "units": units_group}
+    return {kind: named[kind](data, dataset) if kind in named else kind for kind in sorted(kinds)}
+
+
+def text_counts(groups: Mapping[str, str], dataset: Dataset, split: str) -> np.ndarray | None:
+    """Phones or units of every utterance, int64 `[n]`, where a batch has them: what a bucket's `p` must hold."""
+    group = groups.get("align") or groups.get("units")
+    return dataset.counts(split, group) if group else None
 
 
 def check(
@@ -170,7 +194,7 @@ class StepSource:
         self.start_step, (self.parts, self.total), self.epochs = start_step, parts, epochs
         asked = {SOURCES[name.removeprefix("prompt_")] for name in fields if name.startswith("prompt_")} - {None}
         self.prompt_groups = {kind: self.groups[kind] for kind in asked or {"align"} & set(groups)}
-        self.speakers = [kept_speakers(dataset, data, split) for dataset in self.datasets] if self.transform == "speaker_prompt" else []
+        self.speakers = [kept_speakers(dataset, data, split) for dataset in self.datasets] if self.transform in OTHERS else []
 
     def __len__(self) -> int:
         return ENDLESS if self.epochs is None else max(0, self.epochs * self.plan.steps_per_epoch - self.start_step)
@@ -222,12 +246,21 @@ class StepSource:
                 yield transforms.crop(utterance, bucket["t"], self.hop, rng)
             elif self.transform == "whole":
                 yield transforms.whole(utterance)
-            elif other is None:  # also for a speaker's only utterance
-                yield transforms.cut_prompt(utterance, bucket["u"], self.hop, least, rng)
+            elif self.transform == "prefix":
+                yield transforms.prefix(utterance, bucket["u"], self.hop, rng)
             else:
-                at = next(prompts)
-                prompt = self.utterance(dataset, other, {kind: found[group][at] for kind, group in self.prompt_groups.items()})
-                yield transforms.speaker_prompt(utterance, prompt, bucket["u"], self.hop, rng)
+                prompt = None  # a speaker's only utterance
+                if other is not None:
+                    at = next(prompts)
+                    prompt = self.utterance(dataset, other, {kind: found[group][at] for kind, group in self.prompt_groups.items()})
+                if self.transform == "speaker_prefix":
+                    if prompt is not None and "durations" not in prompt:
+                        prompt = None  # nobody knows what it says
+                    yield transforms.speaker_prefix(utterance, prompt, bucket["u"], bucket["p"], self.hop, least, rng)
+                elif prompt is None:
+                    yield transforms.cut_prompt(utterance, bucket["u"], self.hop, least, rng)
+                else:
+                    yield transforms.speaker_prompt(utterance, prompt, bucket["u"], self.hop, rng)
 
     def utterance(self, dataset: Dataset, i: int, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """What the transforms take, from utterance `i`'s record of each group that the fields need (`found`: kind -> record)."""
@@ -248,6 +281,8 @@ class StepSource:
                 out["durations"] = frames_lib.durations(record["ends"], samples, dataset.sample_rate, self.hop)
             elif kind == "f0":
                 out["f0"] = frames_lib.f0_at_frames(record["f0"], dataset.f0_period, self.hop, frames)
+            elif kind == "units":
+                out["units"] = record["units"]
             elif kind == "codes":
                 if len(record["codes"]) != frames:
                     raise ValueError(
@@ -288,7 +323,7 @@ def kept_speakers(dataset: Dataset, data: Mapping[str, Any], split: str) -> spea
 
 
 def plan_of(
-    dataset: Dataset, data: Mapping[str, Any], buckets: Sequence[Mapping[str, int]], split: str, seed: int, phones: bool
+    dataset: Dataset, data: Mapping[str, Any], buckets: Sequence[Mapping[str, int]], split: str, seed: int, phones: np.ndarray | None
 ) -> StepPlan:
     """The plan of one data set, of what `data.cut` keeps. Raises ValueError when its utterances do not fit the buckets, warns when some
     do not, and raises as `quality.keep`."""
@@ -306,7 +341,7 @@ def plan_of(
         buckets,
         fingerprint=f"{dataset.fingerprint} {split}",
         seed=seed,
-        phones=dataset.phones(split) if phones else None,
+        phones=phones,
         crop=data["transform"] == "crop",
     )
     if unfit := plan.left_out - cut:
@@ -332,7 +367,8 @@ def make_feed(
     """Batches from step `start_step` on: exactly `fields`, each of its bucket's static shape.
 
     Args:
-      data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt" or "speaker_prompt"),
+      data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt", "speaker_prompt",
+        "speaker_prefix" or "prefix"),
         buckets, sample_rate (Hz), hop (samples), codes (hash), workers (processes; 0 = one thread), optional gain_db, weights
         and cut (quality column -> (lowest, highest)).
       fields: name -> anything with `.axes` and `.dtype`; axis letters get lengths from the bucket, `s` is `t * hop`, `v` `u * hop`, and
@@ -357,12 +393,12 @@ def make_feed(
     buckets = [{axis: int(length) for axis, length in bucket.items()} for bucket in data["buckets"]]
     for bucket in buckets:
         needed = {axis for field in fields.values() for axis in field.axes} - set(constants) - {"s", "v"} | {"b", "t"}
-        needed |= {"u", "p"} if "prompt" in data["transform"] else set()
+        needed |= {"u", "p"} if data["transform"] in ALIGNED else set()
         if missing := sorted(needed - set(bucket)):
             raise ValueError(f"config.data.buckets: {bucket} has no {missing[0]!r}, which {sorted(fields)} need")
         if bucket["b"] % parts[1]:
             raise ValueError(f"config.data.buckets: b={bucket['b']} does not divide into {parts[1]} parts")
-    plan = Mixture([plan_of(dataset, data, buckets, split, seed, "align" in groups) for dataset in datasets], weights)
+    plan = Mixture([plan_of(dataset, data, buckets, split, seed, text_counts(groups, dataset, split)) for dataset in datasets], weights)
     source = StepSource(
         datasets, plan, data, fields, constants, groups, split=split, start_step=start_step, parts=parts, epochs=epochs
     )

@@ -40,14 +40,15 @@ __all__ = [
 
 BASE_HOP = 200  # samples per base frame at the data set's rate; the unit of `count` in the index
 INDEX = np.dtype([("offset", "<u8"), ("length", "<u4"), ("count", "<u4")])
-"""`offset` of the record's header and `length` of its payload, in bytes. `count`: phones in `align` and `phones`, elsewhere base frames
-(`num_samples // base_hop`); lengths are all that ordering and bucketing need, so a plan is made without opening a record."""
+"""`offset` of the record's header and `length` of its payload, in bytes. `count`: phones in `align` and `phones`, units in `units-*`,
+elsewhere base frames (`num_samples // base_hop`); lengths are all that ordering and bucketing need, so a plan is made without opening a record."""
 
 SCHEMAS: dict[str, dict[str, str]] = {
     "meta": {"utt_id": "utf8", "speaker": "utf8", "source": "utf8", "voice": "utf8", "text": "utf8", "text_norm": "utf8"},
     "audio": {"audio": "int16"},
     "text": {"text_norm": "utf8"},
     "phones": {"phones": "uint8"},
+    "units": {"units": "uint16"},
     "align": {"phones": "uint8", "ends": "int32"},
     "f0": {"f0": "float16"},
     "codes": {"codes": "uint16"},
@@ -192,7 +193,9 @@ def _header(head: bytes, offset: int, name: str) -> tuple[int, int]:
 
 def count_of(group: str, values: Mapping[str, Value], base_hop: int = BASE_HOP) -> int:
     """The `count` column of the index for one record."""
-    return len(values["phones"]) if group.split("-")[0] in ("align", "phones") else int(values["num_samples"]) // base_hop
+    kind = group.split("-")[0]
+    text = {"align": "phones", "phones": "phones", "units": "units"}.get(kind)
+    return len(values[text]) if text else int(values["num_samples"]) // base_hop
 
 
 def build_index(path: pathlib.Path, group: str, base_hop: int = BASE_HOP) -> np.ndarray:

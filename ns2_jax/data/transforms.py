@@ -90,10 +90,16 @@ def cut_prompt(utterance: Utterance, u: int, hop: int, least: int, rng: np.rando
     first, last = choose_cut(durations, u, least, rng)
     edges = np.concatenate([[0], np.cumsum(durations)])
     start, end = int(edges[first]), int(edges[last])
-    row = _spans(utterance, [(0, start), (end, int(edges[-1]))], hop)
+    return {**_without(utterance, first, last, hop), **_prompt(utterance, start, min(end, start + u), hop)}
+
+
+def _without(utterance: Utterance, first: int, last: int, hop: int) -> dict[str, Any]:
+    """The utterance without its phones `[first, last)`."""
+    edges = np.concatenate([[0], np.cumsum(utterance["durations"])])
+    row = _spans(utterance, [(0, int(edges[first])), (int(edges[last]), int(edges[-1]))], hop)
     for name in ("phones", "durations"):
         row[name] = np.concatenate([utterance[name][:first], utterance[name][last:]])
-    return {**row, **_prompt(utterance, start, min(end, start + u), hop)}
+    return row
 
 
 def _prompt(utterance: Utterance, start: int, end: int, hop: int) -> dict[str, Any]:
@@ -107,6 +113,48 @@ def speaker_prompt(utterance: Utterance, other: Utterance, u: int, hop: int, rng
     """
     start = int(rng.integers(max(other["frames"] - u, 0) + 1))
     return {**utterance, **_prompt(other, start, min(start + u, other["frames"]), hop)}
+
+
+def speaker_prefix(
+    utterance: Utterance, other: Utterance | None, u: int, p: int, hop: int, least: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """The utterance whole, after whole phones of `other` by the same speaker: a prompt with what it says, to be continued.
+
+    Adds to what `speaker_prompt` adds `prompt_phones` `[<= p]` and `prompt_durations`, which sum to `prompt_frames`. Of `other` as many phones
+    from a random place are taken as fit `u` frames and `p`; all of them, where they do. Without another utterance
+    the prompt is cut out of this one (`cut_prompt`). One phone of more than `u` frames is cut at its end.
+    """
+    cut = other is None
+    if cut and len(utterance["durations"]) < 2:  # it is its own prompt and has no weight
+        row, other, first, last = {**utterance, "weight": 0.0}, utterance, 0, 1
+    elif cut:
+        first, last = choose_cut(utterance["durations"], u, least, rng)
+        row, other = _without(utterance, first, last, hop), utterance
+        last = min(last, first + p)
+    else:
+        durations = other["durations"]
+        edges = np.concatenate([[0], np.cumsum(durations)])
+        fits = [np.searchsorted(edges, edges[i] + u, side="right") - 1 for i in range(len(durations))]
+        last_start = next(i for i, end in enumerate(fits) if min(end, i + p) >= len(durations) or i == len(durations) - 1)
+        row, first = dict(utterance), int(rng.integers(last_start + 1))
+        last = max(min(int(fits[first]), first + p), first + 1)
+    edges = np.concatenate([[0], np.cumsum(other["durations"])])
+    start, end = int(edges[first]), int(min(edges[last], edges[first] + u))
+    lengths = np.diff(np.minimum(edges[first : last + 1], end))
+    return {**row, **_prompt(other, start, end, hop), "prompt_phones": other["phones"][first:last], "prompt_durations": lengths}
+
+
+def prefix(utterance: Utterance, u: int, hop: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The first quarter to half of the utterance, at most `u` frames, as the prompt of the rest; its text stays whole (VALL-E 2: no times are
+    needed).
+
+    Adds `prompt_codes` `[<= u, q]` and `prompt_frames`, and an empty `prompt_units`. One frame cannot be divided: it has `weight` 0.
+    """
+    frames = utterance["frames"]
+    end = int(np.clip(round(rng.uniform(0.25, 0.5) * frames), 1, max(min(u, frames - 1), 1)))
+    if frames < 2:
+        return {**utterance, "weight": 0.0, **_prompt(utterance, 0, 1, hop), "prompt_units": utterance["units"][:0]}
+    return {**utterance, **_spans(utterance, [(end, frames)], hop), **_prompt(utterance, 0, end, hop), "prompt_units": utterance["units"][:0]}
 
 
 def whole(utterance: Utterance) -> dict[str, Any]:

@@ -115,6 +115,13 @@ def about(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         "products": jax.config.jax_default_matmul_precision or "default", "sampler": {**model.programs["sample"].options, **options}}
 
 
+def _load(path: str, step: int | None) -> inference.Model:
+    model = inference.load(path, step)
+    if model.continues:
+        model.aligner = inference.load(inference.ALIGNER)
+    return model
+
+
 def child(folder: str) -> None:
     """A fresh process: reads what to time from FOLDER, leaves the rows there, or the sentence that says what was wrong."""
     entered = time.perf_counter()
@@ -124,10 +131,12 @@ def child(folder: str) -> None:
         jax.config.update(name, value)
     jax.config.update("jax_enable_compilation_cache", False)
     with np.load(Path(folder) / "prompts.npz") as prompts:
-        requests = [(text, (prompts[f"p{k}"], job["rate"])) for k, text in enumerate(job["texts"])]
+        voices = [(prompts[f"p{k}"], job["rate"]) for k in range(len(job["texts"]))]
+        voices = [inference.Said(voice, *said) for voice, said in zip(voices, job["said"])] or voices
+        requests = list(zip(job["texts"], voices))
     started += time.perf_counter() - entered
     try:
-        rows = rows_of(lambda: inference.load(job["path"], job["step"]), requests, job["options"], started, job["repeats"], job["warm"])
+        rows = rows_of(lambda: _load(job["path"], job["step"]), requests, job["options"], started, job["repeats"], job["warm"])
         out = {"rows": rows}
     except tuple(ERRORS.values()) as error:
         out = {"error": next(name for name, kind in ERRORS.items() if isinstance(error, kind)), "message": str(error)}
@@ -135,10 +144,12 @@ def child(folder: str) -> None:
 
 
 def measure(path: str | os.PathLike, texts: Sequence[str], prompts: Sequence[np.ndarray], rate: int, step: int | None = None,
-            repeats: int = 3, starts: int = 3, options: Mapping[str, Any] | None = None, progress: bool = True) -> list[dict[str, Any]]:
+            repeats: int = 3, starts: int = 3, options: Mapping[str, Any] | None = None, progress: bool = True,
+            said: Sequence[tuple[str, float]] = ()) -> list[dict[str, Any]]:
     """Rows of `starts` fresh processes that load the run or export at `path` and speak; the last goes on to the warm timings.
 
-    Every text is spoken in the voice of its prompt `[s]` at `rate` Hz, `repeats` times alone and in batches. The processes take
+    Every text is spoken in the voice of its prompt `[s]` at `rate` Hz (`said`: what each says, and how many seconds of it are
+    heard; 0 is all), `repeats` times alone and in batches. The processes take
     platform and precision from this one, whose own hold on an accelerator must have been given up or never taken.
 
     Raises ValueError, FileNotFoundError or ImportError for what a process could not use, RuntimeError for one that died.
@@ -152,7 +163,7 @@ def measure(path: str | os.PathLike, texts: Sequence[str], prompts: Sequence[np.
         with tempfile.TemporaryDirectory() as folder:
             np.savez(Path(folder) / "prompts.npz", **{f"p{i}": np.asarray(prompt, np.float32) for i, prompt in enumerate(prompts)})
             settings = {name: getattr(jax.config, name) for name in SETTINGS}
-            job = {"path": os.path.abspath(path), "step": step, "texts": list(texts), "rate": rate, "repeats": repeats,
+            job = {"path": os.path.abspath(path), "step": step, "texts": list(texts), "said": list(said), "rate": rate, "repeats": repeats,
                    "warm": k == starts - 1, "options": dict(options or {}), "settings": settings, "begin": time.time()}
             (Path(folder) / "job.json").write_text(json.dumps(job), encoding="utf8")
             root = str(Path(__file__).resolve().parents[2])

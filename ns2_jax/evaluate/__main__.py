@@ -32,10 +32,9 @@ from pathlib import Path
 from absl import flags
 
 from ns2_jax import inference
-from ns2_jax.evals import listening, lists, markdown, rate_distortion, report, rivals
+from ns2_jax.evals import listening, lists, markdown, rate_distortion, report, rivals, surroundings
 from ns2_jax.evaluate import changed, job, judges
 from ns2_jax.runtime import cluster
-from ns2_jax.synthesize import ALIGNER
 
 FLAGS = flags.FLAGS
 TAKES_WORDS = True  # report RUN..., table RUN..., rate RUN..., listen NAME=DIR..., answers KEY FILE...
@@ -54,11 +53,15 @@ def define_flags() -> None:
                         f"or PROTOCOL:CORPUS with PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
     flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
     flags.DEFINE_list("evals", None, f"Some of {', '.join(judges.EVALS)}; what fits the task if left out.")
-    flags.DEFINE_enum("task", None, ["tts", "codec", "recordings", *changed.TASKS], "What is scored; tts where the model speaks, else codec. "
-                      "convert gives every recording the voice of another speaker's prompt, enhance takes a corpus made by data_pipelines.rooms "
-                      "(and --clean), sing one made by data_pipelines.singing.")
+    flags.DEFINE_enum("task", None, ["tts", "continue", "codec", "recordings", *changed.TASKS], "What is scored; tts where the model speaks, else "
+                      "codec. convert gives every recording the voice of another speaker's prompt, enhance takes a corpus made by "
+                      "data_pipelines.rooms (and --clean), sing one made by data_pipelines.singing.")
     flags.DEFINE_string("clean", None, "The data set that --data was made of, for --task=enhance.")
-    flags.DEFINE_string("aligner", str(ALIGNER), "Run or export of an aligner, for --task=convert and enhance.")
+    flags.DEFINE_string("aligner", str(inference.ALIGNER), "Run or export of an aligner, for --task=convert and enhance.")
+    flags.DEFINE_string("prompt_text", None, "What the prompt of --list=hard:PROMPT says, for a model that goes on from it.")
+    flags.DEFINE_integer("rerank", 1, "Takes of which the best, by --recogniser and voice, is scored too, as condition reranked.", lower_bound=1)
+    flags.DEFINE_string("prompts", None, "Their surroundings, reverberant:SECONDS or noisy:DB: is that taken over? (--evals=room)")
+    flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
     flags.DEFINE_string("out", None, "Folder for scores.jsonl, items.jsonl and summary.json; with --model nothing is written without it.")
     flags.DEFINE_integer("limit", None, "At most so many utterances, spread over the speakers; 0 for all. If left out 120 of a data set, "
                          "all of a list, 24 in a report, 20 in a listening test.", lower_bound=0)
@@ -92,6 +95,8 @@ def read_flags() -> tuple[str | None, Path | None]:
         raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(judges.EVALS)}")
     if "speed" in (FLAGS.evals or ()) and (len(FLAGS.evals) > 1 or FLAGS.follow or not path):
         raise ValueError("--evals=speed is timed alone, with --model=DIR or --workdir=DIR: nothing else may use the machine")
+    if FLAGS.prompts:
+        surroundings.read(FLAGS.prompts)
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
     if out and out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file, expected a folder")
@@ -160,9 +165,9 @@ def main(argv: list[str]) -> None:
     path, out = read_flags()
     ask = job.Ask(
         evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
-        sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None},
+        sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option),
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
-                                              "save_audio", "clean", "aligner")})
+                                              "save_audio", "clean", "aligner", "prompt_text", "prompts", "rerank")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)

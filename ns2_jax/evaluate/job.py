@@ -22,9 +22,11 @@ import tqdm
 from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import boundaries, lists, pictures, recognisers, rivals, scores, speed, statistics
+from ns2_jax.evals import takes as best_takes
 from ns2_jax.evaluate import changed, judges
 from ns2_jax.evaluate.material import Material, from_dataset, from_list
 from ns2_jax.inference import aligning
+from ns2_jax.inference.continuation import SECONDS
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
 
 TAKE = 1_000_000  # between the seeds of two takes of an utterance
@@ -52,6 +54,9 @@ class Ask:
     rivals: tuple[str, ...] = ()
     clean: str | None = None
     aligner: str | None = None
+    prompt_text: str | None = None
+    prompts: str | None = None
+    rerank: int = 1
 
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
@@ -101,15 +106,21 @@ def make_rivals(specs: Sequence[str], recordings: Sequence[np.ndarray], rate: in
 
 
 def synthesise(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any],
-               condition: str = "synthesis") -> tuple[list[inference.Speech | None], float]:
-    """The items' texts in the voices of their prompts (None where it failed: its item says why), and the seconds it took."""
+               condition: str = "synthesis", continued: bool = False) -> tuple[list[inference.Speech | None], float]:
+    """The items' texts in the voices of their prompts, or `continued` after the first seconds of their own recordings (None where it failed: its
+    item says why), and the seconds it took."""
     made: list[inference.Speech | None] = []
     start, rows = time.monotonic(), inference.ROWS * jax.local_device_count()
     for at in tqdm.tqdm(range(0, len(material.items), rows), "speaking", mininterval=2, disable=not cluster.is_first()):
         part = slice(at, at + rows)
-        requests = [(item["text"], (prompt, model.rate)) for item, prompt in zip(material.items[part], material.prompts[part])]
+        seeds, texts = [seed + place for place in material.places[part]], [item["text"] for item in material.items[part]]
         failures: dict[int, str] = {}
-        made += model.speak_batch(requests, [seed + place for place in material.places[part]], failures=failures, **options)
+        if continued:
+            recordings = [(audio, model.rate) for audio in material.recordings[part]]
+            made += inference.continue_all(model, list(zip(recordings, texts)), seeds, failures=failures, **options)
+        else:
+            voices = material.voices[part] if model.continues else [(prompt, model.rate) for prompt in material.prompts[part]]
+            made += model.speak_batch(list(zip(texts, voices)), seeds, failures=failures, **options)
         for place, reason in failures.items():
             fail(material.items[at + place], condition, reason)
     return made, time.monotonic() - start
@@ -141,7 +152,7 @@ def gather(ask: Ask, path: str | None, config: Mapping[str, Any] | None) -> Mate
     """What is asked to be scored, at the rate of the model with this config."""
     rate = int(config["data"]["sample_rate"]) if config else None
     if ask.list:
-        return from_list(ask.list, rate or 16000, ask.limit or 0, ask.seed)
+        return from_list(ask.list, rate or 16000, ask.limit or 0, ask.seed, ask.prompt_text or "")
     dataset = Dataset.open(ask.data or config["data"]["path"])
     dataset.check_split(ask.split)
     if rate not in (None, dataset.sample_rate):
@@ -153,7 +164,9 @@ def time_speed(ask: Ask, path: str) -> tuple[list[dict[str, Any]], list[dict[str
     """How fast the model at `path` speaks (of a run the newest checkpoint), in fresh processes: (score lines, rows of the items)."""
     material = gather(dataclasses.replace(ask, limit=SPEED_ITEMS if ask.limit is None else ask.limit), path, checkpoints.read_config(path))
     texts, step = [item["text"] for item in material.items], (checkpoints.steps(path) or [None])[-1]
-    rows = speed.measure(path, texts, material.prompts, material.rate, step, options=ask.sampler)
+    prompts = [one.voice[0] if isinstance(one.voice, tuple) else lists.audio(one.voice, material.rate) for one in material.voices]
+    said = [(one.text, one.seconds) for one in material.voices]
+    rows = speed.measure(path, texts, prompts, material.rate, step, options=ask.sampler, said=said)
     alone = [row for row in rows if row["phase"] == "item"]
     for item, row in zip(material.items, alone, strict=True):
         item["speed"] = {"synthesis": row}
@@ -164,7 +177,7 @@ def time_speed(ask: Ask, path: str) -> tuple[list[dict[str, Any]], list[dict[str
 
 def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[str, tuple[str, ...], Material]:
     """(task, evaluators, what is scored), after everything has been looked at that could fail later."""
-    task = ask.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
+    task = "tts" if ask.task == "continue" else ask.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
     if task != "recordings" and model is None:
         raise ValueError(f"--task={task} needs --model=DIR (a run or an export) or --workdir=DIR")
     if task in ("tts", *changed.TASKS) and not model.speaks:
@@ -194,7 +207,15 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
         material = changed.exchanged(material)
     elif task == "enhance":
         material = changed.cleaned(material, ask.clean)
-    judges.check(evals, task, model, material.dataset, material.every, ask.wavs, ask.recogniser)
+    if ask.prompts:
+        material = material.surrounded(ask.prompts)
+    if ask.task == "continue" and any(not item["source"] for item in material.every):
+        raise ValueError(f"--task=continue needs recordings to go on from; {ask.list} has none")
+    if task == "tts" and ask.task != "continue" and model.continues and (mute := next((one for one in material.voices if not one.text), None)):
+        raise ValueError(f"{model.name} must be told what its prompts say: {mute.voice} has no text in --list={ask.list} (--prompt_text gives one)")
+    if ask.rerank > 1 and task != "tts":
+        raise ValueError(f"--rerank={ask.rerank} chooses among syntheses; it needs a model that speaks")
+    judges.check((*evals, "word_error", "speaker_similarity") if ask.rerank > 1 else evals, task, model, material.dataset, material.every, ask.wavs, ask.recogniser)
     return task, evals, material
 
 
@@ -204,6 +225,9 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if model and "align" in model.programs and not model.speaks and not ask.task:
         return score_alignment(ask, path, model)
     task, evals, material = cluster.together(prepare, ask, path, model, out)
+    continued = ask.task == "continue"
+    if task == "tts" and (continued or model.continues):
+        model.aligner = inference.load(inference.ALIGNER)
     items, rate = material.items, material.rate
     people = len({item["speaker"] for item in material.every})
     cluster.say(f"{len(material.every)} utterances of {people} speakers, {ask.list or f'split {material.split} of {material.dataset.root}'}")
@@ -227,6 +251,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         spoken_with["aligner"] = weights.weights_hash(ask.aligner)
     if task in changed.TASKS:
         spoken_with["task"] = task
+    spoken_with |= {"continued": f"after {SECONDS:g} s of the recording"} if continued else {}
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)
         if not any(cluster.gather([audio is not None for audio in made["wavs"]])):
@@ -251,13 +276,19 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     speeches: list[inference.Speech | None] = []
     takes: list[list[np.ndarray | None]] = []
     if task == "tts":
-        speeches, spent = synthesise(model, material, ask.seed, ask.sampler)
+        speeches, spent = synthesise(model, material, ask.seed, ask.sampler, continued=continued)
         made["synthesis"] = [speech and speech.audio for speech in speeches]
         lengths = cluster.gather([len(audio) / rate if audio is not None else 0.0 for audio in made["synthesis"]])
         cluster.say(f"spoke {sum(lengths):.0f} s in {spent:.0f} s, compilation included")
-        for take in range(1, ask.takes if "diversity" in evals else 1):
-            again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}")
+        for take in range(1, max(ask.takes if "diversity" in evals else 1, ask.rerank)):
+            again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}", continued)
             takes.append([speech and speech.audio for speech in again])
+        if ask.rerank > 1:
+            every = [made["synthesis"], *takes[: ask.rerank - 1]]
+            texts = [item["text"] for item in items]
+            chosen = best_takes.best(texts, material.prompts, every, rate, ask.recogniser, cluster.cores(), cluster.is_first())
+            made["reranked"] = [every[k][i] for i, k in enumerate(chosen)]
+            takes = takes[: ask.takes - 1] if "diversity" in evals else []
     elif task in changed.TASKS:
         aligner = None if task == "sing" else inference.load(ask.aligner)
         if material.sources is not None:
@@ -277,7 +308,9 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         """What a fingerprint says of the system that made the audio, and on what; every line of a checkpoint's evaluation has its step."""
         maker = {"wavs": theirs, "recording": {}, "noisy": {}, **others}.get(condition, ours)
         mine = {k: v for k, v in ours.items() if k == "step"} | maker
-        return {**material.about, **mine, **(spoken_with if condition == "synthesis" else {})}
+        spoken = spoken_with if condition in ("synthesis", "reranked") else {}
+        ranked = {"of_takes": ask.rerank, "ranked_by": f"word errors by {ask.recogniser}, then GE2E cosine"} if condition == "reranked" else {}
+        return {**material.about, **mine, **spoken, **ranked}
 
     lines = judges.judge(ask.recogniser, ask.seed, evals, material, made, speeches, takes, about)
     for line in lines:

@@ -13,13 +13,13 @@ from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_ends
 from ns2_jax.evals import acoustic_distance, codec_quality, diversity, dnsmos, drift, ge2e, intonation, predictability, prosody, robustness, room
-from ns2_jax.evals import speaker_similarity, spectral_distance, statistics, voice_change, word_error
+from ns2_jax.evals import speaker_similarity, spectral_distance, statistics, style, voice_change, word_error
 from ns2_jax.evaluate.material import Material, read_audio
 from ns2_jax.runtime import cluster
 
 EVALS = (
-    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "diversity", "codec_quality",
-    "spectral_distance", "predictability", "voice_change", "intonation", "speed")
+    "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "style", "diversity",
+    "codec_quality", "spectral_distance", "predictability", "voice_change", "intonation", "speed")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2],
             "convert": (*EVALS[:2], "voice_change"), "enhance": (*EVALS[:2], "codec_quality"), "sing": (*EVALS[:2], "intonation")}
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
@@ -113,7 +113,7 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
     texts, said = ([item["text"] for item in some] for some in (items, material.every))
     quiet = dict(rate=rate, progress=cluster.is_first())
     parallel = material.sources is not None  # then the outputs are to be like the recordings sample by sample
-    resynthesised = lambda name: name not in ("recording", "wavs") and (parallel or name != "synthesis")
+    resynthesised = lambda name: name not in ("recording", "wavs", "reranked") and (parallel or name != "synthesis")
     lines: list[dict[str, Any]] = []
 
     if "speaker_similarity" in evals:
@@ -130,6 +130,7 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
                               lambda name: name != "recording"),
         "dnsmos": (lambda audios: dnsmos.measure(audios, **quiet), dnsmos.summarise, bool),
         "drift": (lambda audios: drift.measure(audios, **quiet), drift.summarise, bool),
+        "style": (lambda audios: style.measure(prompts, audios, **quiet), style.summarise, bool),
         "room": (lambda audios: room.measure(prompts, audios, **quiet), room.summarise, bool),
         "diversity": (lambda audios: diversity.measure(list(zip(audios, *takes)), **quiet), diversity.summarise, lambda name: name == "synthesis"),
         "codec_quality": (lambda audios: codec_quality.measure(recordings, audios, **quiet), codec_quality.summarise, resynthesised),

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.evals import lists, prosody, statistics
+from ns2_jax.evals import lists, prosody, statistics, surroundings
 from ns2_jax.runtime import cluster
 
 PROMPT_SECONDS = 2.0
@@ -34,6 +35,17 @@ class Material:
     dataset: Dataset | None = None
     split: str = ""
     sources: list[np.ndarray] | None = None  # what a task hears in place of the recordings, which its outputs are to be like
+    voices: list[inference.Said] = dataclasses.field(default_factory=list)  # the prompts with what they say, for models that ask
+
+    def surrounded(self, spec: str) -> Material:
+        """The same with its prompts in other surroundings (`evals.surroundings`); its fingerprint says which. Their texts stay."""
+        change = surroundings.read(spec)
+        prompts = [change(prompt, self.rate) for prompt in self.prompts]
+        voices = []
+        for one in self.voices:
+            audio, rate = one.voice if isinstance(one.voice, tuple) else (lists.audio(one.voice, self.rate), self.rate)
+            voices.append(dataclasses.replace(one, voice=(change(audio, rate), rate)))
+        return dataclasses.replace(self, prompts=prompts, voices=voices, about={**self.about, "prompts": spec})
 
     @property
     def places(self) -> list[int]:
@@ -94,11 +106,14 @@ def from_dataset(dataset: Dataset, split: str, limit: int, seed: int) -> Materia
     mine = [dict(item) for item in cluster.share(items)]
     recordings, prompts = ([read_audio(dataset, split, item[key]) for item in mine] for key in ("index", "prompt_index"))
     about = {"data": dataset.fingerprint, "split": split, "items": digest(items)}
-    return Material(mine, recordings, prompts, dataset.sample_rate, about, items, dataset, split)
+    texts = [dataset.read(split, "meta", item["prompt_index"])["text"] for item in mine]
+    voices = [inference.Said((prompt, dataset.sample_rate), text) for prompt, text in zip(prompts, texts)]
+    return Material(mine, recordings, prompts, dataset.sample_rate, about, items, dataset, split, voices)
 
 
-def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
-    """The items of a list (of a `limit`, spread over the speakers). Prompts and recordings are named by their files' bytes.
+def from_list(spec: str, rate: int, limit: int, seed: int, prompt_text: str = "") -> Material:
+    """The items of a list (of a `limit`, spread over the speakers). Prompts and recordings are named by their files' bytes; `prompt_text` is what
+    prompts say whose text the list does not know.
 
     Raises AudioError for a file that can't be used.
     """
@@ -111,7 +126,8 @@ def from_list(spec: str, rate: int, limit: int, seed: int) -> Material:
     recordings = [lists.audio(one.audio, rate) if one.audio else None for one in mine]
     prompts = [lists.audio(one.prompt, rate, one.prompt_seconds) for one in mine]
     about = {"source": spec.split(":")[0], "items": digest(items)}
-    return Material([dict(item) for item in cluster.share(items)], recordings, prompts, rate, about, items)
+    voices = [inference.Said(one.prompt, one.prompt_text or prompt_text, one.prompt_seconds) for one in mine]
+    return Material([dict(item) for item in cluster.share(items)], recordings, prompts, rate, about, items, voices=voices)
 
 
 def digest(items: list[dict[str, Any]]) -> str:

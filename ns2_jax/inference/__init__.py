@@ -14,8 +14,10 @@ function of this project that writes generated audio.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ import numpy as np
 
 from ns2_jax.audio import files
 from ns2_jax.inference.checking import check, speak_checked
+from ns2_jax.inference.continuation import continue_all
 from ns2_jax.inference.conversion import PITCHES, convert_all
 from ns2_jax.inference.model import ROWS, Model, ladder
+from ns2_jax.inference.prompts import Said
 from ns2_jax.inference.recordings import codec_hash
 from ns2_jax.inference.score import WRITERS, Score, of_phones
 from ns2_jax.inference.score import read as read_score
@@ -36,10 +40,34 @@ from ns2_jax.runtime import checkpoints, weights
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
+from ns2_jax.text import units
 
 __all__ = [
-    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "of_phones", "phones_of",
-    "read_score", "read_song", "speak_checked", "split", "sung", "write", "write_text"]
+    "ALIGNER", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check", "codec_hash",
+    "continue_all", "convert_all", "inventory", "ladder", "load", "meshes", "of_phones", "options_of", "phones_of", "read_score", "read_song",
+    "speak_checked", "split", "sung", "write", "write_text"]
+
+UNITS = "units.model"
+"""Of a run or an export that takes text in SentencePiece units: the file that says which."""
+ALIGNER = Path(__file__).parents[2] / "results" / "aligner" / "model"
+"""The aligner of the repository: what finds words in recordings, unless another is given."""
+
+
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """`["top_p=0.9", "redraw=others"]` -> `{"top_p": 0.9, "redraw": "others"}`: options of program `sample`, from a command line.
+
+    Raises ValueError for a word without a name and a value, or a name given twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.isidentifier() or not equals or name in found:
+            raise ValueError(f"--option={word}: expected NAME=VALUE, each name once, as in --option=top_p=0.9")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def phones_of(model: Model) -> dict[str, Any]:
@@ -52,7 +80,8 @@ def phones_of(model: Model) -> dict[str, Any]:
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
 
-    Raises FileNotFoundError for a folder that is missing or is neither, ValueError for weights that don't fit it.
+    Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads them, ValueError for
+    weights that don't fit it.
     """
     path = Path(path)
     if (path / weights.FILE).exists():
@@ -64,7 +93,10 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")
     system = systems.make(config["system"], config["model"])
-    return Model(system, tree["params"], tree["rest"], config, str(path), step)
+    model = Model(system, tree["params"], tree["rest"], config, str(path), step)
+    if model.unit_text:
+        model.units = units.load(path / UNITS)
+    return model
 
 
 def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int]) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ns2_jax.audio import files
-from ns2_jax.inference import aligning, speech
+from ns2_jax.inference import prompts, speech
 from ns2_jax.inference.score import Score
 from ns2_jax.maths import pitch
-from ns2_jax.text import front, phones as inventory
+from ns2_jax.text import front
 
 if TYPE_CHECKING:
     from ns2_jax.inference.model import Model
@@ -27,18 +27,8 @@ PITCHES = ("predicted", "shifted", "kept")
 
 def listen(model: Model, aligner: Model, audio: np.ndarray, words: front.Words) -> Score:
     """When the phones of `words` are said in `audio` float32 `[s]` at the model's rate, and at which pitch, a frame at a time."""
-    spoken = files.resample(audio, model.rate, aligner.rate)
-    found = aligning.align(aligner, spoken, inventory.ids([phone for word in words for phone in word.phones]))
-    if found.score < aligning.SHORTEST:
-        raise ValueError(f"{len(audio) / model.rate:.2f} s hold fewer frames than the text has phones; is it the text of this recording?")
-    there = found.durations > 0  # a pause that nobody makes has no frames
-    kept, at = [], 0
-    for word in words:
-        if there[at : at + len(word.phones)].all():
-            kept.append(word)
-        at += len(word.phones)
-    edges = np.concatenate([[0], found.ends])[np.concatenate([[True], there])] / len(spoken) * len(audio)
-    edges[0] = 0.0
+    kept, ends = prompts.times(aligner, audio, model.rate, words)
+    edges = np.concatenate([[0.0], ends])
     (f0,) = pitch.track_all([audio], model.rate, model.hop)
     frames = np.rint(edges / model.hop).astype(int)
     hz = [tuple(float(value) for value in f0[a:b]) or (0.0,) for a, b in zip(frames[:-1], frames[1:])]

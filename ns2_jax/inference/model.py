@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,12 @@ import numpy as np
 from absl import logging
 
 from ns2_jax.audio import files
-from ns2_jax.inference import speech, streams
+from ns2_jax.inference import prompts, speech, streams
 from ns2_jax.inference.score import Score
 from ns2_jax.inference.speech import Prompt, Speech
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
+from ns2_jax.text import phones as inventory
 
 ROWS = 8  # most utterances of one device in one call
 SHORT_PROMPT = 1.0  # seconds under which a voice is poorly known: accepted, with a warning
@@ -27,7 +27,11 @@ CONTEXT = 40  # frames encoded past the end of a prompt that is cut, so that the
 
 
 class Model:
-    """A system with its weights. `load` makes it."""
+    """A system with its weights. `load` makes it. `aligner`, another model, may be set: it finds what a prompt says where."""
+
+    aligner: Model | None = None
+    units: Any = None  # text.units.Units, of a model that reads them instead of phones
+    context = CONTEXT
 
     def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
                  step: int | None = None):
@@ -42,6 +46,7 @@ class Model:
     def like(self, params: Any, rest: Any, config: Mapping[str, Any], path: str = "") -> Model:
         """The same system with other weights; what is compiled for one serves the other."""
         other = Model(self.system, params, rest, config, path)
+        other.units, other.aligner = self.units, self.aligner
         other._compiled = self._compiled
         return other
 
@@ -61,7 +66,10 @@ class Model:
         return max(bucket.get("u", 0) for bucket in self.buckets)
 
     def room(self, frames: int) -> int:
-        """Frames that a prompt of so many is padded to: the longest of training, or that doubled as often as it takes."""
+        """Frames that a prompt of so many is padded to: the longest of training, or that doubled as often as it takes; for a model that goes on
+        from its prompt, whose every step looks at all of it, the shortest of training that holds it."""
+        if self.continues:
+            return min(bucket["u"] for bucket in self.buckets if bucket["u"] >= frames)
         room = self.longest_prompt
         while room < frames:
             room *= 2
@@ -70,6 +78,29 @@ class Model:
     @property
     def speaks(self) -> bool:
         return {"durations", "sample"} <= set(self.programs)
+
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on from its prompt, and must know what that says."""
+        return self.speaks and any(name in self.programs["sample"].inputs for name in ("prompt_phones", "prompt_units"))
+
+    @property
+    def unit_text(self) -> bool:
+        """Whether it reads text in SentencePiece units."""
+        return any("units" in program.inputs for program in self.programs.values())
+
+    def text_ids(self, words: Any) -> np.ndarray:
+        """Words as the model reads them: phones, or units of what they are written as. int32 `[p]`, empty for no words."""
+        if self.units is None:
+            phones = [phone for word in words for phone in word.phones]
+            return inventory.ids(phones) if phones else np.zeros(0, np.int32)
+        text = speech.written(words)
+        return self.units.encode(text) if text else np.zeros(0, np.int32)
+
+    @property
+    def paces(self) -> bool:
+        """Whether it decides on the length of each phone as it speaks, rather than being told."""
+        return self.speaks and "durations" in self.programs["sample"].outputs
 
     def run(self, name: str, rows: Sequence[Mapping[str, np.ndarray]], keys: Sequence[int] | None = None,
             sizes: Mapping[str, int] | None = None, **options: Any) -> list[dict[str, np.ndarray]]:
@@ -104,14 +135,19 @@ class Model:
     def _compile(self, name: str, width: int, sizes: dict[str, int], options: dict[str, Any]):
         tag = (name, width, *sorted(sizes.items()), *sorted(options.items()))
         if tag not in self._compiled:
-            program = self.programs[name].bind({**self.system.sizes, **sizes, "b": 1}, **options)
+            rows = width // self._mesh.size if self.programs[name].rows else 1
+            program = self.programs[name].bind({**self.system.sizes, **sizes, "b": rows}, **options)
 
             def row(params, rest, inputs, seed):
                 out = program(params, rest, {k: v[None] for k, v in inputs.items()}, jax.random.key(seed))
                 return {k: v[0] for k, v in out.items()}
 
+            def together(params, rest, inputs, seeds):
+                return program(params, rest, inputs, jax.vmap(jax.random.key)(seeds))
+
             logging.debug("compiling %s for %d row(s) of %s", name, width, sizes)
-            self._compiled[tag] = meshes.by_rows(self._mesh, jax.vmap(row, in_axes=(None, None, 0, 0)))
+            call = together if self.programs[name].rows else jax.vmap(row, in_axes=(None, None, 0, 0))
+            self._compiled[tag] = meshes.by_rows(self._mesh, call)
         return self._compiled[tag]
 
     # Codec: audio <-> codes.
@@ -225,6 +261,18 @@ class Model:
 
     # Speech.
 
+    def listen(self, voice: prompts.Said | Any) -> np.ndarray:
+        """A recording of a voice as prompts are heard: float32 `[s]` at the model's rate, trimmed, at the training data's level."""
+        said = voice if isinstance(voice, prompts.Said) else prompts.Said(voice, "")
+        if isinstance(said.voice, tuple):
+            audio, rate = said.voice
+            audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
+        else:
+            audio = files.read(said.voice, self.rate, MIN_PROMPT, MAX_PROMPT)
+        if said.seconds:
+            audio = audio[: int(said.seconds * self.rate)]
+        return files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
+
     def prompt(self, prompt: Prompt) -> np.ndarray:
         """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them, of at most HEARD_PROMPT seconds; of
         the longest prompt of training where the system cannot listen in windows.
@@ -234,15 +282,9 @@ class Model:
         """
         windows = "window" in self.programs["durations"].options if self.speaks else False
         most = max(self.longest_prompt, int(HEARD_PROMPT * self.rate / self.hop)) if windows else self.longest_prompt
-        single = isinstance(prompt, (str, os.PathLike)) or isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], np.ndarray)
         found, seconds = [], 0.0
-        for voice in [prompt] if single else prompt:
-            if isinstance(voice, tuple):
-                audio, rate = voice
-                audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
-            else:
-                audio = files.read(voice, self.rate, MIN_PROMPT, MAX_PROMPT)
-            audio = files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
+        for voice in prompts.parts(prompt):
+            audio = self.listen(voice)
             seconds += len(audio) / self.rate
             left = most - sum(map(len, found))
             if left > 0:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
 
-from ns2_jax.inference import score as scores
+from ns2_jax.inference import prompts, score as scores
+from ns2_jax.inference.prompts import Said
 from ns2_jax.inference.score import Score
 from ns2_jax.text import front, phones as inventory
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ns2_jax.inference.model import Model
 
 Voice = str | os.PathLike | tuple[np.ndarray, int]
-Prompt = Voice | Sequence[Voice]
+Prompt = Voice | Said | Sequence[Voice | Said]
 PAUSE = (inventory.SILENCE,)
 FADE = 0.005  # seconds at both sides of a joint between two pieces
 PITCH_SHIFT = 24.0  # semitones up or down, at most
@@ -52,6 +53,11 @@ class Speech:
         return len(self.audio) / self.rate
 
 
+def written(words: front.Words) -> str:
+    """Spoken words as text: lower case, numbers in words."""
+    return "".join((" " if word.phones != PAUSE else "") + word.text for word in words).strip()
+
+
 @dataclasses.dataclass
 class Piece:
     """Words that fit one bucket, on their way to becoming audio."""
@@ -68,6 +74,7 @@ class Piece:
     durations: np.ndarray | None = None
     f0: np.ndarray | None = None
     source: np.ndarray | None = None  # codes [t, q] of what is converted
+    said: front.Words = dataclasses.field(default_factory=list)  # in the prompt, where the model goes on from it
     out: dict[str, np.ndarray] | None = None
 
     @property
@@ -77,7 +84,22 @@ class Piece:
     @property
     def text(self) -> str:
         """As it is spoken: lower case, numbers in words."""
-        return "".join((" " if word.phones != PAUSE else "") + word.text for word in self.words).strip()
+        return written(self.words)
+
+    def fits(self, model: Model, bucket: Mapping[str, int]) -> bool:
+        """Whether its text does, and that of its prompt."""
+        return bucket["p"] >= max(len(self.phones), len(model.text_ids(self.words)), len(model.text_ids(self.said)))
+
+    def spread(self, model: Model, durations: np.ndarray) -> np.ndarray:
+        """Frames of each phone int64 `[p]`, of those of each id of text: the same, or as even as can be where text is no phones. Raises
+        ValueError for fewer frames than phones."""
+        number = len(self.phones)
+        if model.units is None:
+            return durations[:number].astype(np.int64)
+        total = int(durations.sum())
+        if total < number:
+            raise ValueError(f"{self.text!r} was over after {total} frames, it has {number} phones")
+        return np.diff(total * np.arange(number + 1) // number)
 
     def key(self, stage: int) -> int:
         """A random seed of its own for this piece and program, the same in every batch."""
@@ -92,8 +114,9 @@ class Piece:
         silent = (None if None in self.hz else (0.0,),)
         part = lambda given, new: (given[:first] + new * (not paused), new + given[first:])
         gaps = (self.gap[0], 0), (0, self.gap[1])
-        return [Piece(self.request, words, self.seed, self.prompt, seconds, hz, gap, (*self.place, i)) for i, (words, seconds, hz, gap) in enumerate(
-            zip((one, two), part(tuple(self.seconds), edge), part(tuple(self.hz), silent), gaps))]
+        both = enumerate(zip((one, two), part(tuple(self.seconds), edge), part(tuple(self.hz), silent), gaps))
+        return [Piece(self.request, words, self.seed, self.prompt, seconds, hz, gap, (*self.place, i), said=self.said)
+                for i, (words, seconds, hz, gap) in both]
 
 
 def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], seeds: int | Sequence[int], steps: int | None, lexicon: Any,
@@ -108,9 +131,42 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
         raise ValueError(f"pitch_shift={shift:g} semitones; expected at most {PITCH_SHIFT:g} up or down")
     if shift and "contour" not in model.programs:
         raise ValueError(f"pitch_shift={shift:g}: {model.name} has no pitch that could be shifted")
+    attempt, failed = attempts(failures)
+    heard: dict[Any, prompts.Heard] = {}
+
+    def voice(prompt: Prompt) -> prompts.Heard:
+        """Of files, each is read once."""
+        name = prompt.voice if isinstance(prompt, Said) else prompt
+        if not isinstance(name, (str, os.PathLike)):
+            return prompts.hear(model, prompt, table, language)
+        if prompt not in heard:
+            heard[prompt] = prompts.hear(model, prompt, table, language)
+        return heard[prompt]
+
+    def read(text: str | Score) -> Score:
+        if isinstance(text, Score):
+            if model.paces and any(length is not None for length in text.seconds):
+                raise ValueError(f"{model.name} decides on the length of each phone as it speaks; give it a text, or a score without seconds")
+            return text
+        words = front.words(text, table, language)
+        number = sum(len(word.phones) for word in words)
+        return Score(words, (None,) * number, (None,) * number)
+
+    pending: list[Piece] = []
+    for i, ((text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
+        score = attempt(i, read, text)
+        codes = attempt(i, voice, prompt)
+        if i not in failed:
+            pending += pieces_of(model, i, score, seed, codes.codes, codes.words)
+    return finish(model, pending, len(requests), shift, {"steps": steps, **options}, attempt, failed)
+
+
+def attempts(failures: dict[int, str] | None) -> tuple[Callable[..., Any], set[int]]:
+    """(`attempt(request, function, *args)`, the requests that failed): a ValueError is raised, or, with `failures`, noted there, and the request's
+    later attempts are None."""
     failed: set[int] = set()
 
-    def attempt(request: int, function, *args):
+    def attempt(request: int, function: Callable[..., Any], *args: Any) -> Any:
         if request in failed:
             return None
         try:
@@ -122,40 +178,26 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
             failed.add(request)
             return None
 
-    heard: dict[str, np.ndarray] = {}
+    return attempt, failed
 
-    def voice(prompt: Prompt) -> np.ndarray:
-        """Of files, each is read once."""
-        if isinstance(prompt, (str, os.PathLike)):
-            return heard[os.fspath(prompt)] if os.fspath(prompt) in heard else heard.setdefault(os.fspath(prompt), model.prompt(prompt))
-        return model.prompt(prompt)
 
-    def read(text: str | Score) -> Score:
-        if isinstance(text, Score):
-            return text
-        words = front.words(text, table, language)
-        number = sum(len(word.phones) for word in words)
-        return Score(words, (None,) * number, (None,) * number)
-
-    pending: list[Piece] = []
-    for i, ((text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
-        score = attempt(i, read, text)
-        codes = attempt(i, voice, prompt)
-        if i not in failed:
-            pending += pieces_of(model, i, score, seed, codes)
+def finish(
+    model: Model, pending: list[Piece], requests: int, shift: float, options: dict[str, Any], attempt, failed: set[int],
+) -> list[Speech | None]:
+    """Pieces to speech, one for each request, None for one that failed."""
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
     placed = place_in_buckets(model, pending, early, attempt)
     placed = [piece for piece in placed if piece.request not in failed]
     predict_pitch(model, placed, shift)
-    _sample(model, placed, options | {"steps": steps}, attempt)
-    return [None if i in failed else join(model, [p for p in placed if p.request == i]) for i in range(len(requests))]
+    _sample(model, placed, options, attempt)
+    return [None if i in failed else join(model, [p for p in placed if p.request == i]) for i in range(requests)]
 
 
-def pieces_of(model: Model, request: int, score: Score, seed: int, codes: np.ndarray) -> list[Piece]:
-    """One, or more where the score has long rests."""
+def pieces_of(model: Model, request: int, score: Score, seed: int, codes: np.ndarray, said: front.Words | None = None) -> list[Piece]:
+    """One, or more where the score has long rests. `said` are the words in the prompt `codes`."""
     parts = scores.at_rests(score)
     count = lambda seconds: round(seconds * model.rate / model.hop)
-    return [Piece(request, part.words, seed, codes, part.seconds, part.hz, (count(before), count(after)), (k,) * (len(parts) > 1))
+    return [Piece(request, part.words, seed, codes, part.seconds, part.hz, (count(before), count(after)), (k,) * (len(parts) > 1), said=said or [])
             for k, (before, part, after) in enumerate(parts)]  # fmt: skip
 
 
@@ -166,15 +208,15 @@ def place_in_buckets(model: Model, pending: list[Piece], options: Mapping[str, A
     while pending:
         ready, large = [], []
         for piece in pending:
-            piece.bucket = next((i for i, b in enumerate(model.buckets) if b["p"] >= len(piece.phones)), None)
+            piece.bucket = next((i for i, b in enumerate(model.buckets) if piece.fits(model, b)), None)
             (large if piece.bucket is None else ready).append(piece)
         for (index, room), group in grouped(model, ready):
             bucket = model.buckets[index]
             rows = [inputs_of(model, piece, bucket, room) for piece in group]
             outs = model.run("durations", rows, [piece.key(0) for piece in group], {"p": bucket["p"], "u": room}, **options, **windows(model, room))
             for piece, out in zip(group, outs):
-                piece.durations = scores.frames(piece.seconds, out["durations"][: len(piece.phones)], period)
-                fits = (i for i, b in enumerate(model.buckets) if b["p"] >= len(piece.phones) and b["t"] >= piece.durations.sum())
+                piece.durations = scores.frames(piece.seconds, piece.spread(model, out["durations"]), period)
+                fits = (i for i, b in enumerate(model.buckets) if piece.fits(model, b) and b["t"] >= piece.durations.sum())
                 piece.bucket = next(fits, None)
                 (large if piece.bucket is None else done).append(piece)
         pending = [half for piece in large for half in attempt(piece.request, _split, model, piece) or []]
@@ -194,8 +236,10 @@ def _split(model: Model, piece: Piece) -> list[Piece]:
 def inputs_of(model: Model, piece: Piece, bucket: Mapping[str, int], room: int) -> dict[str, np.ndarray]:
     """One row of `durations` and, once they are known, of `contour` and `sample`, padded to the bucket and to `room` frames of prompt."""
     fill = bucket["p"] - len(piece.phones)
+    text = lambda words: np.pad(ids := model.text_ids(words), (0, bucket["p"] - len(ids)))
+    name = "phones" if model.units is None else "units"
     row = {
-        "phones": np.pad(inventory.ids(piece.phones), (0, fill)),
+        name: text(piece.words), f"prompt_{name}": text(piece.said),
         f"prompt_{model.unit}": np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0))),
         "prompt_frames": np.int32(len(piece.prompt)),
     }
@@ -227,6 +271,8 @@ def accept(piece: Piece, out: dict[str, np.ndarray]) -> None:
     """Raises ValueError for what is not finite."""
     if not np.isfinite(out["audio"]).all():
         raise ValueError(f"the model made NaN for {piece.text!r}; its weights are broken or a sampler option is out of range")
+    if not out.get("ended", 1):
+        logging.warning("%r did not end: it was cut at the longest time that its length allows", piece.text)
     piece.out = out
 
 
@@ -237,6 +283,8 @@ def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attem
         rows = [inputs_of(model, piece, bucket, room) for piece in group]
         outs = model.run("sample", rows, [piece.key(1) for piece in group], sizes, **options, **windows(model, room))
         for piece, out in zip(group, outs):
+            if model.paces:
+                piece.durations = attempt(piece.request, piece.spread, model, out["durations"])
             attempt(piece.request, accept, piece, out)
 
 

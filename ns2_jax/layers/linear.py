@@ -54,10 +54,15 @@ class Embed(nn.Module):
     embedding_init: Init = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        self.table = self.param("table", named(self.embedding_init, ("vocab", "embed")), (self.num, self.features))
+
     def __call__(self, ids: jax.Array) -> jax.Array:
-        table = self.param("table", named(self.embedding_init, ("vocab", "embed")), (self.num, self.features))
-        return jnp.take(table, ids, axis=0).astype(self.dtype)
+        return jnp.take(self.table, ids, axis=0).astype(self.dtype)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Products with every row (an output layer tied to the table): `[..., features] -> [..., num]` float32."""
+        return jnp.einsum("...c,kc->...k", x, self.table.astype(self.dtype), preferred_element_type=jnp.float32)
 
 
 class LayerNorm(nn.Module):

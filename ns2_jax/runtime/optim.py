@@ -18,7 +18,7 @@ import optax
 from ns2_jax.runtime.state import flatten
 
 Tree = Any
-SCHEDULES = ("cosine", "inverse_sqrt", "constant")
+SCHEDULES = ("cosine", "linear", "inverse_sqrt", "constant")
 FIELDS = ("peak", "warmup", "schedule", "b1", "b2", "weight_decay", "clip")
 FROZEN = "frozen"
 NOT_DECAYED = ("bias", "scale", "gain", "table")
@@ -28,6 +28,7 @@ def schedule(kind: str, peak: float, warmup: int, steps: int) -> Callable[[Any],
     """Learning rate at update k = 0, 1, ...: rises linearly to `peak` at update `warmup - 1`, then
 
         cosine        peak (1 + cos(pi (k - warmup) / (steps - warmup))) / 2
+        linear        peak (steps - k) / (steps - warmup)
         inverse_sqrt  peak sqrt(warmup / (k + 1))
         constant      peak
 
@@ -40,9 +41,11 @@ def schedule(kind: str, peak: float, warmup: int, steps: int) -> Callable[[Any],
 
     def rate(step: Any) -> jax.Array:
         k = jnp.asarray(step, jnp.float32)
+        done = jnp.clip((k - warmup) / max(steps - warmup, 1), 0.0, 1.0)
         if kind == "cosine":
-            done = jnp.clip((k - warmup) / max(steps - warmup, 1), 0.0, 1.0)
             level = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        elif kind == "linear":
+            level = 1.0 - done
         elif kind == "inverse_sqrt":
             level = jnp.sqrt(warmup / jnp.maximum(k + 1.0, warmup))
         else:

@@ -45,13 +45,15 @@ class Program:
     """A function with static shapes: `fn(params, rest, inputs, rng, sizes, **options) -> outputs`.
 
     `inputs` and `outputs` are dicts of arrays described by the fields; `sizes` (axis letter -> int) and the
-    options are static. `bind` fixes them, and what it returns can be jitted, lowered and exported.
+    options are static. `bind` fixes them, and what it returns can be jitted, lowered and exported. With `rows`, `rng` may be a key for each
+    row, and rows do not touch each other: a loop over a batch of them stays one loop, which `jax.vmap` would make carry copies.
     """
 
     fn: Callable[..., dict[str, jax.Array]]
     inputs: Mapping[str, Field]
     outputs: Mapping[str, Field]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rows: bool = False
 
     def bind(self, sizes: Sizes, **options: Any) -> Callable[..., dict[str, jax.Array]]:
         """Fixes sizes and options. Raises ValueError for an option the program does not have."""

@@ -65,7 +65,8 @@ def test_ljspeech_through_all_stages(lj, tmp_path):
     settings = config("ljspeech", lj, out, per_shard=5, valid=200, test=100, size=40)
     stages(settings, "ingest,normalise,phonemise,tokenizer,align,f0,index,verify")
     dataset = Dataset.open(out)
-    assert dataset.groups == ("align", "audio", "f0", "meta", "phones", "text")
+    units_of = transcripts.units_group(out / "tokenizer" / "unigram-40.model")
+    assert dataset.groups == ("align", "audio", "f0", "meta", "phones", "text", units_of)
     assert sum(dataset.records(split) for split in dataset.splits) == 12 and dataset.manifest["splits"]["train"]["shards"] == 2
     for split in dataset.splits:
         for i in range(dataset.records(split)):
@@ -88,6 +89,9 @@ def test_ljspeech_through_all_stages(lj, tmp_path):
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
     assert [(row["item"], row["reason"]) for row in rejects] == [("LJ001-0012", "no_audio")]
     model = units.load(out / "tokenizer" / "unigram-40.model")
+    first = dataset.splits[0]
+    assert all(model.decode(dataset.read(first, units_of, i)["units"]) == dataset.read(first, "text", i)["text_norm"]
+               for i in range(dataset.records(first)))
     assert model.size == 40 and model.decode(model.encode("it cost four dollars.")) == "it cost four dollars."
     assert verify.collect(str(out)) == dict.fromkeys(dataset.groups, 12)
 

@@ -30,6 +30,11 @@ def test_cosine():
     assert float(rate(500)) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_linear():
+    rate = optim.schedule("linear", 2.0, 10, 110)
+    assert [float(rate(k)) for k in (0, 9, 10, 35, 110, 500)] == pytest.approx([0.2, 2.0, 2.0, 1.5, 0.0, 0.0], abs=1e-6)
+
+
 def test_inverse_square_root_is_the_transformers():
     rate = optim.schedule("inverse_sqrt", 3.0, 4000, 0)
     for k in (0, 10, 3999, 4000, 16000, 299_999):
@@ -44,8 +49,8 @@ def test_constant_and_no_warm_up():
 
 
 def test_wrong_numbers_are_refused():
-    with pytest.raises(ValueError, match="schedule='linear' does not exist"):
-        optim.schedule("linear", 1.0, 1, 1)
+    with pytest.raises(ValueError, match="schedule='exponential' does not exist"):
+        optim.schedule("exponential", 1.0, 1, 1)
     with pytest.raises(ValueError, match="peak=0"):
         optim.schedule("cosine", 0.0, 1, 1)
     with pytest.raises(ValueError, match="optim.by_key.disc.lr does not exist"):
