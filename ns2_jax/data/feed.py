@@ -187,7 +187,7 @@ class StepSource:
         dataset, bucket = self.datasets[source], self.plan.buckets[at]
         size = len(ids) // self.total
         rows = [row for part in self.parts for row in range(part * size, (part + 1) * size)]
-        sizes = {**self.constants, **bucket, "s": bucket["t"] * self.hop, "b": len(rows)}
+        sizes = {**self.constants, **bucket, "s": bucket["t"] * self.hop, "v": bucket.get("u", 0) * self.hop, "b": len(rows)}
         batch = {name: np.zeros([sizes[axis] for axis in axes], dtype) for name, (axes, dtype) in self.fields.items()}
         real = [(place, int(ids[row])) for place, row in enumerate(rows) if ids[row] != PADDING]
         chance = self.transform != "whole" or self.gain_db
@@ -335,8 +335,8 @@ def make_feed(
       data: `config.data`: path (of one or several data sets), split, transform ("crop", "whole", "cut_prompt" or "speaker_prompt"),
         buckets, sample_rate (Hz), hop (samples), codes (hash), workers (processes; 0 = one thread), optional gain_db, weights
         and cut (quality column -> (lowest, highest)).
-      fields: name -> anything with `.axes` and `.dtype`; axis letters get lengths from the bucket, `s` is `t * hop`, and
-        `constants` fills the others (`q`).
+      fields: name -> anything with `.axes` and `.dtype`; axis letters get lengths from the bucket, `s` is `t * hop` and `v` is
+        `u * hop`, and `constants` fills the others (`q`).
       split: instead of `data.split`.
       parts: (which, of how many): every batch is cut into so many runs of rows, and these are this host's
         (`runtime.mesh.host_parts`). A row is the same row, with the same noise, on any number of hosts.
@@ -356,7 +356,7 @@ def make_feed(
         raise ValueError("a weighted mixture (config.data.weights) has no common epoch: its data sets come round at different times")
     buckets = [{axis: int(length) for axis, length in bucket.items()} for bucket in data["buckets"]]
     for bucket in buckets:
-        needed = {axis for field in fields.values() for axis in field.axes} - set(constants) - {"s"} | {"b", "t"}
+        needed = {axis for field in fields.values() for axis in field.axes} - set(constants) - {"s", "v"} | {"b", "t"}
         needed |= {"u", "p"} if "prompt" in data["transform"] else set()
         if missing := sorted(needed - set(bucket)):
             raise ValueError(f"config.data.buckets: {bucket} has no {missing[0]!r}, which {sorted(fields)} need")

@@ -19,7 +19,7 @@ from ns2_jax.runtime import cluster
 
 EVALS = (
     "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "diversity", "codec_quality",
-    "spectral_distance", "predictability", "speed")
+    "spectral_distance", "predictability", "speed", "schedule_search", "window_mismatch")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2]}
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
 

@@ -38,8 +38,12 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
 __all__ = [
-    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
+    "FOUND", "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "convert_all", "inventory", "ladder", "load", "meshes", "phones_of",
     "read_score", "read_song", "speak_checked", "split", "sung", "write", "write_text"]
+
+
+FOUND = "found.json"
+"""Model numbers that an evaluation has found: `{"schedules": [...]}`."""
 
 
 def phones_of(model: Model) -> dict[str, Any]:
@@ -52,6 +56,7 @@ def phones_of(model: Model) -> dict[str, Any]:
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
 
+    Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it.
     Raises FileNotFoundError for a folder that is missing or is neither, ValueError for weights that don't fit it.
     """
     path = Path(path)
@@ -60,6 +65,8 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     elif step is None:
         step = (checkpoints.steps(path) or [None])[-1]
     tree, config = checkpoints.read_model(path, step)
+    if (path / FOUND).is_file():
+        config["model"] |= json.loads((path / FOUND).read_text(encoding="utf-8"))
     known = path / "phones.json"
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")

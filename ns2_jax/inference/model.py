@@ -216,9 +216,20 @@ class Model:
 
     # Speech.
 
+    @property
+    def hears_audio(self) -> bool:
+        """Whether prompts are audio, not codes."""
+        return self.speaks and "prompt_audio" in self.programs["durations"].inputs
+
+    def framed(self, audio: np.ndarray) -> np.ndarray:
+        """Whole frames of `audio [s]`, float32 `[s // hop, hop]`. Raises AudioError where there is none."""
+        if len(audio) < self.hop:
+            raise files.AudioError("short", f"audio of {len(audio)} samples is shorter than one frame ({self.hop} samples)")
+        return np.asarray(audio[: len(audio) // self.hop * self.hop], np.float32).reshape(-1, self.hop)
+
     def prompt(self, prompt: Prompt) -> np.ndarray:
         """A voice (file, or samples with their rate), or several recordings of it -> codes int32 `[u, q]` of at most HEARD_PROMPT seconds; of
-        the longest prompt of training where the system cannot listen in windows.
+        the longest prompt of training where the system cannot listen in windows. A system that hears audio gets frames of it, float32 `[u, hop]`.
 
         Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for
         what is no usable audio.
@@ -237,7 +248,7 @@ class Model:
             seconds += len(audio) / self.rate
             left = most - sum(map(len, found))
             if left > 0:
-                found.append(self.encode(audio[: (left + CONTEXT) * self.hop])[:left])
+                found.append((self.framed(audio) if self.hears_audio else self.encode(audio[: (left + CONTEXT) * self.hop]))[:left])
         if not found:
             raise files.AudioError("missing", "no prompt is given: a recording of the voice, or several")
         if seconds < SHORT_PROMPT:

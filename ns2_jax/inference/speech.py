@@ -59,7 +59,7 @@ class Piece:
     request: int
     words: front.Words
     seed: int
-    prompt: np.ndarray  # codes [u, q]
+    prompt: np.ndarray  # what `Model.prompt` gives: codes [u, q], or frames of audio [u, hop]
     seconds: Sequence[float | None] = ()  # of every phone, given by a score
     hz: Sequence[Sequence[float] | None] = ()
     gap: tuple[int, int] = (0, 0)  # frames of plain silence before and after
@@ -194,11 +194,9 @@ def _split(model: Model, piece: Piece) -> list[Piece]:
 def inputs_of(model: Model, piece: Piece, bucket: Mapping[str, int], room: int) -> dict[str, np.ndarray]:
     """One row of `durations` and, once they are known, of `contour` and `sample`, padded to the bucket and to `room` frames of prompt."""
     fill = bucket["p"] - len(piece.phones)
-    row = {
-        "phones": np.pad(inventory.ids(piece.phones), (0, fill)),
-        "prompt_codes": np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0))),
-        "prompt_frames": np.int32(len(piece.prompt)),
-    }
+    prompt = np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0)))
+    row = {"phones": np.pad(inventory.ids(piece.phones), (0, fill)), "prompt_frames": np.int32(len(piece.prompt))}
+    row |= {"prompt_audio": prompt.reshape(-1)} if model.hears_audio else {"prompt_codes": prompt}
     if piece.durations is not None:
         row["durations"] = np.pad(piece.durations, (0, fill)).astype(np.int32)
     if piece.f0 is not None:

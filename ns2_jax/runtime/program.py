@@ -28,7 +28,8 @@ def check_numbers(config: Any, system: Any) -> None:
     for key, value in getattr(system, "audio", {}).items():
         if config.data[key] != value:
             raise ValueError(f"config.data.{key}={config.data[key]}, but the model works at {value} (config.model); they must be equal")
-    wanted = {"t" if axis == "s" else axis for field in system.fields.values() for axis in field.axes} & set("btpu")
+    frames = {"s": "t", "v": "u"}
+    wanted = {frames.get(axis, axis) for field in system.fields.values() for axis in field.axes} & set("btpu")
     for bucket in config.data.buckets:
         missing = sorted(wanted - set(bucket.keys()))
         if missing:

@@ -54,9 +54,9 @@ def size_bytes(tree: Tree) -> int:
 
 
 def bucket_sizes(bucket: Mapping[str, int], constants: Mapping[str, int], hop: int) -> dict[str, int]:
-    """Axis letter -> length under one bucket: its own letters, the system's, and `s` samples = t frames * hop."""
+    """Axis letter -> length under one bucket: its own letters, the system's, and samples: `s` of t frames, `v` of u prompt frames."""
     letters = {**constants, **bucket}
-    return {"s": letters["t"] * hop, **letters} if "t" in letters else letters
+    return {samples: letters[frames] * hop for samples, frames in (("s", "t"), ("v", "u")) if frames in letters} | letters
 
 
 def largest(buckets: Any) -> dict[str, int]:

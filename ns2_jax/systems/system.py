@@ -5,7 +5,7 @@ checkpointed but not optimised in `rest`, and offers jittable programs with stat
 a GAN, an EMA codebook or a frozen codec happened.
 
 Shapes use the house alphabet: b batch, t frames, s samples, p phones, u prompt frames, c channels,
-q codebooks, k codes, h heads, d head width.
+q codebooks, k codes, h heads, d head width, v samples of a prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Field:
     """What one array of a batch is: its axes in the house alphabet and its dtype.
 
     `Field("btq", "uint16")` is codes; `Field("b", "int32")` a count per row. An axis letter gets its length
-    from a bucket (`b t s p u`) or from the system's constants (`q c`).
+    from a bucket (`b t s p u v`) or from the system's constants (`q c`).
     """
 
     axes: str
