@@ -41,7 +41,7 @@ def model_numbers(size: str) -> dict:
             encoder=dict(convs=3, kernel=5, dropout=0.2, zoneout=0.1), predictor=dict(layers=1, width=64),
             voice=dict(width=128, hidden=128, blocks=2),
             decoder=dict(
-                up=(5, 4), widths=(256, 128), down=(256,), first=128, input=256, dilations=((1, 2, 4, 8), (1, 2, 4, 8)), repeats=2, patch=10,
+                up=(5, 4), widths=(192, 96), down=(192,), first=96, input=192, dilations=((1, 2, 4, 8), (1, 2, 4, 8)), repeats=2, patch=10,
                 fold=1, time_scale=5000.0, remat=False))
     return dict(
         width=32, rate=16000, hop=200, window=16, mels=20, mel_size=400, phone_position=True, mel_weight=1.0, emphasis=0.9, gain=4.0,
@@ -73,7 +73,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="cosine")
     config.optim.b2 = 0.999
     config.optim.weight_decay = common.choose(size, smoke=0.0, small=0.01, base=0.01)
-    config.train.steps = common.choose(size, smoke=60, small=20_000, base=1_000_000)
+    config.train.steps = common.choose(size, smoke=60, small=16_000, base=1_000_000)
     config.train.ema = common.choose(size, smoke=0.9, small=0.999, base=0.9999)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)

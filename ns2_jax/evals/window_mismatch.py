@@ -1,6 +1,6 @@
 """What a decoder that trained on windows loses, or gains, on whole utterances: the same loss, of the same frames with the same noise.
 
-Its convolutions met zeros at the edges of every window, half a window apart on average, and meet none inside an utterance.
+Its convolutions met zeros at both edges of every window; inside an utterance they meet none.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from ns2_jax.data import frames as frames_lib
 from ns2_jax.evals import schedule_search, scores, window_mismatch
 from ns2_jax.evaluate.material import Material
 from ns2_jax.inference import FOUND
-from ns2_jax.maths import schedules
 from ns2_jax.runtime import cluster
 
 EVALS = {"schedule_search": "trial", "window_mismatch": "score"}
@@ -64,7 +63,7 @@ def rows_of(model: inference.Model, material: Material) -> list[tuple[dict[str, 
 def search(model: inference.Model, material: Material, steps: Sequence[int], seed: int, out: Path, **about: Any) -> list[dict[str, Any]]:
     """Lines of `schedule_search`; the schedules are in OUT/found.json, which beside the weights becomes part of the model."""
     rows, number = rows_of(model, material), len(material.items)
-    trained = schedules.logsnr(schedules.linear(*model.system.betas))
+    lowest = float(model.system.schedule(model.system.betas[2])[-1])  # where training is noisiest
 
     def loss(ratios: np.ndarray) -> np.ndarray:
         made = np.full(number, np.nan)
@@ -76,9 +75,9 @@ def search(model: inference.Model, material: Material, steps: Sequence[int], see
 
     lines, betas = [], {len(one): list(one) for one in model.system.schedules}
     for count in steps:
-        found = schedule_search.search(loss, count, float(trained[-1]), say=cluster.say)
+        found = schedule_search.search(loss, count, lowest, say=cluster.say)
         lines += schedule_search.summarise(found, loss(model.system.schedule(count)), seed, **about)
-        betas[count] = schedules.betas_of(found.ratios).tolist()
+        betas[count] = lines[-2]["betas"]
     out.mkdir(parents=True, exist_ok=True)
     (out / FOUND).write_text(json.dumps({"schedules": [betas[count] for count in sorted(betas)]}, indent=1) + "\n")
     cluster.say(f"{out / FOUND} beside the model's config.json makes these its schedules")

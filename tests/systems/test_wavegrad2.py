@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +66,16 @@ def pad(data: dict, t: int, p: int, u: int) -> dict:
 
 
 @functools.cache
+def initial() -> dict:
+    """Params of the smoke system as training begins; orthogonal matrices take long to compile."""
+    return jax.device_get(meshes.compiled(jax.jit(system().init), jax.random.key(0), batch())(jax.random.key(0), batch()))[0]
+
+
+@functools.cache
 def started() -> dict:
-    """Params of the smoke system, with noise in every one."""
-    params, _ = jax.device_get(jax.jit(system().init)(jax.random.key(0), batch()))
+    """The same with noise in every one."""
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: x + rng.normal(0, 0.05, x.shape).astype(x.dtype), params)
+    return jax.tree.map(lambda x: x + rng.normal(0, 0.05, x.shape).astype(x.dtype), initial())
 
 
 @functools.cache
@@ -223,7 +229,9 @@ def test_loss_and_gradients_are_those_of_one_device_on_every_mesh():
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero():
     data = batch()
     data["phones"] = np.where(data["phones"] > 0, 1 + np.arange(B * P).reshape(B, P), 0).astype(np.int32)
-    grads, _, metrics = smoke_grads()(started(), {}, data, jax.random.key(8), 0)
+    drops = jax.jit(lambda k: (lambda d: (d["drop_text"].any(), (d["drop_prompt"] & ~d["drop_text"]).any()))(system().draws(jax.random.key(k), B, T)))
+    both = next(k for k in range(100) if all(drops(k)))  # a step in which some row loses its text, another its voice only
+    grads, _, metrics = smoke_grads()(started(), {}, data, jax.random.key(both), 0)
     for path, g in jax.tree_util.tree_leaves_with_path(jax.device_get(grads)):
         assert np.isfinite(g).all() and np.abs(g).max() > 1e-6, path
     assert all(np.isfinite(m) for m in metrics.values())
@@ -234,8 +242,223 @@ def test_every_parameter_has_a_finite_gradient_that_is_not_zero():
 
 def test_golden_metrics_of_one_training_step():
     """Update golden_wavegrad2.json (delete it and run twice) only when a change to the mathematics was intended."""
-    params, _ = jax.jit(system().init)(jax.random.key(0), batch())
-    grads, _, metrics = smoke_grads()(params, {}, batch(), jax.random.key(1), 0)
+    grads, _, metrics = smoke_grads()(initial(), {}, batch(), jax.random.key(1), 0)
     found = {name: float(value / metrics["weight"]) for name, value in metrics.items() if name != "weight"}
     found |= {f"grad_norm/{k}": float(optax.global_norm(g) / metrics["weight"]) for k, g in grads.items()}
     goldens.check("wavegrad2", found, 1e-3)
+
+
+def test_loss_falls_on_one_batch():
+    one = still(drop_prompt=0.0, drop_text=0.0)
+    data, params = batch(), initial()
+    optimiser = optax.adam(4e-3)
+
+    @jax.jit
+    def step(params, opt, rng):
+        grads, _, metrics = one.grads(params, {}, data, rng, 0)
+        updates, opt = optimiser.update(jax.tree.map(lambda g: g / metrics["weight"], grads), opt)
+        return optax.apply_updates(params, updates), opt, {k: m / metrics["weight"] for k, m in metrics.items()}
+
+    opt, history = optimiser.init(params), []
+    for key in jax.random.split(jax.random.key(2), 40):
+        params, opt, metrics = step(params, opt, key)
+        history.append(metrics)
+    mean = lambda name, part: float(np.mean([m[name] for m in history[part]]))
+    first, last = slice(0, 5), slice(-5, None)
+    for name, share in (("loss", 0.8), ("eps", 0.9), ("duration", 0.4), ("mel", 0.8)):
+        assert mean(name, last) < share * mean(name, first), (name, mean(name, first), mean(name, last))
+
+
+@pytest.mark.parametrize("changes", [
+    {"window": 8}, {"window": 0}, {"mel_weight": 0.0}, {"mask_count": 2}, {"emphasis": 0.0, "gain": 1.0}, {"phone_position": False},
+    {"decoder": {"fold": 1}}, {"decoder": {"repeats": 2}}, {"betas": (1e-4, 0.05, 50)}], ids=str)
+def test_ablations_are_values(changes):
+    """Each builds, and computes something else than the default."""
+
+    def text(one: System) -> str:
+        params, _ = jax.eval_shape(one.init, jax.random.key(0), batch())
+        return str(jax.make_jaxpr(one.loss_given)(params, {}, batch(), jax.eval_shape(lambda: fixed_draws(one))))
+
+    assert text(still(**changes)) != text(still())
+
+
+def test_wrong_numbers_are_named():
+    with pytest.raises(ValueError, match="patch 10 times up .* is 100 samples, but hop=200"):
+        system(decoder={"patch": 10})
+    with pytest.raises(ValueError, match="ends at abar 0.95"):
+        system(schedules=((0.01, 0.04),))
+    assert system(schedules=((0.01, 0.04),), most_signal=1.0).schedules
+
+
+# Parts ----------------------------------------------------------------------------------------------------------------
+
+
+def test_levels_are_continuous_between_the_steps_of_training():
+    one = system()
+    grid = np.sqrt(np.cumprod(np.r_[np.longdouble(1), 1 - np.linspace(1e-6, 0.01, 1000)]))
+    level, sigma = (np.asarray(x) for x in one.level(jnp.asarray([0.0, 0.001, 0.0005, 0.5, 0.99951, 1.0])))
+    expected = np.float64([grid[0], grid[1], (grid[0] + grid[1]) / 2, grid[500], 0.49 * grid[999] + 0.51 * grid[1000], grid[1000]])
+    np.testing.assert_allclose(level, expected, atol=1e-6)
+    np.testing.assert_allclose(sigma, np.sqrt(1 - expected**2), rtol=1e-3)  # a quarter of the smallest is not lost in rounding
+    assert sigma[0] == 0 and sigma[1] == pytest.approx(1e-3, rel=1e-3)
+    np.testing.assert_allclose(one.process.alpha(1.0), grid[1000], rtol=1e-3)
+
+
+def test_emphasis_and_gain_are_undone():
+    one, audio = system(), batch()["audio"]
+    shaped = np.asarray(one.shaped(audio))
+    np.testing.assert_allclose(shaped[:, 1:], 4.0 * (audio[:, 1:] - 0.9 * audio[:, :-1]), atol=1e-6)
+    np.testing.assert_allclose(one.unshaped(jnp.asarray(shaped)), audio, atol=1e-5)
+    plain = system(emphasis=0.0, gain=1.0)
+    np.testing.assert_array_equal(plain.unshaped(plain.shaped(jnp.asarray(audio))), audio)
+
+
+def test_hidden_stretches_are_no_longer_than_said():
+    one = system(mask_count=2, mask_frames=4, mask_channels=6)
+    draws = one.draws(jax.random.key(0), 500, 16)
+    kept = np.asarray(one.hide(jnp.ones((500, 16, 32)), draws))
+    time, channels = (kept.max(2) == 0).sum(1), (kept.max(1) == 0).sum(1)
+    assert time.max() <= 8 and channels.max() <= 12 and time.mean() == pytest.approx(2 * 2, abs=0.8)
+    assert set(np.unique(kept)) == {0.0, 1.0} and (kept.max(2) == 0).any(0).all()
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6])
+def test_durations_and_ranges_are_finite_under_extreme_input(scale):
+    """Prompts and weights far from anything trained: whole frames in bounds, ranges positive and finite, frames finite."""
+    one, data = system(), batch()
+    params = jax.tree.map(lambda x: x * scale if x.ndim > 1 else x, started())
+
+    def run(params, data):
+        out = one.durations(params, {}, data, jax.random.key(0), {}, 1.0)["durations"]
+        real = data["phones"] > 0
+        h = one.text(params, data["phones"], one.voices(params, data, jnp.zeros(B, bool)))
+        ranges = one.ranges(params, h, out, real)
+        return out, ranges, one.frames(params, h, out, real, T)[0]
+
+    durations, ranges, frames = jax.jit(run)(params, data | {"prompt_audio": data["prompt_audio"] * scale})
+    real = data["phones"] > 0
+    assert ((durations >= 1) == real).all() and int(durations.max()) <= np.exp(7)
+    assert np.isfinite(ranges).all() and (np.asarray(ranges) >= 0.3).all() and np.isfinite(frames).all()
+
+
+# Programs -------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def sampled(seed: int = 0, t: int = T, **options) -> dict:
+    one, data = system(), pad(batch(2), t - T, 0, 0)
+    program = jax.jit(one.programs()["sample"].bind(ALONE | {"t": t, "s": t * HOP}, **options))
+    inputs = {name: data[name] for name in one.programs()["sample"].inputs}
+    return jax.device_get(program(started(), {}, inputs, jax.random.key(seed)))
+
+
+QUIET = dict(steps=2, sampler="ddim", temperature=0.0)  # no noise: its shape is the bucket's
+
+
+def test_windows_sound_like_the_whole():
+    """Shared noise and an overlap of all that the decoder hears: no seams. Without overlap there are some."""
+    whole = sampled(**QUIET)["audio"]
+    assert np.abs(sampled(**QUIET, chunk=16)["audio"] - whole).max() < 1e-4 * np.abs(whole).max()
+    assert np.abs(sampled(**QUIET, chunk=16, overlap=0)["audio"] - whole).max() > 1e-3 * np.abs(whole).max()
+
+
+def test_samples_do_not_depend_on_the_bucket_and_end_where_durations_end():
+    narrow, wide = sampled(**QUIET), sampled(t=48, **QUIET)
+    np.testing.assert_allclose(wide["audio"][:, : T * HOP], narrow["audio"], atol=1e-4 * np.abs(narrow["audio"]).max())
+    np.testing.assert_array_equal(wide["frames"], batch(2)["frames"])
+    for i, n in enumerate(batch(2)["frames"]):
+        assert (wide["audio"][i, n * HOP :] == 0).all() and np.abs(wide["audio"][i, : n * HOP]).max() > 0
+
+
+def test_sampling_is_decided_by_its_key():
+    one, other = sampled(0, steps=3), sampled(1, steps=3)
+    np.testing.assert_array_equal(one["audio"], jax.device_get(sampled.__wrapped__(0, steps=3))["audio"])
+    assert np.isfinite(one["audio"]).all() and np.abs(one["audio"] - other["audio"]).max() > 1e-3
+
+
+def test_schedules_are_listed_trained_or_even_and_never_begin_with_much_signal():
+    one = system(schedules=(schedules.PUBLISHED["manual6"],))
+    np.testing.assert_allclose(schedules.betas_of(one.schedule(6)), schedules.PUBLISHED["manual6"], rtol=1e-6)
+    np.testing.assert_allclose(schedules.betas_of(one.schedule(1000)), np.linspace(1e-6, 0.01, 1000), rtol=1e-6)
+    for steps in (1, 12, 25, 50):
+        assert schedules.last_signal(one.schedule(steps)) < 0.01
+    assert system("base").programs()["sample"].options["steps"] <= 50 and system("small").programs()["sample"].options["steps"] <= 50
+
+
+def test_guidance_is_linear_between_without_text_and_with():
+    one, data = system(clamp=0.0), batch(2)
+    y = 0.3 * jax.random.normal(jax.random.key(0), (2, T * HOP))
+
+    def run(factor):
+        return one._denoiser(started(), data, T, factor, 0, 0)[0](y, jnp.float32(0.5))
+
+    plain, null, double = jax.jit(lambda: (run(1.0), run(1e-9), run(2.0)))()
+    np.testing.assert_allclose(double, 2 * plain - null, atol=1e-3 * float(jnp.abs(plain).max()))
+    assert np.abs(plain - null).max() > 1e-3
+
+
+def scored(window: int) -> np.ndarray:
+    one, data = still(), batch(2)
+    data["place"] = np.float32([0.3, 0.8])
+    program = jax.jit(one.programs()["score"].bind(ALONE, window=window))
+    return np.asarray(program(started(), {}, {name: data[name] for name in one.programs()["score"].inputs}, jax.random.key(2))["loss"])
+
+
+def test_windows_of_training_are_the_whole_but_for_their_edges():
+    """Frames from which the decoder hears no edge have the same loss; those at edges have another. Windows are as in training."""
+    one, frames = still(), batch(2)["frames"]
+    whole, windowed = scored(0), scored(16)
+    reach = one.networks["decoder"].reach()
+    assert reach < 8
+    inner = np.array([reach <= t % 16 < 16 - reach for t in range(T)])
+    np.testing.assert_allclose(windowed[0, inner], whole[0, inner], rtol=1e-4)
+    assert np.abs(windowed[0, [15, 16]] - whole[0, [15, 16]]).max() > 1e-4
+    assert (whole[1, frames[1] :] == 0).all() and (whole[0] > 0).all()
+
+
+def test_a_trial_follows_the_schedule_it_is_given():
+    """The same as sampling by that schedule, measured against the recording; in any order."""
+    ratios = schedules.grid(3, 5.0, -2.5)
+    one, data = system(schedules=(tuple(schedules.betas_of(ratios).tolist()),)), batch(2)
+    data["logsnr"] = np.float32(np.stack([ratios[[1, 0, 2]]] * 2))
+    program = jax.jit(one.programs()["trial"].bind(ALONE))
+    inputs = {name: data[name] for name in one.programs()["trial"].inputs}
+    out = program(started(), {}, inputs, jax.random.key(0))
+    made = jax.jit(one.programs()["sample"].bind(ALONE, steps=3))(started(), {}, inputs, jax.random.key(0))["audio"]
+    mask = np.arange(T) < data["frames"][:, None]
+    off = np.abs(np.asarray(one.mel(made) - one.mel(data["audio"] * np.repeat(mask, HOP, 1)))).mean(-1) * 2.4
+    np.testing.assert_allclose(out["distance"], (off * mask).sum(-1) / mask.sum(-1), rtol=1e-2)
+    np.testing.assert_allclose(out["last_signal"], schedules.last_signal(ratios), rtol=1e-4)
+
+
+def test_durations_are_whole_frames_of_real_phones():
+    one, data = system(), batch(2)
+    inputs = {name: data[name] for name in one.programs()["durations"].inputs}
+    run = lambda **options: np.asarray(jax.jit(one.programs()["durations"].bind(ALONE, **options))(started(), {}, inputs, jax.random.key(0))["durations"])
+    frames = run()
+    assert ((frames >= 1) == (data["phones"] > 0)).all() and frames.dtype == np.int32
+    assert (run(speed=0.25) >= frames).all() and run(speed=0.25).sum() > frames.sum()
+
+
+def test_programs_have_the_shapes_they_promise_and_multiply_float32_as_float32():
+    """Accelerators round operands of products unless told."""
+    one = system()
+    params, _ = jax.eval_shape(one.init, jax.random.key(0), shapes(one.fields, SIZES))
+    for name, program in one.programs().items():
+        given = params, {}, shapes(program.inputs, SIZES), jax.random.key(0)
+        out, promised = jax.eval_shape(program.bind(SIZES), *given), shapes(program.outputs, SIZES)
+        assert {k: (v.shape, v.dtype) for k, v in out.items()} == {k: (v.shape, v.dtype) for k, v in promised.items()}, name
+        text = str(jax.make_jaxpr(program.bind(SIZES))(*given))
+        products = len(re.findall(r"= (?:dot_general|conv_general_dilated)\[", text))
+        assert products and len(re.findall(r"precision=\(Precision.HIGHEST, Precision.HIGHEST\)", text)) == products, name
+    with pytest.raises(ValueError, match="unknown option 'step'"):
+        one.programs()["sample"].bind(SIZES, step=3)
+
+
+def test_flops_are_those_the_compiler_counts():
+    """On a wide decoder: loops over phones count once with the compiler, and spectra are not counted by us."""
+    one = still(width=64, window=32, decoder=dict(widths=(128, 96), down=(128,), first=64, input=128, fold=1), mels=8, mel_weight=0.0)
+    data = batch(p=3)
+    params, _ = jax.eval_shape(one.init, jax.random.key(0), data)
+    found = jax.jit(one.loss_given).lower(params, {}, data, jax.eval_shape(lambda: fixed_draws(one))).compile().cost_analysis()["flops"]
+    assert one.flops(SIZES | {"p": 3}) == pytest.approx(found, rel=0.1)
