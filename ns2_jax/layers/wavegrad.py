@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,18 +36,11 @@ DOWN = (1, 2, 4)
 """Dilations of a DBlock."""
 
 
-class Kind(NamedTuple):
-    """How convolutions are computed: in which type, and whether as products over shifted copies."""
-
-    dtype: Any = jnp.float32
-    products: bool = False
-
-
-def conv(features: int, kernel: int, dilation: int = 1, fold: int = 1, kind: Kind = Kind(), name: str | None = None) -> nn.Module:
+def conv(features: int, kernel: int, dilation: int = 1, fold: int = 1, dtype: Any = jnp.float32, name: str | None = None) -> nn.Module:
     """A convolution of the decoder; folded ones have the parameters of plain ones."""
     if fold > 1:
-        return FoldedConv1D(features, kernel, fold, dilation, orthogonal, dtype=kind.dtype, name=name)
-    return Conv1D(features, kernel, dilation=dilation, as_product=kind.products, kernel_init=orthogonal, dtype=kind.dtype, name=name)
+        return FoldedConv1D(features, kernel, fold, dilation, orthogonal, dtype=dtype, name=name)
+    return Conv1D(features, kernel, dilation=dilation, kernel_init=orthogonal, dtype=dtype, name=name)
 
 
 def refold(x_btc: jax.Array, fold: int) -> jax.Array:
@@ -76,18 +69,18 @@ class Film(nn.Module):
     features: int
     time_scale: float
     fold: int
-    kind: Kind
+    dtype: Any
 
     @nn.compact
     def __call__(self, x_btc: jax.Array, level_b: jax.Array, voice_bc: jax.Array | None, valid_bt1: jax.Array) -> tuple[jax.Array, jax.Array]:
         width, fold = x_btc.shape[-1] // self.fold, self.fold
         valid = refold(jnp.broadcast_to(valid_bt1, (*valid_bt1.shape[:2], width)), fold)
-        h = leaky(conv(width, 3, fold=fold, kind=self.kind, name="input")(x_btc * valid))
+        h = leaky(conv(width, 3, fold=fold, dtype=self.dtype, name="input")(x_btc * valid))
         said = sinusoid(level_b, width, self.time_scale)
         if voice_bc is not None:
             said = said + Dense(width, (None, "embed"), name="voice")(voice_bc)
-        h = constrain((h + jnp.tile(said.astype(self.kind.dtype), fold)[:, None]) * valid)
-        scale, shift = (conv(self.features, 3, fold=fold, kind=self.kind, name=name)(h) for name in ("scale", "shift"))
+        h = constrain((h + jnp.tile(said.astype(self.dtype), fold)[:, None]) * valid)
+        scale, shift = (conv(self.features, 3, fold=fold, dtype=self.dtype, name=name)(h) for name in ("scale", "shift"))
         return unfold(scale, fold), unfold(shift, fold)
 
 
@@ -96,15 +89,15 @@ class DBlock(nn.Module):
 
     features: int
     factor: int
-    kind: Kind
+    dtype: Any
 
     @nn.compact
     def __call__(self, x_btc: jax.Array, valid_bt1: jax.Array) -> jax.Array:
         x = shrink(x_btc, self.factor)
         y = x
         for i, dilation in enumerate(DOWN):
-            y = conv(self.features, 3, dilation, kind=self.kind, name=f"conv{i}")(constrain(leaky(y) * valid_bt1))
-        return constrain(y + conv(self.features, 1, kind=self.kind, name="past")(x))
+            y = conv(self.features, 3, dilation, dtype=self.dtype, name=f"conv{i}")(constrain(leaky(y) * valid_bt1))
+        return constrain(y + conv(self.features, 1, dtype=self.dtype, name="past")(x))
 
 
 class UBlock(nn.Module):
@@ -113,15 +106,15 @@ class UBlock(nn.Module):
     features: int
     factor: int
     dilations: tuple[int, ...]
-    kind: Kind
+    dtype: Any
 
     @nn.compact
     def __call__(self, x_btc: jax.Array, film: tuple[jax.Array, jax.Array], valid_bt1: jax.Array) -> jax.Array:
         a, b, c, d = self.dilations
-        made = lambda i, dilation, x: conv(self.features, 3, dilation, kind=self.kind, name=f"conv{i}")(constrain(x * valid_bt1))
+        made = lambda i, dilation, x: conv(self.features, 3, dilation, dtype=self.dtype, name=f"conv{i}")(constrain(x * valid_bt1))
         steered = lambda x: leaky(x * film[0] + film[1])
         y = made(1, b, steered(made(0, a, grow(leaky(x_btc), self.factor))))
-        x = y + grow(conv(self.features, 1, kind=self.kind, name="past")(x_btc), self.factor)
+        x = y + grow(conv(self.features, 1, dtype=self.dtype, name="past")(x_btc), self.factor)
         return constrain(x + made(3, d, steered(made(2, c, steered(x)))))
 
 
@@ -130,8 +123,7 @@ class WaveGrad(nn.Module):
 
     `up` are the factors from frames to steps and `widths` the channels they lead to; the down path has the same factors backwards but
     for the first, `down` their channels, after `first` at the top. `patch * product(up)` is the hop. Every scale has `repeats` UBlocks (1:
-    WaveGrad Base). The noise level is sqrt(alpha bar). With `remat` blocks are computed again in the backward pass; with `products`
-    convolutions that are not folded are matrix products over shifted copies.
+    WaveGrad Base). The noise level is sqrt(alpha bar). With `remat` blocks are computed again in the backward pass.
     """
 
     up: tuple[int, ...] = (5, 5, 3, 2, 2)
@@ -145,7 +137,6 @@ class WaveGrad(nn.Module):
     fold: int = 1
     time_scale: float = 5000.0
     remat: bool = False
-    products: bool = False
     dtype: Any = jnp.float32
 
     def check(self) -> None:
@@ -166,25 +157,25 @@ class WaveGrad(nn.Module):
     def __call__(self, y_bs: jax.Array, h_btc: jax.Array, level_b: jax.Array, voice_bc: jax.Array | None, mask_bt: jax.Array) -> jax.Array:
         self.check()
         block = lambda module: nn.remat(module, prevent_cse=False) if self.remat else module
-        n, fold, dtype, kind = len(self.up), self.fold, self.dtype, Kind(self.dtype, self.products)
+        n, fold, dtype = len(self.up), self.fold, self.dtype
         rates = [math.prod(self.up[: i + 1]) for i in range(n)]  # steps a frame after each UBlock
         valid = [grow(mask_bt[..., None].astype(dtype), rate) for rate in rates]
 
         x = y_bs.reshape(y_bs.shape[0], -1, self.patch).astype(dtype) * valid[-1]
-        x = conv(self.first, 5, fold=fold, kind=kind, name="read")(refold(x, fold))
-        films = [block(Film)(self.widths[-1], self.time_scale, fold, kind, name=f"film{n - 1}")(x, level_b, voice_bc, valid[-1])]
+        x = conv(self.first, 5, fold=fold, dtype=dtype, name="read")(refold(x, fold))
+        films = [block(Film)(self.widths[-1], self.time_scale, fold, dtype, name=f"film{n - 1}")(x, level_b, voice_bc, valid[-1])]
         x = unfold(constrain(x), fold)
         for i, width in zip(reversed(range(n - 1)), self.down):
-            x = block(DBlock)(width, self.up[i + 1], kind, name=f"down{i}")(x, valid[i])
-            films.append(block(Film)(self.widths[i], self.time_scale, 1, kind, name=f"film{i}")(x, level_b, voice_bc, valid[i]))
+            x = block(DBlock)(width, self.up[i + 1], dtype, name=f"down{i}")(x, valid[i])
+            films.append(block(Film)(self.widths[i], self.time_scale, 1, dtype, name=f"film{i}")(x, level_b, voice_bc, valid[i]))
 
-        x = constrain(conv(self.input, 3, kind=kind, name="features")(constrain(h_btc.astype(dtype) * mask_bt[..., None].astype(dtype))))
+        x = constrain(conv(self.input, 3, dtype=dtype, name="features")(constrain(h_btc.astype(dtype) * mask_bt[..., None].astype(dtype))))
         for i in range(n):
             for k in range(self.repeats):
                 name = f"up{i}" + (f"_{k}" if k else "")
-                x = block(UBlock)(self.widths[i], self.up[i] if k == 0 else 1, self.dilations[i], kind, name=name)(x, films[n - 1 - i], valid[i])
+                x = block(UBlock)(self.widths[i], self.up[i] if k == 0 else 1, self.dilations[i], dtype, name=name)(x, films[n - 1 - i], valid[i])
         x = refold(constrain(x * valid[-1]), fold)
-        return conv(self.patch, 3, fold=fold, kind=Kind(jnp.float32, self.products), name="write")(x).reshape(y_bs.shape)
+        return conv(self.patch, 3, fold=fold, dtype=jnp.float32, name="write")(x).reshape(y_bs.shape)
 
     def reach(self) -> int:
         """How many frames to either side of a frame its output can depend on: the overlap with which windows are exact."""
