@@ -68,7 +68,8 @@ def program_sizes(program: systems.Program, config: Mapping[str, Any], constants
     buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: b.get("t", 0))
     chosen = next((b for b in buckets if b.get("t", 0) >= frames), buckets[-1]) if axes & set("pu") else {"t": frames}
     chosen = {k: v for k, v in chosen.items() if k in "tpu"}
-    return {**constants, **chosen, "s": chosen["t"] * hop, "b": 1}
+    samples = {"s": chosen["t"] * hop} | ({"v": chosen["u"] * hop} if "u" in chosen else {})
+    return {**constants, **chosen, **samples, "b": 1}
 
 
 def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, int], platforms: Sequence[str]):
@@ -111,7 +112,7 @@ def describe(exported: Any, program: systems.Program, sizes: Mapping[str, int]) 
 def fixed_input(name: str, field: systems.Field, sizes: Mapping[str, int], codes: np.ndarray | None, hop: int, rate: int) -> np.ndarray:
     """One row of an input that is the same every time: a gliding buzz, its codes, a cycle of phones, even durations."""
     shape = field.shape({**sizes, "b": 1})[1:]
-    if name == "audio":
+    if name in ("audio", "prompt_audio"):
         time = np.arange(shape[0]) / rate
         phase = 2 * np.pi * (120 * time + 15 * time**2)
         return (0.2 * (1 + np.sin(5 * time)) / 2 * sum(np.sin(k * phase) / k for k in range(1, 12))).astype(np.float32)

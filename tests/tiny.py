@@ -17,13 +17,15 @@ from configs import grad_stylespeech as grad_config
 from configs import naturalspeech2 as ns2_config
 from configs import valle as valle_config
 from configs import vocoder as vocoder_config
+from configs import wavegrad2 as wavegrad2_config
 from ns2_jax import inference
 from ns2_jax.runtime import checkpoints, state, weights
 from ns2_jax.systems import system as systems
 from ns2_jax.systems.system import Field, Program
 
 SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
-CONFIGS = {"codec": codec_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config, "valle": valle_config, "vocoder": vocoder_config}
+CONFIGS = {"codec": codec_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config, "valle": valle_config, "vocoder": vocoder_config,
+           "wavegrad2": wavegrad2_config}
 
 
 def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -23,7 +23,7 @@ from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import boundaries, lists, pictures, recognisers, rivals, scores, speed, statistics
 from ns2_jax.evals import takes as best_takes
-from ns2_jax.evaluate import changed, judges
+from ns2_jax.evaluate import changed, denoising, judges
 from ns2_jax.evaluate.material import Material, from_dataset, from_list
 from ns2_jax.inference import aligning
 from ns2_jax.inference.continuation import SECONDS
@@ -180,6 +180,8 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
     task = "tts" if ask.task == "continue" else ask.task or ("recordings" if model is None else "tts" if model.speaks else "codec")
     if task != "recordings" and model is None:
         raise ValueError(f"--task={task} needs --model=DIR (a run or an export) or --workdir=DIR")
+    if task == "codec" and "encode" not in model.programs:
+        raise ValueError(f"--task=codec: system {model.config['system']!r} has no codec; use --task=tts")
     if task in ("tts", *changed.TASKS) and not model.speaks:
         raise ValueError(f"--task={task}: system {model.config['system']!r} does not speak; use --task=codec")
     if out and (out / "audio").exists() and not ask.save_audio:
@@ -224,6 +226,8 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     OUT/audio where it is asked for, by the host that made it."""
     if model and "align" in model.programs and not model.speaks and not ask.task:
         return score_alignment(ask, path, model)
+    if denoising.EVALS.keys() & set(ask.evals):
+        return score_denoising(ask, path, model, out)
     task, evals, material = cluster.together(prepare, ask, path, model, out)
     continued = ask.task == "continue"
     if task == "tts" and (continued or model.continues):
@@ -262,7 +266,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
                 fail(item, "wavs", failures[item["id"]])
         shas = [audio is not None and hashlib.sha256(audio.tobytes()).hexdigest() for audio in made["wavs"]]
         theirs = {"system": os.path.basename(os.path.abspath(ask.wavs)), "wavs": statistics.digest(cluster.gather(shas))}
-    if model and task != "recordings" and "recording" in made:
+    if model and task != "recordings" and "recording" in made and "encode" in model.programs:  # else it has no codec
         made |= resynthesise(model, made["recording"], task, ask.levels)
     rates, others = {}, {}
     if task == "codec" and "q" in model.system.sizes:  # a vocoder has no bits
@@ -323,6 +327,16 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     items = cluster.gather(items)
     cluster.say("\n" + scores.table(lines))
     return lines, items
+
+
+def score_denoising(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a model that denoises waveforms says of its own loss: (score lines, rows of the items), printed. One host."""
+    if jax.process_count() > 1:
+        raise ValueError(f"--evals={','.join(ask.evals)} runs on one host; {jax.process_count()} were started")
+    denoising.check(ask.evals, model, out)
+    material = gather(dataclasses.replace(ask, limit=denoising.ITEMS if ask.limit is None else ask.limit), path, model.config)
+    lines = denoising.score(ask.evals, model, material, dict(ask.sampler), ask.seed, out, **material.about, **identity(path, model.step))
+    return lines, material.items
 
 
 def score_alignment(ask: Ask, path: str, model: inference.Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

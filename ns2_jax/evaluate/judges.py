@@ -19,7 +19,7 @@ from ns2_jax.runtime import cluster
 
 EVALS = (
     "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "style", "diversity",
-    "codec_quality", "spectral_distance", "predictability", "voice_change", "intonation", "speed")
+    "codec_quality", "spectral_distance", "predictability", "voice_change", "intonation", "speed", "schedule_search", "window_mismatch")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2],
             "convert": (*EVALS[:2], "voice_change"), "enhance": (*EVALS[:2], "codec_quality"), "sing": (*EVALS[:2], "intonation")}
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table

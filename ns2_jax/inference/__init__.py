@@ -43,8 +43,8 @@ from ns2_jax.text import phones as inventory
 from ns2_jax.text import units
 
 __all__ = [
-    "ALIGNER", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check", "codec_hash",
-    "continue_all", "convert_all", "inventory", "ladder", "load", "meshes", "of_phones", "options_of", "phones_of", "read_score", "read_song",
+    "ALIGNER", "FOUND", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check",
+    "codec_hash", "continue_all", "convert_all", "inventory", "ladder", "load", "meshes", "of_phones", "options_of", "phones_of", "read_score", "read_song",
     "speak_checked", "split", "sung", "write", "write_text"]
 
 UNITS = "units.model"
@@ -70,6 +70,10 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+FOUND = "found.json"
+"""Model numbers that an evaluation has found: `{"schedules": [...]}`."""
+
+
 def phones_of(model: Model) -> dict[str, Any]:
     """The phone inventory that the model's ids mean; empty for a system that takes no phones."""
     if not any("phones" in program.inputs for program in model.programs.values()):
@@ -80,8 +84,8 @@ def phones_of(model: Model) -> dict[str, Any]:
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
 
-    Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads them, ValueError for
-    weights that don't fit it.
+    Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it. Raises FileNotFoundError for a
+    folder that is missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it.
     """
     path = Path(path)
     if (path / weights.FILE).exists():
@@ -89,6 +93,8 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     elif step is None:
         step = (checkpoints.steps(path) or [None])[-1]
     tree, config = checkpoints.read_model(path, step)
+    if (path / FOUND).is_file():
+        config["model"] |= json.loads((path / FOUND).read_text(encoding="utf-8"))
     known = path / "phones.json"
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")

@@ -56,7 +56,9 @@ class Model:
 
     @property
     def unit(self) -> str:
-        """What audio is to this model, frame by frame: "codes" of a codec, or the "mel" of a vocoder."""
+        """What a recording is to this model, frame by frame: "codes" of a codec, the "mel" of a vocoder, or the "audio" itself."""
+        if self.speaks and "prompt_audio" in self.programs["durations"].inputs:
+            return "audio"
         made = self.programs["encode"].outputs if "encode" in self.programs else {"codes": None}
         return "codes" if "codes" in made else next(iter(made))
 
@@ -273,9 +275,15 @@ class Model:
             audio = audio[: int(said.seconds * self.rate)]
         return files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
 
+    def framed(self, audio: np.ndarray) -> np.ndarray:
+        """Whole frames of `audio [s]`, float32 `[s // hop, hop]`. Raises AudioError where there is none."""
+        if len(audio) < self.hop:
+            raise files.AudioError("short", f"audio of {len(audio)} samples is shorter than one frame ({self.hop} samples)")
+        return np.asarray(audio[: len(audio) // self.hop * self.hop], np.float32).reshape(-1, self.hop)
+
     def prompt(self, prompt: Prompt) -> np.ndarray:
-        """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them, of at most HEARD_PROMPT seconds; of
-        the longest prompt of training where the system cannot listen in windows.
+        """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them (of a system that hears
+        audio, float32 `[u, hop]`), of at most HEARD_PROMPT seconds; of the longest prompt of training where the system cannot listen in windows.
 
         Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for
         what is no usable audio.
@@ -288,7 +296,7 @@ class Model:
             seconds += len(audio) / self.rate
             left = most - sum(map(len, found))
             if left > 0:
-                found.append(self.encode(audio[: (left + CONTEXT) * self.hop])[:left])
+                found.append((self.framed(audio) if self.unit == "audio" else self.encode(audio[: (left + CONTEXT) * self.hop]))[:left])
         if not found:
             raise files.AudioError("missing", "no prompt is given: a recording of the voice, or several")
         if seconds < SHORT_PROMPT:

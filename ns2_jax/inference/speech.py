@@ -65,7 +65,7 @@ class Piece:
     request: int
     words: front.Words
     seed: int
-    prompt: np.ndarray  # codes [u, q], or whatever frames the model has
+    prompt: np.ndarray  # what `Model.prompt` gives: codes [u, q], or whatever frames the model hears
     seconds: Sequence[float | None] = ()  # of every phone, given by a score
     hz: Sequence[Sequence[float] | None] = ()
     gap: tuple[int, int] = (0, 0)  # frames of plain silence before and after
@@ -238,11 +238,10 @@ def inputs_of(model: Model, piece: Piece, bucket: Mapping[str, int], room: int) 
     fill = bucket["p"] - len(piece.phones)
     text = lambda words: np.pad(ids := model.text_ids(words), (0, bucket["p"] - len(ids)))
     name = "phones" if model.units is None else "units"
+    prompt = np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0)))
     row = {
-        name: text(piece.words), f"prompt_{name}": text(piece.said),
-        f"prompt_{model.unit}": np.pad(piece.prompt, ((0, room - len(piece.prompt)), (0, 0))),
-        "prompt_frames": np.int32(len(piece.prompt)),
-    }
+        name: text(piece.words), f"prompt_{name}": text(piece.said), "prompt_frames": np.int32(len(piece.prompt)),
+        f"prompt_{model.unit}": prompt.reshape(-1) if model.unit == "audio" else prompt}
     if piece.durations is not None:
         row["durations"] = np.pad(piece.durations, (0, fill)).astype(np.int32)
     if piece.f0 is not None:

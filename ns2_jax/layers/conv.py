@@ -8,12 +8,14 @@ refuses sequence and tensor axes together, and every convolution's output is pin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ns2_jax.layers.linear import Init, constrain, default_init, named
@@ -169,3 +171,36 @@ class Conv2D(nn.Module):
             x.astype(self.dtype), kernel.astype(self.dtype), self.stride, pads,
             rhs_dilation=self.dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return constrain(y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype))
+
+
+class FoldedConv1D(nn.Module):
+    """`Conv1D` of stride 1 on samples folded into channels: `[b, t / fold, fold * i] -> [b, t / fold, fold * features]`, SAME padding.
+
+    The same function of the same parameters as `Conv1D(features, kernel, dilation=dilation)` on `[b, t, i]`, in another shape: tap j of
+    the kernel leads from phase r + offset of the input to phase r of the output, and there are more products with zeros. A TPU pads channels to
+    128 and is faster so where they are few; on a CPU convolutions of a few channels are slow, too.
+    """
+
+    features: int
+    kernel: int
+    fold: int
+    dilation: int = 1
+    kernel_init: Init = default_init
+    axes: tuple[str | None, str | None] = ("embed", "mlp")
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        f, taps, i = self.fold, self.kernel, x.shape[-1] // self.fold
+        kernel = self.param("kernel", named(self.kernel_init, ("tap", *self.axes)), (taps, i, self.features)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        before = (taps * self.dilation - self.dilation + 1) // 2  # as Conv1D pads
+        reach = -(-before // f)
+        tap = np.full((2 * reach + 1, f, f), taps)  # [block, phase in, phase out] -> which tap; `taps` is none
+        for out, j in itertools.product(range(f), range(taps)):
+            block, phase = divmod(out + j * self.dilation - before, f)
+            tap[block + reach, phase, out] = j
+        blocks = jnp.concatenate([kernel, jnp.zeros_like(kernel[:1])])[tap]  # [block, phase in, phase out, i, features]
+        folded = blocks.transpose(0, 1, 3, 2, 4).reshape(len(tap), f * i, f * self.features)
+        y = lax.conv_general_dilated(x.astype(self.dtype), folded, (1,), [(reach, reach)], dimension_numbers=("NWC", "WIO", "NWC"))
+        return constrain(y + jnp.tile(bias, f))

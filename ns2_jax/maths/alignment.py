@@ -1,6 +1,7 @@
 """Phones and frames: expansion by durations, and the monotonic alignments that durations are found from.
 
-Expansion is a product with a 0/1 matrix, not a gather: six times cheaper on a TPU, and its derivative is another product.
+Expansion is a product with a 0/1 matrix, not a gather: six times cheaper on a TPU, and its derivative is another product. With `gaussian`
+the matrix is soft.
 
 A monotonic alignment gives every frame t < M one phone s_t < P: it starts at the first phone, ends at the last, and goes from a
 frame to the next by staying or by one phone; an optional phone (a pause that may not be there) can be jumped over, at the ends
@@ -24,11 +25,16 @@ def length_mask(lengths_b: jax.Array, size: int) -> jax.Array:
     return jnp.arange(size)[None, :] < lengths_b[:, None]
 
 
-def alignment(durations_bp: jax.Array, frames: int) -> jax.Array:
-    """Bool `[b, frames, p]`: which phone each frame belongs to. Frames past the last phone belong to none."""
+def alignment(durations_bp: jax.Array, frames: int, first_b: jax.Array | None = None) -> jax.Array:
+    """Bool `[b, frames, p]`: which phone each frame belongs to, from frame `first_b` of a row on. Frames past the last phone belong to none."""
     ends = jnp.cumsum(durations_bp, -1)
-    at = jnp.arange(frames)[None, :, None]
+    at = _frames(frames, first_b)[:, :, None]
     return (at < ends[:, None, :]) & (at >= (ends - durations_bp)[:, None, :])
+
+
+def _frames(frames: int, first_b: jax.Array | None) -> jax.Array:
+    """Numbers of the frames `[b or 1, frames]`."""
+    return jnp.arange(frames)[None, :] + (0 if first_b is None else first_b[:, None])
 
 
 def expand(x_bpc: jax.Array, alignment_btp: jax.Array) -> jax.Array:
@@ -36,8 +42,9 @@ def expand(x_bpc: jax.Array, alignment_btp: jax.Array) -> jax.Array:
     return jnp.einsum("btp,bpc->btc", alignment_btp.astype(x_bpc.dtype), x_bpc)
 
 
-def phone_position(durations_bp: jax.Array, alignment_btp: jax.Array) -> jax.Array:
-    """Float32 `[b, t, 3]`: share of the phone that is over (at the frame's centre), share still to come, log(1 + duration).
+def phone_position(durations_bp: jax.Array, alignment_btp: jax.Array, first_b: jax.Array | None = None) -> jax.Array:
+    """Float32 `[b, t, 3]`: share of the phone that is over (at the frame's centre), share still to come, log(1 + duration). The alignment
+    begins at frame `first_b` of its row.
 
     Sums of selected integers, not matrix products: accelerators would round those.
     """
@@ -45,8 +52,21 @@ def phone_position(durations_bp: jax.Array, alignment_btp: jax.Array) -> jax.Arr
     select = lambda values_bp: jnp.where(alignment_btp, values_bp[:, None, :], 0).sum(-1).astype(jnp.float32)
     start, duration = select(starts), select(durations_bp)
     inside = (duration > 0).astype(jnp.float32)
-    done = (jnp.arange(alignment_btp.shape[1])[None, :] + 0.5 - start) / jnp.maximum(duration, 1.0) * inside
+    done = (_frames(alignment_btp.shape[1], first_b) + 0.5 - start) / jnp.maximum(duration, 1.0) * inside
     return jnp.stack([done, inside - done, jnp.log1p(duration)], -1)
+
+
+def gaussian(durations_bp: jax.Array, ranges_bp: jax.Array, real_bp: jax.Array, frames: int, first_b: jax.Array | None = None) -> jax.Array:
+    """Gaussian upsampling (Shen et al. 2020, Non-Attentive Tacotron, section 2.2): float32 `[b, frames, p]`, how much of each phone a frame is.
+
+    With c the centre of a phone and s its range (both in frames), weights are N(t + 1/2; c, s^2) over their sum over the row's `real_bp`
+    phones. By log and softmax, so that they sum to 1 however far a frame is from all phones; ranges are to be greater than 0. Frames begin
+    at frame `first_b` of their row.
+    """
+    durations, ranges = durations_bp.astype(jnp.float32)[:, None], ranges_bp.astype(jnp.float32)[:, None]
+    centres = jnp.cumsum(durations, -1) - durations / 2
+    away = (_frames(frames, first_b)[:, :, None] + 0.5 - centres) / ranges
+    return jax.nn.softmax(jnp.where(real_bp[:, None], -0.5 * jnp.square(away) - jnp.log(ranges), NEVER), -1)
 
 
 def beta_binomial(frames_b: jax.Array, phones_b: jax.Array, shape: tuple[int, int], scale: float = 1.0) -> jax.Array:

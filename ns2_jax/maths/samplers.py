@@ -160,8 +160,9 @@ def table(name: str, process: Process, steps: int) -> Table:
 
 
 def run(denoise: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array, rows: Table, rng: jax.Array | None = None) -> jax.Array:
-    """Follows the table from `start` (float32). `denoise(z, t)` predicts x0 at the scalar time t; `rng` is for tables that stir."""
-    stirs = bool(rows["stir"].any())
+    """Follows the table from `start` (float32). `denoise(z, t)` predicts x0 at the scalar time t; `rng` is for tables that stir, and for
+    those that are traced."""
+    stirs = isinstance(rows["stir"], jax.Array) or bool(rows["stir"].any())  # what a traced table does is not known
     if stirs and rng is None:
         raise ValueError("this sampler needs a random key: it adds noise")
     keys = jax.random.split(rng, len(rows["t"])) if stirs else jnp.zeros((len(rows["t"]), 0))

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ns2_jax.layers import attention, codec, conv, discriminators, linear, predictors, quantize, recurrent, style, transformer
-from ns2_jax.layers import unet, vocoder, wavenet
+from ns2_jax.layers import attention, codec, conv, discriminators, linear, predictors, quantize, recurrent, style, tacotron, transformer
+from ns2_jax.layers import unet, vocoder, wavegrad, wavenet
 from ns2_jax.systems import system as systems
 from tests import meshes
 
@@ -93,6 +93,12 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "unet": (unet.UNet(8, (1, 2), style_channel=True), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "frame_net": (unet.FrameNet(16, 2), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "lstm": (Lstm(), (FRAMES,)),
+    "bilstm": (recurrent.BiLSTM(8, 0.1), (FRAMES, MASK)),
+    "conv1d_folded": (conv.FoldedConv1D(8, 5, 2, 3), (FRAMES,)),
+    "text_encoder": (tacotron.TextEncoder(32, 16, dropout=0.0), (IDS,)),
+    "voice_encoder": (tacotron.VoiceEncoder(8, hidden=16, blocks=1), (PROMPT, PROMPT_MASK, np.arange(B) == 2)),
+    "wavegrad": (wavegrad.WaveGrad((5, 2), (16, 8), (16,), 4, 16, ((1, 2, 1, 2),) * 2, patch=10, fold=2),
+                 (RNG.normal(size=(B, T * 100)).astype(np.float32), FRAMES, TIMES, PROMPT[:, 0], MASK)),
     "rvq": (Rvq(), (FRAMES,)),
     "rvq_factorised": (Factorised(3, 16, 4, C), (FRAMES,)),
 }
@@ -146,7 +152,7 @@ def test_a_row_alone_is_the_row_in_a_batch(name):
 
 
 IN_SYSTEMS = ("phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "codec_wave", "judge_1d", "vocoder_istft",
-              "style_encoder", "styled_transformer", "frame_net")
+              "style_encoder", "styled_transformer", "frame_net", "bilstm", "conv1d_folded", "text_encoder", "voice_encoder", "wavegrad")
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in IN_SYSTEMS])

@@ -144,3 +144,67 @@ def test_the_prior_is_scipys_beta_binomial(scale):
         for i in range(m):
             want[row, i, :p] = scipy.stats.betabinom(p - 1, scale * (i + 1), scale * (m - i)).logpmf(np.arange(p))
     np.testing.assert_allclose(found, want, rtol=1e-3, atol=2e-4)
+
+
+# Gaussian upsampling.
+
+
+def test_gaussian_upsampling_is_the_normalised_densities():
+    rng = np.random.default_rng(0)
+    durations, ranges = rng.integers(0, 7, (2, 6)), rng.uniform(0.3, 4, (2, 6)).astype(np.float32)
+    real, size = np.arange(6) < np.array([[6], [4]]), 30
+    durations = durations * real
+    found = np.asarray(alignment.gaussian(durations, ranges, real, size))
+    centres = np.cumsum(durations, -1) - durations / 2
+    density = scipy.stats.norm.pdf(np.arange(size)[None, :, None] + 0.5, centres[:, None], ranges[:, None]) * real[:, None]
+    near = density.sum(-1) > 1e-30
+    np.testing.assert_allclose(found[near], (density / np.maximum(density.sum(-1, keepdims=True), 1e-300))[near], atol=1e-5)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
+    assert (found[1, :, 4:] == 0).all()
+    first = np.array([3, 11])
+    later = np.asarray(alignment.gaussian(durations, ranges, real, 10, first))
+    for row, at in enumerate(first):
+        np.testing.assert_allclose(later[row], found[row, at : at + 10], atol=1e-6)
+    spoken = np.asarray(alignment.alignment(durations, size))
+    np.testing.assert_array_equal(alignment.alignment(durations, 10, first)[1], spoken[1, 11:21])
+    place = alignment.phone_position(durations, alignment.alignment(durations, 10, first), first)
+    np.testing.assert_allclose(place[1], np.asarray(alignment.phone_position(durations, spoken))[1, 11:21], atol=1e-6)
+
+
+def test_narrow_gaussians_repeat():
+    """Where ranges are in proportion to durations; of equal ones a frame between a long and a short phone may be nearer to the short one."""
+    durations = np.array([[3, 1, 5, 2]])
+    found = alignment.gaussian(durations, np.float32(0.05) * durations, durations > 0, 11)
+    np.testing.assert_allclose(found, np.asarray(alignment.alignment(durations, 11), np.float32), atol=1e-6)
+
+
+def test_gaussian_gradients_are_finite_differences():
+    durations, real = np.array([[2.0, 3.5, 1.0, 0.0]], np.float32), np.array([[True, True, True, False]])
+    x = np.random.default_rng(0).normal(size=(1, 4, 2))
+
+    def loss(durations, ranges):
+        weights = alignment.gaussian(durations, ranges, real, 8)
+        return (jnp.sin(jnp.arange(16.0).reshape(8, 2)) * (weights @ x)[0]).sum()
+
+    with jax.enable_x64(True):
+        durations, ranges = durations.astype(np.float64), np.array([[0.7, 1.2, 0.5, 1.0]])
+        grads = jax.grad(loss, (0, 1))(durations, ranges)
+        for which, grad in enumerate(grads):
+            for i in range(4):
+                bump = 2e-3 * np.eye(4)[i]
+                moved = [loss(*(v + sign * bump * (j == which) for j, v in enumerate((durations, ranges)))) for sign in (1, -1)]
+                assert float(grad[0, i]) == pytest.approx(float(moved[0] - moved[1]) / 4e-3, abs=3e-3)
+        assert (np.asarray(grads)[:, 0, 3] == 0).all()
+
+
+@pytest.mark.parametrize("durations, ranges", [
+    ([0, 0, 0], [0.3, 0.3, 0.3]), ([100_000, 1, 0], [0.3, 0.3, 0.3]), ([5, 5, 5], [1e30, 1e-6, 0.3]), ([1, 0, 1], [1e4, 1e4, 1e4])])
+def test_gaussian_upsampling_is_finite_whatever_it_is_given(durations, ranges):
+    real = np.ones((1, 3), bool)
+    value = lambda r: alignment.gaussian(np.array([durations]), r, real, 40)
+    ranges = np.array([ranges], np.float32)
+    found, back = jax.vjp(value, ranges)
+    assert np.isfinite(found).all() and np.isfinite(back(np.ones_like(found) * np.arange(3, dtype=np.float32))[0]).all()
+    np.testing.assert_allclose(np.asarray(found).sum(-1), 1, atol=1e-5)
+    nobody = alignment.gaussian(np.array([durations]), ranges, ~real, 40)
+    assert np.isfinite(nobody).all()
