@@ -18,6 +18,11 @@ JSON and give it back with `--score=out.json` instead of `--text`.
 
 `sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt. The text
 is what the source says: an aligner finds its phones there. Lines of `--batch` have the source before the prompts.
+
+    python -m ns2_jax.synthesize --task=edit --source=me.wav --said="I like tea." --text="I like coffee." --model=DIR --out=out.wav
+
+`edit` makes anew what the text has different and keeps the rest of the recording; `continue` goes on with the text after it. Both are for
+models that fill in (SoundStorm), where an empty `--prompt=` gives a voice by chance.
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ class Job:
     prompts: tuple[str, ...]
     times: tuple[str, ...] = ()
     source: str = ""
+    said: str = ""  # by the source, where the text is another
 
     @property
     def beside(self) -> dict[str, Path]:
@@ -78,6 +84,12 @@ def read_jobs() -> list[Job]:
     if not FLAGS.model:
         raise ValueError("--model=DIR is missing: a run or an export")
     times, changing, singing = tuple(FLAGS.times), FLAGS.task in ("convert", "enhance"), FLAGS.task == "sing"
+    filling = FLAGS.task in ("edit", "continue")
+    if not filling and FLAGS.said is not None:
+        raise ValueError("--said goes with --task=edit or --task=continue")
+    for name in ("batch", "score", "prompt", "verify", "sampler", "pitch_shift"):
+        if filling and FLAGS[name].value not in (None, False):
+            raise ValueError(f"--{name} does not go with --task={FLAGS.task}: the source is the voice, --said and --text the words")
     if not changing and FLAGS.target_pitch is not None:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
     if singing and not FLAGS.language.lower().startswith("en"):
@@ -106,9 +118,10 @@ def read_jobs() -> list[Job]:
             raise ValueError("--text does not go with --score, which says the words")
         if FLAGS.score is not None and changing:
             raise ValueError(f"--score does not go with --task={FLAGS.task}: the source says when its words are said")
-        if FLAGS.source is not None and not changing:
-            raise ValueError("--source goes with --task=convert or --task=enhance")
-        missing = [name for name in ("prompt", "out", *["source"] * changing) if FLAGS[name].value is None]
+        if FLAGS.source is not None and not changing and not filling:
+            raise ValueError("--source goes with --task=convert, enhance, edit or continue")
+        needed = ("source", "said", "out") if filling else ("prompt", "out", *["source"] * changing)
+        missing = [name for name in needed if FLAGS[name].value is None]
         missing = ["text"] * (FLAGS.text is None and FLAGS.score is None) + missing
         if missing:
             raise ValueError(f"--{missing[0]} is missing (or give --batch=list.tsv)")
@@ -116,7 +129,7 @@ def read_jobs() -> list[Job]:
             text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, FLAGS.lexicon)
         else:
             text = FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score)
-        jobs = [Job(FLAGS.out, text, tuple(FLAGS.prompt), times, FLAGS.source or "")]
+        jobs = [Job(FLAGS.out, text, tuple(FLAGS.prompt or ()), times, FLAGS.source or "", FLAGS.said or "")]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
     for job in jobs:
         for path in (Path(job.out), *job.beside.values()):
@@ -154,8 +167,9 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
-    flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance"], "What to do: speak, sing, or change a source.")
-    flags.DEFINE_string("source", None, "Audio file that --task=convert or enhance changes; it says the text.")
+    flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance", "edit", "continue"], "What to do: speak, sing, or change a source.")
+    flags.DEFINE_string("source", None, "Audio file that is changed; for --task=convert or enhance it says the text.")
+    flags.DEFINE_string("said", None, "What the source of --task=edit or continue says.")
     flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source and --verify; results/aligner/model of the repository if left out.")
     flags.DEFINE_bool("verify", False, "Look whether every word was said, speak once more where not, and report.")
     flags.DEFINE_enum("target_pitch", None, inference.PITCHES, "Pitch of what a source becomes; convert: predicted, enhance: kept.")
@@ -175,8 +189,8 @@ def main(argv: list[str]) -> None:
     jobs = read_jobs()
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
-    changing = FLAGS.task in ("convert", "enhance")
-    aligner = inference.load(FLAGS.aligner or ALIGNER) if changing or FLAGS.verify else None
+    changing, filling = FLAGS.task in ("convert", "enhance"), FLAGS.task in ("edit", "continue")
+    aligner = inference.load(FLAGS.aligner or ALIGNER) if changing or filling or FLAGS.verify else None
     if aligner is not None and "align" not in aligner.programs:
         raise ValueError(f"--aligner={FLAGS.aligner}: {aligner.name} does not align")
     names = ("guidance", "temperature", "sampler", "speed", "pitch_shift")
@@ -184,13 +198,16 @@ def main(argv: list[str]) -> None:
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
-        voices = [job.prompts if len(job.prompts) > 1 else job.prompts[0] for job in part]
+        voices = [(job.prompts if len(job.prompts) > 1 else (job.prompts or ("",))[0]) or None for job in part]
         common, found = dict(steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options), {}
         requests = [(job.text, voice) for job, voice in zip(part, voices)]
         if FLAGS.verify:
             takes = inference.speak_checked(model, aligner, requests, FLAGS.seed, **common)
             speeches = [speech for speech, _, _ in takes]
             found = {job.out: said(doubts, seed) for job, (_, doubts, seed) in zip(part, takes)}
+        elif filling:
+            change = inference.edit if FLAGS.task == "edit" else inference.go_on
+            speeches = [change(model, aligner, job.source, job.said, job.text, FLAGS.seed, **common) for job in part]
         elif not changing:
             speeches = model.speak_batch(requests, FLAGS.seed, **common)
         else:

@@ -216,13 +216,15 @@ class Model:
 
     # Speech.
 
-    def prompt(self, prompt: Prompt) -> np.ndarray:
+    def prompt(self, prompt: Prompt | None) -> np.ndarray:
         """A voice (file, or samples with their rate), or several recordings of it -> codes int32 `[u, q]` of at most HEARD_PROMPT seconds; of
         the longest prompt of training where the system cannot listen in windows.
 
-        Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for
-        what is no usable audio.
+        Silent ends are trimmed and the level is matched to the training data's. None is no prompt: a voice by chance. Raises AudioError (a
+        ValueError) for what is no usable audio.
         """
+        if prompt is None:
+            return np.zeros((0, int(self.system.sizes["q"])), np.int32)
         windows = "window" in self.programs["durations"].options if self.speaks else False
         most = max(self.longest_prompt, int(HEARD_PROMPT * self.rate / self.hop)) if windows else self.longest_prompt
         single = isinstance(prompt, (str, os.PathLike)) or isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], np.ndarray)
