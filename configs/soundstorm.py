@@ -66,6 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         for name in ("phone_encoder", "prompt_encoder", "duration", "pitch"):
             config.model[name] = ml_collections.ConfigDict()
     config.data.hop = hop
+    config.data.tokenizer = ""  # whose semantic tokens, 12 hex digits; "" means the only ones there
     config.data.transform = "whole"
     config.data.buckets = common.choose(  # u is the longest prompt of synthesis: 3 s
         size,

@@ -23,6 +23,10 @@ is what the source says: an aligner finds its phones there. Lines of `--batch` h
 
 `edit` makes anew what the text has different and keeps the rest of the recording; `continue` goes on with the text after it. Both are for
 models that fill in (SoundStorm), where an empty `--prompt=` gives a voice by chance.
+
+    python -m ns2_jax.synthesize --task=dialogue --text=talk.txt --prompt=Ann=ann.wav --prompt=Ben=ben.wav --model=DIR --out=out.wav
+
+`dialogue` speaks the lines of a file, `SPEAKER: what they say`, each in its speaker's voice.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ class Job:
     times: tuple[str, ...] = ()
     source: str = ""
     said: str = ""  # by the source, where the text is another
+    speakers: tuple[str, ...] = ()  # of a dialogue, whose prompts those are
 
     @property
     def beside(self) -> dict[str, Path]:
@@ -84,9 +89,11 @@ def read_jobs() -> list[Job]:
     if not FLAGS.model:
         raise ValueError("--model=DIR is missing: a run or an export")
     times, changing, singing = tuple(FLAGS.times), FLAGS.task in ("convert", "enhance"), FLAGS.task == "sing"
-    filling = FLAGS.task in ("edit", "continue")
+    filling, talking = FLAGS.task in ("edit", "continue"), FLAGS.task == "dialogue"
     if not filling and FLAGS.said is not None:
         raise ValueError("--said goes with --task=edit or --task=continue")
+    if talking and (wrong := next((name for name in ("batch", "score", "verify") if FLAGS[name].value not in (None, False)), None)):
+        raise ValueError(f"--{wrong} does not go with --task=dialogue")
     for name in ("batch", "score", "prompt", "verify", "sampler", "pitch_shift"):
         if filling and FLAGS[name].value not in (None, False):
             raise ValueError(f"--{name} does not go with --task={FLAGS.task}: the source is the voice, --said and --text the words")
@@ -129,7 +136,16 @@ def read_jobs() -> list[Job]:
             text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, FLAGS.lexicon)
         else:
             text = FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score)
-        jobs = [Job(FLAGS.out, text, tuple(FLAGS.prompt or ()), times, FLAGS.source or "", FLAGS.said or "")]
+        speakers, prompts = (), tuple(FLAGS.prompt or ())
+        if talking:
+            pairs = [prompt.partition("=") for prompt in prompts]
+            if odd := next((prompt for prompt, (name, _, path) in zip(prompts, pairs) if not (name and path)), None):
+                raise ValueError(f"--prompt={odd}: expected SPEAKER=FILE for --task=dialogue")
+            speakers, prompts = tuple(name for name, _, _ in pairs), tuple(path for _, _, path in pairs)
+            if not Path(text).is_file():
+                raise FileNotFoundError(f"--text={text}: no such file; expected a transcript with lines of SPEAKER: what they say")
+            text = Path(text).read_text(encoding="utf-8")
+        jobs = [Job(FLAGS.out, text, prompts, times, FLAGS.source or "", FLAGS.said or "", speakers)]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
     for job in jobs:
         for path in (Path(job.out), *job.beside.values()):
@@ -167,7 +183,8 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
-    flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance", "edit", "continue"], "What to do: speak, sing, or change a source.")
+    tasks = ["tts", "sing", "convert", "enhance", "edit", "continue", "dialogue"]
+    flags.DEFINE_enum("task", "tts", tasks, "What to do: speak, sing, change a source, hold a conversation.")
     flags.DEFINE_string("source", None, "Audio file that is changed; for --task=convert or enhance it says the text.")
     flags.DEFINE_string("said", None, "What the source of --task=edit or continue says.")
     flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source and --verify; results/aligner/model of the repository if left out.")
@@ -208,6 +225,11 @@ def main(argv: list[str]) -> None:
         elif filling:
             change = inference.edit if FLAGS.task == "edit" else inference.go_on
             speeches = [change(model, aligner, job.source, job.said, job.text, FLAGS.seed, **common) for job in part]
+        elif FLAGS.task == "dialogue":
+            talks = [inference.converse(model, inference.read_dialogue(job.text), dict(zip(job.speakers, job.prompts)), FLAGS.seed, **common)
+                     for job in part]
+            speeches = [talk.speech for talk in talks]
+            found = {job.out: f", {len(talk.turns)} turns" for job, talk in zip(part, talks)}
         elif not changing:
             speeches = model.speak_batch(requests, FLAGS.seed, **common)
         else:
@@ -219,7 +241,8 @@ def main(argv: list[str]) -> None:
             inference.write(job.out, speech)
             for kind, path in job.beside.items():
                 inference.write_text(path, inference.WRITERS[kind](speech.score))
-            pieces = f", in {len(speech.pieces)} pieces: longer than the model speaks at once" if len(speech.pieces) > 1 else ""
+            parted = len(speech.pieces) > 1 and not job.speakers
+            pieces = f", in {len(speech.pieces)} pieces: longer than the model speaks at once" if parted else ""
             beside = "".join(f"; {path}" for path in job.beside.values())
             print(f"{job.out}: {speech.seconds:.2f} s of speech{pieces}{found.get(job.out, '')}{beside}")
         print(f"made {sum(s.seconds for s in speeches):.1f} s of speech in {seconds:.1f} s, compilation included")

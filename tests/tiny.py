@@ -14,13 +14,15 @@ import numpy as np
 
 from configs import codec as codec_config
 from configs import naturalspeech2 as ns2_config
+from configs import semantic as semantic_config
+from configs import soundstorm as soundstorm_config
 from ns2_jax import inference
 from ns2_jax.runtime import checkpoints, state, weights
 from ns2_jax.systems import system as systems
 from ns2_jax.systems.system import Field, Program
 
 SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
-CONFIGS = {"codec": codec_config, "naturalspeech2": ns2_config}
+CONFIGS = {"codec": codec_config, "naturalspeech2": ns2_config, "semantic": semantic_config, "soundstorm": soundstorm_config}
 
 
 def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -40,7 +42,7 @@ def _model(name: str, seed: int, size: str = "smoke") -> tuple[dict, dict]:
     config = CONFIGS[name].get_config(size)
     system = systems.make(name, config.model.to_dict())
     bucket = dict(config.data.buckets[0])
-    batch = systems.shapes(system.fields, {**system.sizes, **bucket, "s": bucket["t"] * 200})
+    batch = systems.shapes(system.fields, {**system.sizes, **bucket, "s": bucket["t"] * config.data.hop})
     params, rest = jax.eval_shape(system.init, jax.random.key(0), batch)
     rng = np.random.default_rng(seed)
     flat = {path: _fill(path, leaf.shape, rng) for path, leaf in state.flatten({"params": params, "rest": rest}).items()}

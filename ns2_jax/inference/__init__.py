@@ -24,6 +24,8 @@ import numpy as np
 from ns2_jax.audio import files
 from ns2_jax.inference.checking import check, speak_checked
 from ns2_jax.inference.conversion import PITCHES, convert_all
+from ns2_jax.inference.dialogue import read as read_dialogue
+from ns2_jax.inference.dialogue import speak as converse
 from ns2_jax.inference.editing import edit, go_on
 from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.recordings import codec_hash
@@ -39,8 +41,9 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 
 __all__ = [
-    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "convert_all", "edit", "go_on", "inventory", "ladder", "load", "meshes", "phones_of",
-    "read_score", "read_song", "speak_checked", "split", "sung", "write", "write_text"]
+    "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "converse",
+    "convert_all", "edit", "go_on", "inventory", "ladder", "load", "meshes", "phones_of",
+    "read_dialogue", "read_score", "read_song", "speak_checked", "split", "sung", "write", "write_text"]
 
 
 def phones_of(model: Model) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def fill(
     piece = speech.Piece(0, words, seed, codes[: model.longest_prompt], join(score.seconds), join(score.hz))
 
     def attempt(request: int, function, *args):
-        raise ValueError(f"{piece.text!r} is longer than this model fills in at once ({model.buckets[-1]['t'] * model.hop / model.rate:.1f} s)")
+        most = model.buckets[-1]["t"] * model.hop / model.rate
+        raise ValueError(f"{piece.text!r} is longer than this model fills in at once ({most:.1f} s)")
 
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
     speech.place_in_buckets(model, [piece], early, attempt)
@@ -78,19 +79,22 @@ def fill(
     room = model.room(len(piece.prompt))
     shared, options = speech.scheduled(model, "infill", options)
     row = speech.inputs_of(model, piece, bucket, room) | shared | {
-        "codes": np.pad(codes[place], ((0, bucket["t"] - frames), (0, 0))), "frames": np.int32(frames), "begin": np.int32(begin), "end": np.int32(end)}
+        "codes": np.pad(codes[place], ((0, bucket["t"] - frames), (0, 0))), "frames": np.int32(frames), "begin": np.int32(begin),
+        "end": np.int32(end)}
     sizes = {"t": bucket["t"], "p": bucket["p"], "s": bucket["t"] * model.hop}
     (out,) = model.run("infill", [row], [piece.key(1)], sizes, **options)
     own = audio[(place[:, None] * period + np.arange(period)).reshape(-1)]
     sample = np.arange(frames * period)
     blend = BLEND * model.rate
-    inside = np.clip(np.minimum((sample - begin * period) / blend + 1 if begin else 1.0, (end * period - sample) / blend + 1 if end < frames else 1.0), 0, 1)
+    rise = (sample - begin * period) / blend + 1 if begin else 1.0
+    inside = np.clip(np.minimum(rise, (end * period - sample) / blend + 1 if end < frames else 1.0), 0, 1)
     speech.accept(piece, {"audio": (inside * out["audio"][: len(own)] + (1 - inside) * own).astype(np.float32), "codes": out["codes"]})
     return speech.join(model, [piece])
 
 
 def edit(
-    model: Model, aligner: Model, source: speech.Voice, said: str, text: str, seed: int = 0, lexicon: Any = None, language: str = "en", **options: Any,
+    model: Model, aligner: Model, source: speech.Voice, said: str, text: str, seed: int = 0, lexicon: Any = None, language: str = "en",
+    **options: Any,
 ) -> speech.Speech:
     """`source`, which says `said`, saying `text`: what the two have in common at their beginnings and ends stays, what lies between is new.
 

@@ -65,6 +65,13 @@ def hide(codes_btq: jax.Array, given: Draw, blank: int) -> tuple[jax.Array, jax.
     return jnp.where(hidden, blank, codes_btq.astype(jnp.int32)), target, own
 
 
+def spans(rng: jax.Array, shape: tuple[int, int], chance: float, length: int) -> jax.Array:
+    """Bool `[b, t]`: a span of `length` frames begins at each frame with probability `chance`, on its own; spans may overlap."""
+    begins = jax.random.uniform(rng, (shape[0], shape[1] + length - 1)) < chance
+    begins = jnp.pad(jnp.cumsum(begins, -1), ((0, 0), (1, 0)))
+    return begins[:, length:] > begins[:, :-length]  # one of the `length` frames up to this one
+
+
 def remaining(count: jax.Array, i: jax.Array, of: jax.Array) -> jax.Array:
     """How many of `count` frames are still unknown after pass i (from 1) of `of`: floor(count cos(pi/2 i/of)), int32, 0 after the last."""
     left = jnp.floor(count * ratio(i / of) + 1e-3)  # float32 cosines: 1500 cos(pi/3) is 749.9999

@@ -28,7 +28,7 @@ def test_rotated_products_depend_on_distance_alone():
         diagonal = np.diagonal(plain, distance, 1, 2)
         np.testing.assert_allclose(diagonal, np.broadcast_to(diagonal[:, :1], diagonal.shape), atol=2e-4)
     np.testing.assert_allclose(product(jnp.arange(40) + 1000), plain, atol=2e-3)
-    assert np.abs(np.diagonal(plain, 1, 1, 2) - np.diagonal(plain, 2, 1, 2)).max() > 0.1
+    assert np.abs(plain[:, 0, 1] - plain[:, 0, 2]).max() > 0.1
     np.testing.assert_allclose(np.square(rotate(q, jnp.arange(40))).sum(-1), np.square(q).sum(-1), rtol=1e-4)
 
 

@@ -55,7 +55,8 @@ def test_prompts_and_coarser_levels_stay_and_finer_ones_are_hidden(drawn):
 def test_spans_and_levels_are_drawn_as_they_should_be(drawn):
     _, frames, given, *_ = drawn
     full = frames == 24
-    assert np.bincount(given.begin_b[full], minlength=24) / full.sum() == pytest.approx(np.full(24, 1 / 24), abs=0.02)
+    assert np.bincount(given.begin_b[full], minlength=24) / full.sum() == pytest.approx(np.full(24, 1 / 24), abs=0.035)  # five deviations
+    assert ((given.begin_b + 0.5) / frames).mean() == pytest.approx(0.5, abs=0.01)
     inner = given.begin_b < frames - 1  # an end uniform behind begin is the last frame's in one of (frames - begin) cases
     early = (given.end_b < frames)[inner].mean()
     assert early == pytest.approx(0.25 * (1 - 1 / (frames - given.begin_b)[inner]).mean(), abs=0.01)
@@ -63,8 +64,19 @@ def test_spans_and_levels_are_drawn_as_they_should_be(drawn):
 
 
 def test_a_target_at_the_end_is_the_papers():
-    given = masking.draw(jax.random.key(0), jnp.full(500, 9), 12, jnp.ones(2) / 2)
-    assert (given.end_b == 9).all()
+    draw = jax.jit(lambda key, frames: masking.draw(key, frames, 12, jnp.ones(2) / 2).end_b)
+    assert (draw(jax.random.key(0), np.full(500, 9)) == 9).all()
+
+
+def test_masked_spans_are_as_long_and_as_many_as_they_should_be():
+    """A frame is masked unless none of the last ten draws begins a span: BEST-RQ's third of the frames."""
+    found = np.asarray(jax.jit(lambda key: masking.spans(key, (400, 200), 0.04, 10))(jax.random.key(0)))
+    assert found.mean() == pytest.approx(1 - 0.96**10, abs=0.01)
+    assert found[:, 0].mean() == pytest.approx(1 - 0.96**10, abs=0.08)  # the first frame as often as any
+    edges = np.diff(np.pad(found, ((0, 0), (1, 1))).astype(int), axis=1)
+    inner = [row for row in edges[:, 1:-1] if row[row != 0][:1] == 1 and row[row != 0][-1:] == -1]  # no span cut off at an end
+    lengths = np.concatenate([np.flatnonzero(row == -1) - np.flatnonzero(row == 1) for row in inner])
+    assert lengths.min() == 10 and len(lengths) > 500
 
 
 def test_counts_are_those_of_the_fact_sheet():

@@ -281,7 +281,8 @@ class System(Programs, SingleLoss):
 
         def predictor(net: Any, length: float) -> float:
             attended = net.layers // net.every * attention(length, t, net.width, w)
-            return length * w * net.width * (net.width != w) + net.layers * length * net.kernel * net.width**2 + attended + length * net.width * net.outputs
+            change = length * w * net.width * (net.width != w)
+            return change + net.layers * length * net.kernel * net.width**2 + attended + length * net.width * net.outputs
 
         block = t * (4 * d * net.hidden + 3 * d * inner) + attention(t, t, d, d)
         macs = net.layers * block + t * (w * d + d * self.codes)

@@ -59,8 +59,6 @@ class Programs:
         c, align = self.frames(params, self.apply(params, "phones", inputs["phones"]), inputs["durations"], sizes["t"])
         mask = align.any(-1)
         c = self.pitched(params, c, inputs["f0"] * mask) if self.pitch else c
-        if self.condition == "both":
-            c = c + self.networks["semantic"].apply({"params": params["semantic"]}, inputs["semantic"])
         at = jnp.arange(u)[None] - (u - n)  # right-aligned
         heard = at >= 0
         prompt = jnp.take_along_axis(prompt, jnp.maximum(at, 0)[..., None], 1)
@@ -73,7 +71,7 @@ class Programs:
                             temperature, top_p, choice)[:, u:]
         return self._spoken(rest, filled, mask)
 
-    def infill(
+    def fill_in(
         self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, steps: int, guidance: float, temperature: float,
         top_p: float, choice: float,
     ) -> dict[str, jax.Array]:
@@ -133,8 +131,8 @@ class Programs:
         found = {
             "encode": Program(self.encode, {"audio": audio}, {"codes": codes}),
             "decode": Program(self.decode, {"codes": codes}, {"audio": audio}),
-            "infill": Program(self.infill, text | span | schedule, made, options)}
-        if self.speaks:
+            "infill": Program(self.fill_in, text | span | schedule, made, options)}
+        if self.condition == "phones":  # where tokens are needed too, somebody must say them first
             said = {"phones": text["phones"]}
             found["durations"] = Program(self.durations, said | prompt, {"durations": text["durations"]}, {"speed": 1.0})
             found["sample"] = Program(self.sample, text | prompt | schedule, made, options)
