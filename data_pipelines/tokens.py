@@ -64,14 +64,33 @@ def _shard(dataset: Dataset, tokenizer: Tokenizer, split: str, batch_seconds: fl
     return len(rows)
 
 
+def _check_rate(dataset: Dataset, tokenizer: Tokenizer) -> None:
+    if tokenizer.sample_rate != dataset.sample_rate:
+        raise ValueError(f"{tokenizer.model.path} is a tokenizer for {tokenizer.sample_rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz")
+
+
+@functools.lru_cache(maxsize=1)
+def load(path: str) -> Tokenizer:
+    """The tokenizer of an export or a run, loaded once a process."""
+    return Tokenizer(inference.load(path))
+
+
+def tokens_shard(root: str, settings: tuple[str, float], split: str, shard: int, total: int) -> int:
+    """`_shard` of the data set at `root`, as a stage of `data_pipelines.run`; `settings` are the tokenizer's path and a batch's seconds."""
+    del total
+    path, batch_seconds = settings
+    dataset, tokenizer = batches.open_dataset(root), load(path)
+    _check_rate(dataset, tokenizer)
+    return _shard(dataset, tokenizer, split, batch_seconds, shard)
+
+
 def tokenise(root: str | os.PathLike, model: inference.Model, batch_seconds: float = 60.0) -> str:
     """Tokens of every split of the data set at `root`; returns the name of the group.
 
     Raises FileNotFoundError without a data set; ValueError when `model` makes no tokens or was trained at another sample rate.
     """
     dataset, tokenizer = Dataset.open(root), Tokenizer(model)
-    if tokenizer.sample_rate != dataset.sample_rate:
-        raise ValueError(f"{model.path} is a tokenizer for {tokenizer.sample_rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz")
+    _check_rate(dataset, tokenizer)
     for split in dataset.splits:
         work = functools.partial(_shard, dataset, tokenizer, split, batch_seconds)
         shards.run_shards(work, dataset.manifest["splits"][split]["shards"], 0, f"tokens {split}")

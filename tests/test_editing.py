@@ -12,7 +12,7 @@ from commands import refused, run
 
 from ns2_jax import inference
 from ns2_jax.audio import files
-from ns2_jax.inference import conversion, editing
+from ns2_jax.inference import conversion, editing, revoicing
 from ns2_jax.text import front
 
 NAME = "ns2_jax.synthesize"
@@ -143,3 +143,25 @@ def test_a_voice_by_chance_and_prompts_are_spoken(model, tmp_path, monkeypatch):
     long = model.speak("The sun came up over the hills, and the birds began to sing. She walked to the market with her brother; they bought bread, "
                        "apples and a little fish. In the evening it rained!", str(tiny.SPEECH), steps=2)
     assert len(long.pieces) > 1 and len(long.audio) == long.ends[-1]
+
+
+def test_tokens_in_another_voice(tmp_path_factory):
+    """As long as the source, in pieces where it is longer than a bucket; what the tokens say is heard, and the prompt is."""
+    size = "smoke,semantic"
+    small = inference.load(tiny.write_model("soundstorm", tmp_path_factory.mktemp("semantic"), size=size))
+    tokenizer = inference.load(tiny.write_model("semantic", tmp_path_factory.mktemp("tokenizer"), size="smoke,kmeans"))
+    config = {**small.config, "data": {**small.config["data"], "buckets": [{"b": 1, "t": 160, "p": 1, "u": 32}]}}
+    model = inference.Model(small.system, small.params, small.rest, config)
+    audio = files.read(SOURCE, 16000)[: 16000 * 2]
+    plain, rate = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, steps=2)
+    assert rate == 16000 and len(plain) == len(audio) // 200 * 200 and np.isfinite(plain).all()
+    again, _ = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, steps=2)
+    np.testing.assert_array_equal(plain, again)
+    other, _ = revoicing.revoice(model, tokenizer, (audio, 16000), tiny.SPEECH, steps=2)
+    assert np.abs(other - plain).max() > 0
+    tokens = revoicing.tokens_of(tokenizer, audio, 16000, 200)
+    assert len(tokens) == 160 and len(np.unique(tokens)) > 1
+    with pytest.raises(ValueError, match="does not speak from semantic tokens"):
+        revoicing.revoice(tokenizer, tokenizer, SOURCE, None)
+    with pytest.raises(ValueError, match="makes no tokens"):
+        revoicing.revoice(model, model, SOURCE, None)

@@ -29,6 +29,7 @@ from ns2_jax.inference.dialogue import speak as converse
 from ns2_jax.inference.editing import edit, go_on
 from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.recordings import codec_hash
+from ns2_jax.inference.revoicing import revoice
 from ns2_jax.inference.score import WRITERS, Score
 from ns2_jax.inference.score import read as read_score
 from ns2_jax.inference.song import SUFFIXES as SONGS
@@ -43,7 +44,7 @@ from ns2_jax.text import phones as inventory
 __all__ = [
     "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Model", "Prompt", "Score", "Speech", "check", "codec_hash", "converse",
     "convert_all", "edit", "go_on", "inventory", "ladder", "load", "meshes", "phones_of",
-    "read_dialogue", "read_score", "read_song", "speak_checked", "split", "sung", "write", "write_text"]
+    "read_dialogue", "read_score", "read_song", "revoice", "speak_checked", "split", "sung", "write", "write_text"]
 
 
 def phones_of(model: Model) -> dict[str, Any]:

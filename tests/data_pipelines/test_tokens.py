@@ -45,6 +45,15 @@ def test_tokens_are_the_programs_and_a_second_run_writes_nothing(data_set, model
     assert {path: path.stat().st_mtime_ns for path in (data_set / group).iterdir()} == before
 
 
+def test_the_stage_of_run_writes_the_same(data_set, model):
+    root, (group,) = str(data_set), [group for group in Dataset.open(data_set).groups if group.startswith("semantic-")]
+    kept = {path.name: path.read_bytes() for path in (data_set / group).glob("train-*.tfrecord")}
+    for path in (data_set / group).glob("train-*"):
+        path.unlink()
+    assert tokens.tokens_shard(root, (model.path, 8.0), "train", 0, 1) == 6
+    assert {path.name: path.read_bytes() for path in (data_set / group).glob("train-*.tfrecord")} == kept
+
+
 def test_a_feed_holds_each_token_at_the_centres_of_its_frames(data_set):
     data = dict(path=data_set, split="train", transform="whole", buckets=[dict(b=2, t=320, p=48)], sample_rate=16000, hop=200,
                 codes=noise_corpus.CODEC, workers=0)

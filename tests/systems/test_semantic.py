@@ -16,6 +16,7 @@ from ns2_jax.systems.system import make
 from tests import goldens, meshes
 
 HOP, T = 640, 24
+jit = functools.partial(jax.jit, compiler_options=meshes.FAST)  # compiling is most of what these tests take
 
 
 def system(words: str = "smoke", **changes):
@@ -39,21 +40,21 @@ def batch(b: int = 8, seed: int = 0) -> dict:
 
 @functools.cache
 def started(words: str = "smoke") -> tuple:
-    params, rest = jax.device_get(jax.jit(system(words).init)(jax.random.key(0), batch()))
+    params, rest = jax.device_get(jit(system(words).init)(jax.random.key(0), batch()))
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: x + rng.normal(0, 0.03, x.shape).astype(x.dtype), params), rest
 
 
 @functools.cache
 def grads(words: str = "smoke"):
-    return jax.jit(system(words).grads)
+    return jit(system(words).grads)
 
 
 def test_classes_are_the_nearest_random_codes_by_cosine():
     """From the mel spectrum on in numpy: mean of the utterance out, deviation of the first batch, projection, cosine."""
     one, data, (_, rest) = system(), batch(), started()
     mask = np.arange(T) < data["frames"][:, None]
-    x, found = jax.device_get(jax.jit(lambda audio: (lambda x: (x, one.classes(rest, x)))(one.features(rest, audio, mask)))(data["audio"]))
+    x, found = jax.device_get(jit(lambda audio: (lambda x: (x, one.classes(rest, x)))(one.features(rest, audio, mask)))(data["audio"]))
     rows = np.where(np.repeat(mask, HOP, 1), data["audio"], 0)
     mel = np.asarray(spectral.log_mel(rows, 16000, one.size, one.mel_hop, one.mels, one.floor))
     stacks, square = [], 0.0
@@ -74,7 +75,7 @@ def test_classes_are_the_nearest_random_codes_by_cosine():
 def test_the_loss_is_cross_entropy_where_the_input_was_masked():
     """Masked frames are those of `masking.spans`; what they held is not heard, what they are is asked for."""
     one, data, (params, rest) = quiet(), batch(), started()
-    run = jax.jit(one.grads)
+    run = jit(one.grads)
     key = jax.random.key(4)
     _, _, plain = run(params, rest, data, key, 0)
     mask = np.arange(T) < data["frames"][:, None]
@@ -87,7 +88,7 @@ def test_the_loss_is_cross_entropy_where_the_input_was_masked():
         x = jnp.where(hidden[..., None], 0.1 * jax.random.normal(noise, x.shape), x)
         return one.net.apply({"params": params}, x, mask), classes
 
-    logits, classes = (np.asarray(x, np.float64) for x in jax.jit(by_hand)(data["audio"]))
+    logits, classes = (np.asarray(x, np.float64) for x in jit(by_hand)(data["audio"]))
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     ce = -np.take_along_axis(log_p, classes[..., None].astype(int), -1)[..., 0]
     assert 0.15 < hidden.sum() / mask.sum() < 0.55 and float(plain["weight"]) == hidden.sum()
@@ -102,14 +103,14 @@ def test_k_means_is_decayed_counts_and_sums_of_standardised_channels():
     none, stats, metrics = jax.device_get(grads("smoke,kmeans")({}, rest, data, jax.random.key(0), 0))
     assert none == {}
     mask = np.arange(T) < data["frames"][:, None]
-    h = np.asarray(jax.jit(lambda audio: one.layer_output(rest["encoder"]["params"], rest["encoder"]["rest"], audio, mask))(data["audio"]))[mask]
+    h = np.asarray(jit(lambda audio: one.layer_output(rest["encoder"]["params"], rest["encoder"]["rest"], audio, mask))(data["audio"]))[mask]
     x, book = (h - rest["mean"]) / np.sqrt(rest["square"] - rest["mean"] ** 2), rest["kmeans"]["codebooks"][0]
     distance = np.square(x[:, None] - book).sum(-1)
     np.testing.assert_array_equal(stats["counts"][0], np.bincount(distance.argmin(-1), minlength=16))
     sums = np.stack([x[distance.argmin(-1) == k].sum(0) for k in range(16)])
     np.testing.assert_allclose(stats["sums"][0], sums, atol=1e-2)
     assert metrics["loss"] == pytest.approx(distance.min(-1).sum() / 32, rel=1e-3) and metrics["weight"] == mask.sum()
-    new = jax.device_get(jax.jit(one.update)({}, rest, stats, jax.random.key(1), 0))
+    new = jax.device_get(jit(one.update)({}, rest, stats, jax.random.key(1), 0))
     np.testing.assert_allclose(new["mean"], 0.99 * rest["mean"] + 0.01 * h.mean(0), atol=1e-4)
     np.testing.assert_allclose(new["square"], 0.99 * rest["square"] + 0.01 * np.square(h).mean(0), rtol=1e-4)
     live = stats["counts"][0] > 3
@@ -119,7 +120,7 @@ def test_k_means_is_decayed_counts_and_sums_of_standardised_channels():
 
 def test_a_layer_in_the_middle_is_the_stack_up_to_it_and_tokens_do_not_hear_padding():
     one, data, (_, rest) = system("smoke,kmeans"), batch(), started("smoke,kmeans")
-    call = jax.jit(one.programs()["tokenise"].bind({"b": 8, "t": T, "s": T * HOP}))
+    call = jit(one.programs()["tokenise"].bind({"b": 8, "t": T, "s": T * HOP}))
     inputs = {name: data[name] for name in ("audio", "frames")}
     tokens = np.asarray(call({}, rest, inputs, jax.random.key(0))["tokens"])
     mask = np.arange(T) < data["frames"][:, None]
@@ -127,9 +128,9 @@ def test_a_layer_in_the_middle_is_the_stack_up_to_it_and_tokens_do_not_hear_padd
     np.testing.assert_array_equal(call({}, rest, inputs | {"audio": loud}, jax.random.key(0))["tokens"], tokens)
     assert (tokens[~mask] == 0).all() and len(np.unique(tokens[mask])) > 4
     whole = system("smoke,kmeans", layer=2)
-    deep = jax.jit(lambda audio: whole.layer_output(rest["encoder"]["params"], rest["encoder"]["rest"], audio, mask))(data["audio"])
+    deep = jit(lambda audio: whole.layer_output(rest["encoder"]["params"], rest["encoder"]["rest"], audio, mask))(data["audio"])
     x = one.features(rest["encoder"]["rest"], data["audio"], mask)
-    expected = jax.jit(lambda x: one.net.apply({"params": rest["encoder"]["params"]}, x, mask, method="hidden"))(x)
+    expected = jit(lambda x: one.net.apply({"params": rest["encoder"]["params"]}, x, mask, method="hidden"))(x)
     np.testing.assert_allclose(deep, expected, atol=1e-4)
 
 
@@ -144,7 +145,7 @@ def test_golden_metrics_of_one_training_step():
     """Update golden_semantic.json (delete it and run twice) only when a change to the mathematics was intended."""
     found = {}
     for words, name in (("smoke", "encoder"), ("smoke,kmeans", "kmeans")):
-        params, rest = jax.jit(system(words).init)(jax.random.key(0), batch())
+        params, rest = jit(system(words).init)(jax.random.key(0), batch())
         own, stats, metrics = grads(words)(params, rest, batch(), jax.random.key(1), 0)
         found |= {f"{name}/{key}": float(value / metrics["weight"]) for key, value in metrics.items() if key != "weight"}
         found[f"{name}/grad_norm"] = float(optax.global_norm((own, stats)) / metrics["weight"])

@@ -18,6 +18,7 @@ from ns2_jax.systems.system import make, shapes
 from tests import goldens, meshes
 
 SIZES = {"b": 8, "t": 24, "p": 8, "u": 12}
+jit = functools.partial(jax.jit, compiler_options=meshes.FAST)  # compiling is most of what these tests take
 
 
 def numbers(size: str = "smoke", **changes) -> dict:
@@ -67,7 +68,7 @@ def pad(data: dict, t: int, p: int) -> dict:
 def started() -> tuple:
     """(params, rest) of the smoke system, with noise in every parameter."""
     one = system()
-    params, rest = jax.device_get(jax.jit(one.init)(jax.random.key(0), batch(one)))
+    params, rest = jax.device_get(jit(one.init)(jax.random.key(0), batch(one)))
     rng = np.random.default_rng(1)
     own = rest["codec"]["rest"]
     own["mean"], own["deviation"] = rng.normal(0, 0.2, own["mean"].shape).astype(np.float32), np.full_like(own["deviation"], 1.3)
@@ -76,13 +77,13 @@ def started() -> tuple:
 
 @functools.cache
 def smoke_grads():
-    return jax.jit(system().grads)
+    return jit(system().grads)
 
 
 @functools.cache
 def still_value_and_grad():
     one = still()
-    return one, jax.jit(jax.value_and_grad(one.loss_given, has_aux=True))
+    return one, jit(jax.value_and_grad(one.loss_given, has_aux=True))
 
 
 def fixed_draws(one: System, frames: np.ndarray, t: int) -> dict:
@@ -139,7 +140,7 @@ def test_the_loss_is_cross_entropy_of_the_hidden_tokens_by_hand():
         loss, (_, metrics) = spy.loss_given(params, rest, data, draws)
         return loss, metrics, {k: seen[k] for k in ("decoder", "duration", "pitch")}
 
-    loss, metrics, out = jax.device_get(jax.jit(run)(params, rest, data))
+    loss, metrics, out = jax.device_get(jit(run)(params, rest, data))
     masks, expected = draws["masks"], dict.fromkeys(("ce", "accuracy", "duration", "pitch", "voicing", "weight"), 0.0)
     levels = np.zeros((2, one.levels))
     for row in range(8):
@@ -281,7 +282,7 @@ def test_wrong_numbers_are_named():
 def test_golden_metrics_of_one_training_step():
     """Update golden_soundstorm.json (delete it and run twice) only when a change to the mathematics was intended."""
     one = system()
-    params, rest = jax.jit(one.init)(jax.random.key(0), batch(one))
+    params, rest = jit(one.init)(jax.random.key(0), batch(one))
     grads, _, metrics = smoke_grads()(params, rest, batch(one), jax.random.key(1), 0)
     found = {name: float(value / metrics["weight"]) for name, value in metrics.items() if name != "weight"}
     found |= {f"grad_norm/{k}": float(optax.global_norm(g) / metrics["weight"]) for k, g in grads.items()}
@@ -293,10 +294,10 @@ def learned() -> tuple:
     """(system, batch, params, rest, metrics of every step): one batch learned by heart, with its text."""
     one = still(drop_prompt=0.0, drop_text=0.0, drop_both=0.0, decoder={"dropout": 0.0, "remat": False, "width": 64, "hidden": 128})
     data = batch(one)
-    params, rest = jax.jit(one.init)(jax.random.key(0), data)
+    params, rest = jit(one.init)(jax.random.key(0), data)
     optimiser = optax.adam(4e-3)
 
-    @jax.jit
+    @jit
     def step(params, opt, rng):
         grads, _, metrics = one.grads(params, rest, data, rng, 0)
         updates, opt = optimiser.update(jax.tree.map(lambda g: g / metrics["weight"], grads), opt)
@@ -320,7 +321,7 @@ def test_one_batch_is_learned_by_heart_and_said_again():
     begin = data["frames"] // 3
     inputs = {k: data[k] for k in ("phones", "durations", "f0", "codes", "frames")} | {
         "begin": begin, "end": data["frames"], "schedule": np.zeros((8, one.levels), np.int32)}
-    out = jax.jit(one.programs()["infill"].bind(SIZES, steps=8))(params, rest, inputs, jax.random.key(0))
+    out = jit(one.programs()["infill"].bind(SIZES, steps=8))(params, rest, inputs, jax.random.key(0))
     target = (np.arange(24) >= begin[:, None]) & (np.arange(24) < data["frames"][:, None])
     assert (np.asarray(out["codes"]) == data["codes"])[target].mean() > 0.97
 
@@ -330,7 +331,7 @@ def test_one_batch_is_learned_by_heart_and_said_again():
 
 @functools.cache
 def program(name: str, options: tuple = (), t: int = 24):
-    return jax.jit(system().programs()[name].bind({**SIZES, "t": t}, **dict(options)))
+    return jit(system().programs()[name].bind({**SIZES, "t": t}, **dict(options)))
 
 
 def asked(t: int = 24) -> dict:
@@ -429,17 +430,17 @@ def test_durations_and_contour_are_whole_frames_and_hertz():
 def test_encode_and_decode_are_the_codecs_first_levels():
     one, (params, rest) = system(), started()
     audio = np.random.default_rng(0).normal(0, 0.1, (2, 2400)).astype(np.float32)
-    codes = np.asarray(jax.jit(one.programs()["encode"].bind({}))(params, rest, {"audio": audio}, jax.random.key(0))["codes"])
+    codes = np.asarray(jit(one.programs()["encode"].bind({}))(params, rest, {"audio": audio}, jax.random.key(0))["codes"])
     net, gen, books = one.codec_network, rest["codec"]["params"]["gen"], rest["codec"]["rest"]["codebooks"]
-    residual = np.asarray(jax.jit(functools.partial(net.apply, method="encode"))({"params": gen}, audio))
+    residual = np.asarray(jit(functools.partial(net.apply, method="encode"))({"params": gen}, audio))
     assert codes.shape == (2, 12, 3) and one.levels == 3 and len(books) == 4
     z = np.zeros_like(residual)
     for level in range(3):
         nearest = np.square(residual[..., None, :] - books[level]).sum(-1).argmin(-1)
         assert (nearest == codes[..., level]).mean() > 0.99
         z, residual = z + books[level][codes[..., level]], residual - books[level][codes[..., level]]
-    decoded = jax.jit(one.programs()["decode"].bind({}))(params, rest, {"codes": codes}, jax.random.key(0))["audio"]
-    expected = jax.jit(functools.partial(net.apply, method="decode"))({"params": gen}, z)
+    decoded = jit(one.programs()["decode"].bind({}))(params, rest, {"codes": codes}, jax.random.key(0))["audio"]
+    expected = jit(functools.partial(net.apply, method="decode"))({"params": gen}, z)
     np.testing.assert_allclose(decoded, expected, atol=1e-5)
 
 
