@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from data_pipelines import token_check, tokens
+from data_pipelines import token_check, tokens, verify
 from ns2_jax import inference
 from ns2_jax.data import feed, frames
 from ns2_jax.data.dataset import Dataset
@@ -92,8 +92,14 @@ def test_what_tokens_know_of_phones_and_speakers():
 def test_a_check_compares_with_mfccs(data_set):
     dataset = Dataset.open(data_set)
     (group,) = (group for group in dataset.groups if group.startswith("semantic-"))
-    found = token_check.check(dataset, group, "valid", 4, 640)
+    found = token_check.check(dataset, group, "valid", 16, 640)
     assert set(found) == {"tokens", "MFCC k-means"} and all(0 <= found[name]["pnmi"] <= 1 and found[name]["phone_purity"] > 0 for name in found)
+
+
+def test_verify_counts_tokens():
+    marker = {"info": {"hop": 640}}
+    wrong = lambda n: verify._invariants("semantic-0", {"tokens": np.zeros(n, np.uint16), "num_samples": 6400}, marker)
+    assert not wrong(10) and "9 tokens for 6400 samples" in wrong(9)
 
 
 def test_a_model_that_makes_no_tokens_is_refused(data_set, tmp_path):
