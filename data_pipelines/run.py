@@ -9,6 +9,7 @@
 | `align` | group `align`: phones as spoken, and where they end (`config.aligner`) | meta, audio |
 | `f0` | group `f0`, and `index/f0.json`: mean and spread of every speaker | audio |
 | `encode` | group `codes-<hash>`: a codec's codes | audio |
+| `semantic` | group `semantic-<hash>`: what is said, as tokens (`config.semantic`) | audio |
 | `quality` | group `quality` and the columns that a training can cut by; duplicates are flagged | all groups |
 | `index` | lost side indexes, who speaks where, `rejects.jsonl`, `manifest.json`; the counts must balance | all groups |
 | `verify` | `verify/`: every checksum and invariant, and exit code 2 when one does not hold | all groups |
@@ -42,7 +43,7 @@ from ns2_jax.data import records, speakers
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import phones
 
-STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "quality", "index", "verify", "stats")
+STAGES = ("ingest", "normalise", "phonemise", "tokenizer", "align", "f0", "encode", "semantic", "quality", "index", "verify", "stats")
 RUNNERS = ("local", "beam")
 TAKES_WORDS = True  # what follows `--` is the runner's
 FIXED = ("corpus", "root", "layout", "rate", "min_seconds", "max_seconds", "level", "transcribed", "split_by", "valid", "test", "per_shard",
@@ -185,6 +186,17 @@ def _encode(job: Job) -> None:
     codec = os.path.abspath(job.config["codec"])
     group = f"codes-{encode.load(codec).hash}"
     job.each(encode.encode_shard, (codec, job.config["batch_seconds"], job.config["pack"]), "encode", device=True)
+    shards.write_manifest(job.root, needed=[group])
+
+
+def _semantic(job: Job) -> None:
+    from data_pipelines import tokens
+
+    if not job.config["semantic"]:
+        raise ValueError("config.semantic is empty: give the run or export of a tokenizer (configs/semantic.py:SIZE,kmeans)")
+    tokenizer = os.path.abspath(job.config["semantic"])
+    group = f"semantic-{tokens.load(tokenizer).hash}"
+    job.each(tokens.tokens_shard, (tokenizer, job.config["batch_seconds"]), "semantic", device=True)
     shards.write_manifest(job.root, needed=[group])
 
 

@@ -40,6 +40,8 @@ def _invariants(group: str, record: dict[str, Any], marker: dict[str, Any]) -> s
         return f"{len(record['f0'])} values of F0 for {samples} samples, or one that is not a frequency"
     if kind == "codes" and record["codes"].shape != (frame_count(samples, marker["info"]["hop"]), marker["info"]["levels"]):
         return f"codes {record['codes'].shape} for {samples} samples"
+    if kind == "semantic" and len(record["tokens"]) != max(samples // marker["info"]["hop"], 1):
+        return f"{len(record['tokens'])} tokens for {samples} samples"
     if kind == "quality" and len(record["values"]) != len(marker["info"]["columns"]):
         return f"{len(record['values'])} values for the columns {marker['info']['columns']}"
     return ""

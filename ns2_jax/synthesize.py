@@ -22,6 +22,15 @@ own are given as `--option=NAME=VALUE` (VALL-E: top_p, best_of, repetition_windo
 
 `sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt. The text
 is what the source says: an aligner finds its phones there. Lines of `--batch` have the source before the prompts.
+
+    python -m ns2_jax.synthesize --task=edit --source=me.wav --said="I like tea." --text="I like coffee." --model=DIR --out=out.wav
+
+`edit` makes anew what the text has different and keeps the rest of the recording; `continue` with a `--source` goes on with the text after it.
+Both are for models that fill in (SoundStorm), where an empty `--prompt=` gives a voice by chance.
+
+    python -m ns2_jax.synthesize --task=dialogue --text=talk.txt --prompt=Ann=ann.wav --prompt=Ben=ben.wav --model=DIR --out=out.wav
+
+`dialogue` speaks the lines of a file, `SPEAKER: what they say`, each in its speaker's voice.
 """
 
 from __future__ import annotations
@@ -49,12 +58,14 @@ class Job:
     prompts: tuple[str, ...]
     times: tuple[str, ...] = ()
     source: str = ""
-    said: tuple[str, ...] = ()  # texts of the prompts
+    said: str = ""  # by the source, where the text is another
+    speakers: tuple[str, ...] = ()  # of a dialogue, whose prompts those are
+    texts: tuple[str, ...] = ()  # of the prompts
 
     @property
     def voices(self) -> tuple[str | inference.Said, ...]:
         """The prompts, with their texts where these are given."""
-        return tuple(inference.Said(prompt, text) if text else prompt for prompt, text in zip(self.prompts, self.said or ("",) * len(self.prompts)))
+        return tuple(inference.Said(prompt, text) if text else prompt for prompt, text in zip(self.prompts, self.texts or ("",) * len(self.prompts)))
 
     @property
     def beside(self) -> dict[str, Path]:
@@ -82,11 +93,24 @@ def read_list(path: str) -> list[tuple[str, str, tuple[str, ...]]]:
     return jobs
 
 
+def fills() -> bool:
+    """Whether the source is filled in or gone on with (SoundStorm), rather than a prompt (VALL-E)."""
+    return FLAGS.task == "edit" or FLAGS.task == "continue" and FLAGS.source is not None
+
+
 def read_jobs() -> list[Job]:
     """What the flags ask for, checked before anything slow starts."""
     if not FLAGS.model:
         raise ValueError("--model=DIR is missing: a run or an export")
     times, changing, singing = tuple(FLAGS.times), FLAGS.task in ("convert", "enhance"), FLAGS.task == "sing"
+    filling, talking = fills(), FLAGS.task == "dialogue"
+    if not filling and FLAGS.said is not None:
+        raise ValueError("--said goes with --task=edit or --task=continue, and says what --source says")
+    if talking and (wrong := next((name for name in ("batch", "score", "verify") if FLAGS[name].value not in (None, False)), None)):
+        raise ValueError(f"--{wrong} does not go with --task=dialogue")
+    for name in ("batch", "score", "prompt", "verify", "sampler", "pitch_shift"):
+        if filling and FLAGS[name].value not in (None, False):
+            raise ValueError(f"--{name} does not go with --task={FLAGS.task}: the source is the voice, --said and --text the words")
     if not changing and FLAGS.target_pitch is not None:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
     if singing and not FLAGS.language.lower().startswith("en"):
@@ -97,7 +121,7 @@ def read_jobs() -> list[Job]:
         raise ValueError("--task=sing needs --score=SONG: MusicXML or MIDI")
     if changing and FLAGS.verify:
         raise ValueError(f"--verify does not go with --task={FLAGS.task}: the source says the words")
-    continuing = FLAGS.task == "continue"
+    continuing = FLAGS.task == "continue" and not filling
     if FLAGS.seconds is not None and not continuing:
         raise ValueError("--seconds goes with --task=continue")
     inference.options_of(FLAGS.option)
@@ -125,9 +149,10 @@ def read_jobs() -> list[Job]:
             raise ValueError("--text does not go with --score, which says the words")
         if FLAGS.score is not None and changing:
             raise ValueError(f"--score does not go with --task={FLAGS.task}: the source says when its words are said")
-        if FLAGS.source is not None and not changing:
-            raise ValueError("--source goes with --task=convert or --task=enhance")
-        missing = [name for name in ("prompt", "out", *["source"] * changing) if FLAGS[name].value is None]
+        if FLAGS.source is not None and not changing and not filling:
+            raise ValueError("--source goes with --task=convert, enhance, edit or continue")
+        needed = ("source", "said", "out") if filling else ("prompt", "out", *["source"] * changing)
+        missing = [name for name in needed if FLAGS[name].value is None]
         missing = ["text"] * (FLAGS.text is None and FLAGS.score is None) + missing
         if missing:
             raise ValueError(f"--{missing[0]} is missing (or give --batch=list.tsv)")
@@ -135,10 +160,19 @@ def read_jobs() -> list[Job]:
             text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, FLAGS.lexicon)
         else:
             text = FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score)
-        said = tuple(FLAGS.prompt_text or ())
-        if said and len(said) != len(FLAGS.prompt):
-            raise ValueError(f"--prompt_text is given {len(said)} times, --prompt {len(FLAGS.prompt)} times; each prompt has its own")
-        jobs = [Job(FLAGS.out, text, tuple(FLAGS.prompt), times, FLAGS.source or "", said)]
+        texts = tuple(FLAGS.prompt_text or ())
+        if texts and len(texts) != len(FLAGS.prompt):
+            raise ValueError(f"--prompt_text is given {len(texts)} times, --prompt {len(FLAGS.prompt)} times; each prompt has its own")
+        speakers, prompts = (), tuple(FLAGS.prompt or ())
+        if talking:
+            pairs = [prompt.partition("=") for prompt in prompts]
+            if odd := next((prompt for prompt, (name, _, path) in zip(prompts, pairs) if not (name and path)), None):
+                raise ValueError(f"--prompt={odd}: expected SPEAKER=FILE for --task=dialogue")
+            speakers, prompts = tuple(name for name, _, _ in pairs), tuple(path for _, _, path in pairs)
+            if not Path(text).is_file():
+                raise FileNotFoundError(f"--text={text}: no such file; expected a transcript with lines of SPEAKER: what they say")
+            text = Path(text).read_text(encoding="utf-8")
+        jobs = [Job(FLAGS.out, text, prompts, times, FLAGS.source or "", FLAGS.said or "", speakers, texts)]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
     if continuing and (several := next((job for job in jobs if len(job.prompts) > 1), None)):
         raise ValueError(f"--task=continue goes on from one recording, {several.out} has {len(several.prompts)} prompts")
@@ -179,11 +213,12 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
-    flags.DEFINE_enum("task", "tts", ["tts", "sing", "continue", "convert", "enhance"],
-                      "What to do: speak, sing, go on from a recording, or change a source.")
-    flags.DEFINE_float("seconds", None, "Of the recording that --task=continue keeps; 3 if left out.", lower_bound=0.1)
+    flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance", "edit", "continue", "dialogue"],
+                      "What to do: speak, sing, change a source, go on from a recording, hold a conversation.")
+    flags.DEFINE_float("seconds", None, "Of the prompt, which --task=continue keeps; 3 if left out.", lower_bound=0.1)
     flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
-    flags.DEFINE_string("source", None, "Audio file that --task=convert or enhance changes; it says the text.")
+    flags.DEFINE_string("source", None, "Audio file that is changed; for --task=convert or enhance it says the text.")
+    flags.DEFINE_string("said", None, "What the source of --task=edit or continue says.")
     flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source and --verify; results/aligner/model of the repository if left out.")
     flags.DEFINE_bool("verify", False, "Look whether every word was said, speak again where not, and report.")
     flags.DEFINE_integer("takes", 2, "At most so many, with --verify.", lower_bound=1)
@@ -204,9 +239,8 @@ def main(argv: list[str]) -> None:
     jobs = read_jobs()
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
-    changing = FLAGS.task in ("convert", "enhance")
-    continuing = FLAGS.task == "continue"
-    aligner = inference.load(FLAGS.aligner or inference.ALIGNER) if changing or continuing or FLAGS.verify or model.continues else None
+    changing, filling, continuing = FLAGS.task in ("convert", "enhance"), fills(), FLAGS.task == "continue" and not fills()
+    aligner = inference.load(FLAGS.aligner or inference.ALIGNER) if changing or filling or continuing or FLAGS.verify or model.continues else None
     if aligner is not None and "align" not in aligner.programs:
         raise ValueError(f"--aligner={FLAGS.aligner}: {aligner.name} does not align")
     model.aligner = aligner
@@ -215,7 +249,7 @@ def main(argv: list[str]) -> None:
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
-        voices = [job.voices if len(job.voices) > 1 else job.voices[0] for job in part]
+        voices = [(job.voices if len(job.voices) > 1 else (job.voices or ("",))[0]) or None for job in part]
         common, found = dict(steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options), {}
         requests = [(job.text, voice) for job, voice in zip(part, voices)]
         if FLAGS.verify:
@@ -225,6 +259,14 @@ def main(argv: list[str]) -> None:
         elif continuing:
             recordings = [(job.prompts[0], job.text) for job in part]
             speeches = inference.continue_all(model, recordings, FLAGS.seed, FLAGS.seconds or 3.0, **common)
+        elif filling:
+            change = inference.edit if FLAGS.task == "edit" else inference.go_on
+            speeches = [change(model, aligner, job.source, job.said, job.text, FLAGS.seed, **common) for job in part]
+        elif FLAGS.task == "dialogue":
+            talks = [inference.converse(model, inference.read_dialogue(job.text), dict(zip(job.speakers, job.prompts)), FLAGS.seed, **common)
+                     for job in part]
+            speeches = [talk.speech for talk in talks]
+            found = {job.out: f", {len(talk.turns)} turns" for job, talk in zip(part, talks)}
         elif not changing:
             speeches = model.speak_batch(requests, FLAGS.seed, **common)
         else:
@@ -236,7 +278,8 @@ def main(argv: list[str]) -> None:
             inference.write(job.out, speech)
             for kind, path in job.beside.items():
                 inference.write_text(path, inference.WRITERS[kind](speech.score))
-            pieces = f", in {len(speech.pieces)} pieces: longer than the model speaks at once" if len(speech.pieces) > 1 else ""
+            parted = len(speech.pieces) > 1 and not job.speakers
+            pieces = f", in {len(speech.pieces)} pieces: longer than the model speaks at once" if parted else ""
             beside = "".join(f"; {path}" for path in job.beside.values())
             print(f"{job.out}: {speech.seconds:.2f} s of speech{pieces}{found.get(job.out, '')}{beside}")
         print(f"made {sum(s.seconds for s in speeches):.1f} s of speech in {seconds:.1f} s, compilation included")

@@ -15,6 +15,8 @@ import numpy as np
 from configs import codec as codec_config
 from configs import grad_stylespeech as grad_config
 from configs import naturalspeech2 as ns2_config
+from configs import semantic as semantic_config
+from configs import soundstorm as soundstorm_config
 from configs import valle as valle_config
 from configs import vocoder as vocoder_config
 from configs import wavegrad2 as wavegrad2_config
@@ -24,8 +26,8 @@ from ns2_jax.systems import system as systems
 from ns2_jax.systems.system import Field, Program
 
 SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
-CONFIGS = {"codec": codec_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config, "valle": valle_config, "vocoder": vocoder_config,
-           "wavegrad2": wavegrad2_config}
+CONFIGS = {"codec": codec_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config, "semantic": semantic_config,
+           "soundstorm": soundstorm_config, "valle": valle_config, "vocoder": vocoder_config, "wavegrad2": wavegrad2_config}
 
 
 def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -45,7 +47,7 @@ def _model(name: str, seed: int, size: str = "smoke") -> tuple[dict, dict]:
     config = CONFIGS[name].get_config(size)
     system = systems.make(name, config.model.to_dict())
     bucket = dict(config.data.buckets[0])
-    batch = systems.shapes(system.fields, state.bucket_sizes(bucket, system.sizes, 200))
+    batch = systems.shapes(system.fields, state.bucket_sizes(bucket, system.sizes, config.data.hop))
     params, rest = jax.eval_shape(system.init, jax.random.key(0), batch)
     rng = np.random.default_rng(seed)
     flat = {path: _fill(path, leaf.shape, rng) for path, leaf in state.flatten({"params": params, "rest": rest}).items()}

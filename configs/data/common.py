@@ -41,6 +41,7 @@ def defaults(corpus: str, options: Mapping[str, Any]) -> ml_collections.ConfigDi
     config.lexicon = ""  # a file of `word  PH OW1 N Z` lines
     config.aligner = "pocketsphinx"  # or the run or export of an aligner; a folder of TextGrids; "" for provisional times to train one on
     config.codec = ""  # the run or export whose codes are written
+    config.semantic = ""  # the run or export of a tokenizer whose semantic tokens are written
     config.pack = False  # ten bits a code instead of sixteen, for codebooks of at most 1024 entries
     config.batch_seconds = 60.0  # audio at once, of the stages that use an accelerator
     config.tokenizer = ml_collections.ConfigDict(dict(size=512, kind="unigram"))

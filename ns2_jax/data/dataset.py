@@ -18,6 +18,7 @@ MAKERS = {
     "align": "python -m data_pipelines.learned_align --data={root} --aligner=DIR (or stage align of data_pipelines.run)",
     "f0": "python -m data_pipelines.features --data={root}",
     "codes": "python -m data_pipelines.encode --data={root} --codec=CODEC_DIR",
+    "semantic": "python -m data_pipelines.tokens --data={root} --tokenizer=DIR",
     "quality": "python -m data_pipelines.quality --data={root}",
 }
 

@@ -42,6 +42,7 @@ SOURCES = {
     "f0": "f0",
     "codes": "codes",
     "units": "units",
+    "semantic": "semantic",
     "frames": None,
     "weight": None,
 }
@@ -129,6 +130,17 @@ def units_group(data: Mapping[str, Any], dataset: Dataset) -> str:
         return f"units-{hashlib.sha256(file.read()).hexdigest()[:12]}"
 
 
+def tokens_group(data: Mapping[str, Any], dataset: Dataset) -> str:
+    """The group of semantic tokens: that of the tokenizer `data.tokenizer` names, or the only one there is. Raises ValueError."""
+    there = [group for group in dataset.groups if group.startswith("semantic-")]
+    if data.get("tokenizer"):
+        return f"semantic-{data['tokenizer']}"
+    if len(there) != 1:
+        raise ValueError(f"{dataset.root} has {there or 'no semantic tokens (data_pipelines.tokens makes them)'}; "
+                         "name a tokenizer by its hash in config.data.tokenizer")
+    return there[0]
+
+
 def groups_for(fields: Mapping[str, Any], data: Mapping[str, Any], dataset: Dataset) -> dict[str, str]:
     """Kind of group ("audio", "align", ...) -> the group to read. Raises ValueError for a field that no transform makes."""
     transform = data["transform"]
@@ -140,7 +152,7 @@ def groups_for(fields: Mapping[str, Any], data: Mapping[str, Any], dataset: Data
             raise ValueError(f"field {name!r} does not come out of transform {transform!r}, which offers {sorted(OFFERS[transform])}")
         kind = SOURCES[name.removeprefix("prompt_")]
         kinds |= {kind} if kind else set()
-    named = {"codes": codes_group, "units": units_group}
+    named = {"codes": codes_group, "semantic": tokens_group, "units": units_group}
     return {kind: named[kind](data, dataset) if kind in named else kind for kind in sorted(kinds)}
 
 
@@ -290,6 +302,9 @@ class StepSource:
                         f"{len(record['codes'])} code frames, its audio has {frames}"
                     )
                 out["codes"] = record["codes"][:, : self.constants.get("q")]
+            elif kind == "semantic":
+                period = dataset.manifest["groups"][self.groups[kind]]["hop"]
+                out["semantic"] = frames_lib.tokens_at_frames(record["tokens"], period, self.hop, frames)
         return out
 
 

@@ -66,6 +66,15 @@ def f0_at_frames(f0: np.ndarray, period: int, hop: int, frames: int) -> np.ndarr
     return np.where(voiced[left] & voiced[right], between, f0[near]).astype(np.float32)
 
 
+def tokens_at_frames(tokens: np.ndarray, period: int, hop: int, frames: int) -> np.ndarray:
+    """The token that holds at the centre of each of `frames` frames of `hop` samples: `[t]` of `tokens [n]`, one for every `period` samples.
+
+    Indices and not vectors are looked up: tokens are symbols, between which there is nothing. The last one holds to the end.
+    """
+    at = (2 * np.arange(frames) + 1) * hop // (2 * period)
+    return tokens[np.minimum(at, len(tokens) - 1)]
+
+
 @functools.lru_cache
 def _neighbours(period: int, hop: int, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For the centre of every frame: the value at or before it, the nearest, and the weight of the one after; for endless values."""

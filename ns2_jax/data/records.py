@@ -52,6 +52,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "align": {"phones": "uint8", "ends": "int32"},
     "f0": {"f0": "float16"},
     "codes": {"codes": "uint16"},
+    "semantic": {"tokens": "uint16"},
     "quality": {"values": "float32", "lang": "utf8", "digest": "uint64", "keys": "uint32"},
 }
 """Field -> "utf8" or the dtype of an array, by the part of the group's name before "-". Every record of every group also has

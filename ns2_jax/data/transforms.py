@@ -20,7 +20,7 @@ QUIET = 0.1  # a crop below a tenth of the utterance's RMS (-20 dB) is mostly pa
 def _spans(utterance: Utterance, spans: list[tuple[int, int]], hop: int) -> dict[str, Any]:
     """The frame-level arrays and the audio of the concatenated frame ranges."""
     out: dict[str, Any] = {"frames": sum(end - start for start, end in spans)}
-    for name in ("f0", "codes", "audio"):
+    for name in ("f0", "codes", "semantic", "audio"):
         if name in utterance:
             scale = hop if name == "audio" else 1
             out[name] = np.concatenate([utterance[name][start * scale : end * scale] for start, end in spans])

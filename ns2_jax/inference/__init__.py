@@ -27,9 +27,13 @@ from ns2_jax.audio import files
 from ns2_jax.inference.checking import check, speak_checked
 from ns2_jax.inference.continuation import continue_all
 from ns2_jax.inference.conversion import PITCHES, convert_all
+from ns2_jax.inference.dialogue import read as read_dialogue
+from ns2_jax.inference.dialogue import speak as converse
+from ns2_jax.inference.editing import edit, go_on
 from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.prompts import Said
 from ns2_jax.inference.recordings import codec_hash
+from ns2_jax.inference.revoicing import revoice
 from ns2_jax.inference.score import WRITERS, Score, of_phones
 from ns2_jax.inference.score import read as read_score
 from ns2_jax.inference.song import SUFFIXES as SONGS
@@ -44,8 +48,8 @@ from ns2_jax.text import units
 
 __all__ = [
     "ALIGNER", "FOUND", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check",
-    "codec_hash", "continue_all", "convert_all", "inventory", "ladder", "load", "meshes", "of_phones", "options_of", "phones_of", "read_score", "read_song",
-    "speak_checked", "split", "sung", "write", "write_text"]
+    "codec_hash", "continue_all", "converse", "convert_all", "edit", "go_on", "inventory", "ladder", "load", "meshes", "of_phones", "options_of",
+    "phones_of", "read_dialogue", "read_score", "read_song", "revoice", "speak_checked", "split", "sung", "write", "write_text"]
 
 UNITS = "units.model"
 """Of a run or an export that takes text in SentencePiece units: the file that says which."""

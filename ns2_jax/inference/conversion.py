@@ -25,6 +25,16 @@ PITCHES = ("predicted", "shifted", "kept")
 """Of the target: what the system predicts for its prompt (the paper's), the source's contour moved to the prompt's mean, or the source's."""
 
 
+def source_audio(model: Model, source: speech.Voice) -> np.ndarray:
+    """A recording that is to be changed: float32 `[s]` at the model's rate and loudness, whole frames."""
+    if isinstance(source, (str, os.PathLike)):
+        audio = files.read(source, model.rate)
+    else:
+        audio = files.resample(files.check(*source, "source"), source[1], model.rate)
+    audio = files.match_loudness(audio, model.rate)
+    return audio[: len(audio) // model.hop * model.hop]
+
+
 def listen(model: Model, aligner: Model, audio: np.ndarray, words: front.Words) -> Score:
     """When the phones of `words` are said in `audio` float32 `[s]` at the model's rate, and at which pitch, a frame at a time."""
     kept, ends = prompts.times(aligner, audio, model.rate, words)
@@ -51,12 +61,7 @@ def convert_all(
     table, pieces, means = front.read_lexicon(lexicon), [], {}
     codes: dict[int, np.ndarray] = {}
     for i, ((source, text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
-        if isinstance(source, (str, os.PathLike)):
-            audio = files.read(source, model.rate)
-        else:
-            audio = files.resample(files.check(*source, "source"), source[1], model.rate)
-        audio = files.match_loudness(audio, model.rate)
-        audio = audio[: len(audio) // model.hop * model.hop]
+        audio = source_audio(model, source)
         score = listen(model, aligner, audio, front.words(text, table, language))
         codes[i] = model.encode(audio)
         pieces += speech.pieces_of(model, i, score, seed, model.prompt(prompt))

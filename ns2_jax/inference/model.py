@@ -281,13 +281,15 @@ class Model:
             raise files.AudioError("short", f"audio of {len(audio)} samples is shorter than one frame ({self.hop} samples)")
         return np.asarray(audio[: len(audio) // self.hop * self.hop], np.float32).reshape(-1, self.hop)
 
-    def prompt(self, prompt: Prompt) -> np.ndarray:
+    def prompt(self, prompt: Prompt | None) -> np.ndarray:
         """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them (of a system that hears
         audio, float32 `[u, hop]`), of at most HEARD_PROMPT seconds; of the longest prompt of training where the system cannot listen in windows.
 
-        Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for
-        what is no usable audio.
+        Silent ends are trimmed and the level is matched to the training data's. None is no prompt: a voice by chance. Raises AudioError (a
+        ValueError) for what is no usable audio.
         """
+        if prompt is None:
+            return np.zeros((0, int(self.system.sizes["q"])), np.int32)
         windows = "window" in self.programs["durations"].options if self.speaks else False
         most = max(self.longest_prompt, int(HEARD_PROMPT * self.rate / self.hop)) if windows else self.longest_prompt
         found, seconds = [], 0.0

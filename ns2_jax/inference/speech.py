@@ -275,11 +275,28 @@ def accept(piece: Piece, out: dict[str, np.ndarray]) -> None:
     piece.out = out
 
 
+def scheduled(model: Model, program: str, options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(inputs that all rows share, options) for a program that fills in codes level by level: `schedule`, passes of every level, becomes an
+    input, so that settings with as many passes share what is compiled. Raises ValueError for one that does not fit."""
+    options, levels = dict(options), int(model.system.sizes.get("q", 0))
+    given = options.pop("schedule", None)
+    if "schedule" not in model.programs[program].inputs:
+        if given is not None:
+            raise ValueError(f"schedule={given}: {model.name} does not decode level by level")
+        return {}, options
+    if given is None:
+        return {"schedule": np.zeros(levels, np.int32)}, options
+    if len(given) != levels or min(given) < 1:
+        raise ValueError(f"schedule={tuple(given)}: expected {levels} numbers from 1 on, passes of every level")
+    return {"schedule": np.asarray(given, np.int32)}, options | {"steps": int(sum(given)) - levels + 1}
+
+
 def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attempt) -> None:
+    shared, options = scheduled(model, "sample", options)
     for (index, room), group in grouped(model, pieces):
         bucket = model.buckets[index]
         sizes = {"t": bucket["t"], "p": bucket["p"], "u": room, "s": bucket["t"] * model.hop}
-        rows = [inputs_of(model, piece, bucket, room) for piece in group]
+        rows = [inputs_of(model, piece, bucket, room) | shared for piece in group]
         outs = model.run("sample", rows, [piece.key(1) for piece in group], sizes, **options, **windows(model, room))
         for piece, out in zip(group, outs):
             if model.paces:

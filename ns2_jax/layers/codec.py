@@ -19,6 +19,7 @@ import numpy as np
 
 from ns2_jax.layers.conv import Conv1D, ConvTranspose1D, DepthwiseConv1D, receptive
 from ns2_jax.layers.linear import Dense, rms_norm
+from ns2_jax.layers.quantize import Factorised
 from ns2_jax.maths import spectral
 
 
@@ -355,3 +356,15 @@ class Codec(nn.Module):
     def __call__(self, audio_bs: jax.Array) -> jax.Array:
         """Both, without quantiser (this is what creates every parameter)."""
         return self.decode(self.encode(audio_bs))
+
+
+def frozen(net: Codec, rng: jax.Array, levels: int, codes: int) -> dict[str, Any]:
+    """Random arrays of the shapes of an exported codec, `{params: {gen}, rest}`: what `config.init_from` fills at `rest/codec`."""
+    keys = jax.random.split(rng, 2)
+    rest = {"mean": jnp.zeros((net.channels,)), "deviation": jnp.ones((net.channels,))}
+    gen = dict(net.init(keys[0], jnp.zeros((1, 8 * net.hop)))["params"])
+    if net.code_width:
+        gen["quantiser"] = Factorised(levels, codes, net.code_width, net.channels).init(keys[1])["params"]
+    else:
+        rest["codebooks"] = jax.random.normal(keys[1], (levels, codes, net.channels)) * levels**-0.5
+    return {"params": {"gen": gen}, "rest": rest}

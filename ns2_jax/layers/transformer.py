@@ -73,7 +73,8 @@ class PhoneEncoder(nn.Module):
     """Phone ids to phone vectors, and what is added to them once they are expanded to frames.
 
     `prenet` convolutions of five taps with norms stand before the Transformer. `pitch` and `place` are its methods for
-    frames: a table of F0 bins, and (where `position`) a linear map of the place inside the phone.
+    frames: a table of F0 bins (where there are `pitch_bins`), and (where `position`) a linear map of the place inside the phone; `without` is
+    there where `null`.
     """
 
     phones: int
@@ -82,6 +83,7 @@ class PhoneEncoder(nn.Module):
     prenet: int = 2
     pitch_bins: int = 512
     position: bool = True
+    null: bool = True
     dropout: float = 0.1
     dtype: Any = jnp.float32
 
@@ -95,7 +97,8 @@ class PhoneEncoder(nn.Module):
         self.norms = [LayerNorm(dtype=self.dtype) for _ in range(self.prenet)]
         self.transformer = Transformer(width=self.width, dropout=self.dropout, dtype=self.dtype, **self.encoder)
         self.drop = nn.Dropout(self.dropout)
-        self.null = self.param("null", named(nn.initializers.normal(1.0), ("embed",)), (self.width,))
+        if self.null:
+            self.null_vector = self.param("null", named(nn.initializers.normal(1.0), ("embed",)), (self.width,))
 
     def __call__(self, ids_bp: jax.Array, deterministic: bool = True) -> jax.Array:
         """Ids `[b, p]`, 0 is padding -> `[b, p, width]`, zero at padding."""
@@ -118,12 +121,12 @@ class PhoneEncoder(nn.Module):
 
     def without(self, x_btc: jax.Array, dropped_b: jax.Array) -> jax.Array:
         """Rows that are dropped become one learned vector: the text of the unconditional model."""
-        return jnp.where(dropped_b[:, None, None], self.null.astype(self.dtype), x_btc)
+        return jnp.where(dropped_b[:, None, None], self.null_vector.astype(self.dtype), x_btc)
 
     def everything(self, ids_bp: jax.Array, bins_bt: jax.Array, features_btn: jax.Array) -> tuple[jax.Array, ...]:
         """All three, to create every parameter."""
         placed = self.place(features_btn) if self.position else 0.0
-        return self(ids_bp), self.pitch(bins_bt), placed
+        return self(ids_bp), self.pitch(bins_bt) if self.pitch_bins else 0.0, placed
 
 
 class PromptEncoder(nn.Module):

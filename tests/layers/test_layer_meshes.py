@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ns2_jax.layers import attention, codec, conv, discriminators, linear, predictors, quantize, recurrent, style, tacotron, transformer
-from ns2_jax.layers import unet, vocoder, wavegrad, wavenet
+from ns2_jax.layers import attention, codec, conformer, conv, discriminators, linear, predictors, quantize, recurrent, style, tacotron
+from ns2_jax.layers import transformer, unet, vocoder, wavegrad, wavenet
 from ns2_jax.systems import system as systems
 from tests import meshes
 
@@ -79,6 +79,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "predictor": (predictors.Predictor(layers=4, every=2, width=16, heads=4), (FRAMES, MASK, PROMPT, PROMPT_MASK)),
     "wavenet": (wavenet.WaveNet(8, width=16, filters=32, blocks=4, dilations=(1, 2, 4), heads=4, queries=4, time_hidden=32),
                 (FRAMES[..., :8], TIMES, FRAMES, PROMPT, PROMPT_MASK, MASK)),
+    "conformer": (conformer.Conformer(layers=2, width=16, hidden=32, heads=4, dropout=0.0), (FRAMES, MASK)),
     "codec_conv": (codec.Codec("conv", width=8, decoder_width=32, strides=(2, 4, 5, 5), **CODEC), (AUDIO,)),
     "codec_frame": (codec.Codec("frame", cepstrum=4, width=16, blocks=(1, 1), size=800, mels=40, **CODEC), (AUDIO,)),
     "codec_wave": (codec.Codec("frame", cepstrum=4, wave=3, width=16, blocks=(1, 1), size=800, mels=40, **CODEC), (AUDIO,)),
@@ -151,7 +152,7 @@ def test_a_row_alone_is_the_row_in_a_batch(name):
         np.testing.assert_allclose(np.asarray(whole[3:4], np.float32), np.asarray(single, np.float32), atol=2e-5, rtol=2e-5)
 
 
-IN_SYSTEMS = ("phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "codec_wave", "judge_1d", "vocoder_istft",
+IN_SYSTEMS = ("conformer", "phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "codec_wave", "judge_1d", "vocoder_istft",
               "style_encoder", "styled_transformer", "frame_net", "bilstm", "conv1d_folded", "text_encoder", "voice_encoder", "wavegrad")
 
 

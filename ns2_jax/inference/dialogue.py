@@ -1,0 +1,86 @@
+"""A conversation: a transcript with turns and a prompt for each speaker -> one waveform.
+
+Every turn is spoken in the voice of its speaker's prompt, and the turns follow each other after a short pause. What one says does not colour how
+the next begins: SoundStorm's own dialogues (section 4.2) are made in one go by a model that was trained on conversations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ns2_jax.inference import speech
+from ns2_jax.inference.score import Score
+
+if TYPE_CHECKING:
+    from ns2_jax.inference.model import Model
+
+GAP = 0.2  # seconds between turns, besides the silence that each begins and ends with
+TURN = re.compile(r"\s*([^:\n]{1,40}):\s*(\S.*?)\s*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """`speech` of all turns; `turns` are (speaker, first sample, end sample)."""
+
+    speech: speech.Speech
+    turns: tuple[tuple[str, int, int], ...]
+
+
+def read(text: str) -> list[tuple[str, str]]:
+    """Lines of `speaker: what they say` -> (speaker, text) of every turn; empty lines and those that begin with # are passed over.
+
+    Raises ValueError naming a line that is no turn, and for a transcript without one.
+    """
+    turns = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not (found := TURN.match(line)):
+            raise ValueError(f"line {number} of the transcript is {line.strip()[:60]!r}; expected SPEAKER: what they say")
+        turns.append((found[1].strip(), found[2]))
+    if not turns:
+        raise ValueError("the transcript has no turn; expected lines of SPEAKER: what they say")
+    return turns
+
+
+def speak(
+    model: Model, turns: Sequence[tuple[str, str]], prompts: Mapping[str, speech.Prompt], seed: int = 0, gap: float = GAP, **options: Any,
+) -> Dialogue:
+    """The `turns` (speaker, text), each in the voice of `prompts[speaker]`, `gap` seconds apart. `options` are those of `Model.speak_batch`.
+
+    Raises ValueError for a speaker without a prompt, and as `Model.speak_batch`.
+    """
+    if missing := next((who for who, _ in turns if who not in prompts), None):
+        raise ValueError(f"no prompt for speaker {missing!r}; there are prompts for {sorted(prompts)}")
+    made = model.speak_batch([(text, prompts[who]) for who, text in turns], [seed + i for i in range(len(turns))], **options)
+    pause = round(gap * model.rate / model.hop)
+    return join(model, [who for who, _ in turns], made, pause)
+
+
+def join(model: Model, speakers: Sequence[str], made: Sequence[speech.Speech], pause: int) -> Dialogue:
+    """The turns one after the other, `pause` frames of silence between; they belong to the last phone before them."""
+    audio, f0, ends, words, phones, seconds, hz, turns, at = [], [], [], [], [], [], [], [], 0
+    for i, (who, one) in enumerate(zip(speakers, made, strict=True)):
+        silent = pause if i < len(made) - 1 else 0
+        audio.append(np.pad(one.audio, (0, silent * model.hop)))
+        f0.append(np.pad(one.f0, (0, silent)) if len(one.f0) else one.f0)
+        later = one.ends + at
+        later[-1] += silent * model.hop
+        ends.append(later)
+        words += [(word, begin + at, end + at) for word, begin, end in one.words]
+        turns.append((who, at, at + len(one.audio)))
+        phones += one.phones
+        lengths = list(one.score.seconds)
+        lengths[-1] += silent * model.hop / model.rate
+        seconds, hz = seconds + lengths, hz + list(one.score.hz)
+        at += len(audio[-1])
+    score = Score([word for one in made for word in one.score.words], tuple(seconds), tuple(hz))
+    pieces = tuple(piece for one in made for piece in one.pieces)
+    whole = speech.Speech(np.concatenate(audio), model.rate, tuple(phones), np.concatenate(ends), tuple(words), np.concatenate(f0).astype(np.float32),
+                          model.hop, pieces, score)
+    return Dialogue(whole, tuple(turns))
