@@ -1,0 +1,100 @@
+"""What a forked trainer does: flags, faults, then `ns2_jax.train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import itertools
+import os
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import toy_system
+from toy_config import ROWS
+
+from ns2_jax import train
+from ns2_jax.runtime import cluster
+from ns2_jax.runtime import mesh as meshes
+from ns2_jax.systems import system as systems
+
+FAST = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class System(toy_system.Toy):
+    outputs: int = 256
+
+    def alarm(self, metrics, step):
+        return ""
+
+
+systems.make = lambda name, model: System(**model)
+
+
+def rows(step: int, inputs: int) -> dict[str, np.ndarray]:
+    """The batch of a step, as numpy makes it in a moment."""
+    rng = np.random.default_rng(step)
+    x = rng.normal(size=(ROWS, inputs)).astype(np.float32)
+    return {"x": x, "y": 2 * x[:, :256] + 1, "weight": np.ones(ROWS, np.float32)}
+
+
+def batches(config, program, start):
+    """This host's rows; `--config.train.steps` beyond FAST are slow, so that there is time to end them."""
+    parts, total = meshes.host_parts(program.mesh)
+    for step in itertools.count(start):
+        whole = rows(step, config.model.inputs)
+        if config.train.steps > FAST:
+            time.sleep(0.05)
+        for fault in FAULTS:
+            fault(whole, step)
+        cut = ROWS // total
+        yield {name: np.concatenate([x[p * cut : (p + 1) * cut] for p in parts]) for name, x in whole.items()}
+
+
+def nan(batch, step):
+    if step == 7:
+        batch["x"][-1, 3] = np.nan
+
+
+def missing(batch, step):
+    if step == 6:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "data/audio-00003-of-00004.tfrecord")
+
+
+def clock_jumps(batch, step):
+    """An hour back, then a day ahead."""
+    shift = -3600 if step % 2 else 86400
+    time.time = lambda: REAL() + shift
+
+
+REAL, FAULTS = time.time, []
+
+
+def run(words, devices, fault, env, log):
+    """Ends the process."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(env)
+    jax.config.update("jax_num_cpu_devices", devices)
+    FAULTS.extend([globals()[fault]] if fault else [])
+    train.batches = batches
+    train.feed = types.SimpleNamespace(order=lambda data, fields: lambda step: {}, fingerprint=lambda data: "toy")
+    train.weights = types.SimpleNamespace(codec_of=lambda config, fields: "")
+    train.define_flags()
+    sys.argv = ["train", "--config=tests/runtime/toy_config.py", *words]
+    code = 1
+    try:
+        cluster.run(train.main)
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if code in (0, 143) and jax.distributed.is_initialized():
+            jax.distributed.shutdown()
+        os._exit(code if isinstance(code, int) else 1)
