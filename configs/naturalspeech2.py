@@ -18,6 +18,9 @@ Overrides worth knowing: `score_loss=literal|eps_l2|eps_l1|min_snr`, and the pap
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import ml_collections
 
 from configs import common
@@ -79,3 +82,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
     return common.finish(config, overrides)
+
+
+def get_hyper() -> Iterator[dict[str, Any]]:
+    """The paper's ablations (Table 9) beside the whole, for launch/sweep.py."""
+    yield {}
+    for field, value in (("prompt_in_denoiser", False), ("prompt_in_predictors", False), ("ce_weight", 0.0), ("denoiser.queries", 0)):
+        yield {f"model.{field}": value}

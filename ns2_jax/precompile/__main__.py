@@ -12,13 +12,14 @@ CPU devices. With several slices `data` becomes a multiple of them: only gradien
 Prints memory of one chip by kind, FLOPs of a step, the collectives (loops counted), compile time, and a bound: the seconds that a step
 takes at least by the makers' peaks, whatever overlaps. It is no forecast. What does not fit comes with what would make it fit.
 `--plan` picks micro-batches and recomputation for a global batch of `--frames` (default the config's) and says why. `--pod` measures
-every config's base on v5p:4x4x4 and on two of them. `--json` prints one object: fits, hbm_bytes_per_chip, hbm_limit_bytes,
+every config's base on v5p:4x4x4 and on two of them, with as many times the rows as divide (printed as the bucket). `--json` prints one object: fits, hbm_bytes_per_chip, hbm_limit_bytes,
 hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones too), collectives, bound, compile_s, advice and more.
 Exit codes: 0 it fits, 1 it does not, 2 the command is wrong.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
@@ -28,8 +29,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from ns2_jax.precompile import fit, plan
+from ns2_jax.precompile import chips, fit, plan
 from ns2_jax.runtime import cluster
+from ns2_jax.runtime import mesh as meshes
 
 FLAGS = flags.FLAGS
 POD = (("v5p:4x4x4", 1), ("v5p:4x4x4", 2))
@@ -84,6 +86,15 @@ def one(config: Any, topology: str, slices: int) -> dict[str, Any]:
     return report | {"advice": fit.advice(report, config)}
 
 
+def grown(config: Any, topology: str, slices: int) -> Any:
+    """`config` with 2, 4, 8 ... times the rows where its own cannot be cut over so many chips."""
+    shards = meshes.batch_shards(meshes.make_mesh(over_slices(config, slices).mesh, chips.devices(topology, slices)))
+    cut = shards * config.train.micro_batches
+    times = next((2**k for k in range(16) if all(2**k * b["b"] % cut == 0 for b in config.data.buckets)), 1)
+    config.data.buckets = tuple({**b, "b": times * b["b"]} for b in config.data.buckets)
+    return config
+
+
 def bases() -> Iterator[Any]:
     """Every config of configs/ in its size base."""
     for name in sorted(os.listdir("configs")):
@@ -96,7 +107,7 @@ def pod(config: Any | None) -> int:
     fits, versions = True, {name: cluster.facts()["versions"][name] for name in ("jax", "libtpu")}
     for base in [config] if config is not None else list(bases()):
         for topology, slices in POD:
-            report = one(base, topology, slices)
+            report = one(grown(copy.deepcopy(base), topology, slices), topology, slices)
             fits &= report["fits"]
             print(json.dumps(report) if FLAGS.json else lines(report), flush=True)
             if FLAGS.out:

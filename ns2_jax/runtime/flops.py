@@ -22,31 +22,40 @@ def _convolution(equation: Any) -> float:
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * taps * kernel[numbers.rhs_spec[1]] / zeros
 
 
-def count(jaxpr: Any) -> float:
-    """FLOPs (2 per multiply-add) of all devices together; the body of a loop of unknown length counts once, the dearest branch of
-    a condition counts. `jaxpr` is closed or not, as in `jax.make_jaxpr(f)(...)` or `jit(f).trace(...).jaxpr`."""
+def kinds(jaxpr: Any) -> dict[str, float]:
+    """`{"products": FLOPs, "convolutions": FLOPs}` (2 per multiply-add) of all devices together; the body of a loop of unknown length
+    counts once, the dearest branch of a condition counts. `jaxpr` is closed or not, as in `jax.make_jaxpr(f)(...)` or
+    `jit(f).trace(...).jaxpr`."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    total = 0.0
+    total = {"products": 0.0, "convolutions": 0.0}
     for equation in jaxpr.eqns:
-        name = equation.primitive.name
+        name, factor, inner = equation.primitive.name, 1, []
         if name == "dot_general":
-            total += _product(equation)
+            total["products"] += _product(equation)
         elif name == "conv_general_dilated":
-            total += _convolution(equation)
+            total["convolutions"] += _convolution(equation)
         elif name == "cond":
-            total += max(count(branch) for branch in equation.params["branches"])
+            inner = [max(equation.params["branches"], key=count)]
         elif name == "while":
-            total += count(equation.params["body_jaxpr"])
+            inner = [equation.params["body_jaxpr"]]
         else:
             inner = [x for x in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr) if _is_jaxpr(x)]
-            factor = equation.params["length"] if name == "scan" else 1
+            if name.startswith("custom_"):
+                inner = inner[:1]  # the function itself; its rules are other ways of writing it
+            if name == "scan":
+                factor = equation.params["length"]
             if name == "shard_map":  # its body is one device's
                 mesh = equation.params["mesh"]
                 factor = math.prod(mesh.shape[axis] for axis in equation.params.get("manual_axes", mesh.shape))
-            if name.startswith("custom_") and len(inner) > 1:
-                inner = inner[:1]  # the function itself; its rules are other ways of writing it
-            total += factor * sum(count(one) for one in inner)
+        for one in inner:
+            for kind, flops in kinds(one).items():
+                total[kind] += factor * flops
     return total
+
+
+def count(jaxpr: Any) -> float:
+    """FLOPs of both kinds."""
+    return sum(kinds(jaxpr).values())
 
 
 def _is_jaxpr(value: Any) -> bool:

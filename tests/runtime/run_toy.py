@@ -13,14 +13,12 @@ import types
 import jax
 import numpy as np
 import toy_system
-from toy_config import ROWS
 
 from ns2_jax import train
-from ns2_jax.runtime import cluster
+from ns2_jax.runtime import checkpoints, cluster
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 
-FAST = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +29,32 @@ class System(toy_system.Toy):
         return ""
 
 
+systems_make = systems.make
 systems.make = lambda name, model: System(**model)
 
 
-def rows(step: int, inputs: int) -> dict[str, np.ndarray]:
+def rows(step: int, count: int, inputs: int) -> dict[str, np.ndarray]:
     """The batch of a step, as numpy makes it in a moment."""
     rng = np.random.default_rng(step)
-    x = rng.normal(size=(ROWS, inputs)).astype(np.float32)
-    return {"x": x, "y": 2 * x[:, :256] + 1, "weight": np.ones(ROWS, np.float32)}
+    x = rng.normal(size=(count, inputs)).astype(np.float32)
+    return {"x": x, "y": 2 * x[:, :256] + 1, "weight": np.ones(count, np.float32)}
 
 
 def batches(config, program, start):
-    """This host's rows; `--config.train.steps` beyond FAST are slow, so that there is time to end them."""
+    """This host's rows."""
     parts, total = meshes.host_parts(program.mesh)
+    count = config.data.buckets[0]["b"]
     for step in itertools.count(start):
-        whole = rows(step, config.model.inputs)
-        if config.train.steps > FAST:
-            time.sleep(0.05)
+        whole = rows(step, count, config.model.inputs)
         for fault in FAULTS:
             fault(whole, step)
-        cut = ROWS // total
+        cut = count // total
         yield {name: np.concatenate([x[p * cut : (p + 1) * cut] for p in parts]) for name, x in whole.items()}
+
+
+def slow(batch, step):
+    """Time to do something to it; and once enough to be called stuck."""
+    time.sleep(2.5 if step == 5 else 0.1)
 
 
 def nan(batch, step):
@@ -68,6 +71,29 @@ def clock_jumps(batch, step):
     """An hour back, then a day ahead."""
     shift = -3600 if step % 2 else 86400
     time.time = lambda: REAL() + shift
+
+
+def save_sharded(folder, devices, log):
+    """The codec of size smoke as a run of so many devices leaves it: every parameter cut wherever its names and length allow."""
+    from tests import tiny
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    tree, about = tiny._model("codec", 0)
+    mesh = meshes.make_mesh({"data": 1, "fsdp": -1})
+    meshes.SMALL = 0
+    system = systems_make("codec", {k: v for k, v in about["model"].items()})
+    sizes = {**system.sizes, **about["data"]["buckets"][0], "s": about["data"]["buckets"][0]["t"] * about["data"]["hop"]}
+    names = system.axes(systems.shapes(system.fields, sizes))
+    where = meshes.shardings(mesh, names, (tree["params"], tree["rest"]))
+    params, rest = jax.device_put((tree["params"], tree["rest"]), where)
+    cut = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(params))
+    store = checkpoints.Checkpoints(folder)
+    store.save({"step": np.int32(7), "params": params, "ema": params, "rest": rest, "opt": {"count": np.int32(7)}})
+    store.close()
+    tiny._about(about, folder)
+    with open(log, "w", encoding="utf8") as f:
+        f.write(f"{cut} cut over {mesh.size}")
+    os._exit(0)
 
 
 REAL, FAULTS = time.time, []
