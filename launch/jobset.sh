@@ -4,8 +4,8 @@
 #         --config=configs/naturalspeech2.py:base --config.data.path=/mnt/shared/data --workdir=/mnt/shared/runs/ns2
 # FAMILY:SHAPE as in v5p:4x4x4, x2 for two slices. IMAGE is made from launch/Dockerfile; CLAIM is a volume claim that all pods can write,
 # mounted at /mnt/shared. The cluster has JobSet and node pools of the topology. --dry-run prints the manifest and the command.
-set -euo pipefail
 # shellcheck disable=SC2034  # variables are read by their names, below
+set -euo pipefail
 cd "$(dirname "$0")/.."
 DRY=
 if [ "${1:-}" = --dry-run ]; then DRY=1; shift; fi

@@ -2,7 +2,7 @@
 # Trains in several processes on this machine, joined on loopback: a cluster in small, for trying out what a pod does, or one process a GPU.
 #     bash launch/processes.sh [--dry-run] COUNT --config=configs/codec.py:smoke --config.data.path=data/default --workdir=runs/codec
 # PER_GPU=1 gives each process the GPU of its number. SIGTERM goes to all, and they save. When one ends badly the others are given a
-# minute to notice; the exit code is the first bad one. 143 and 75 mean: start it again. --dry-run only prints.
+# minute to notice; the exit code is the first bad one. 143, 75 and 134 mean: start it again. --dry-run only prints.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DRY=
@@ -27,11 +27,12 @@ for ((i = 0; i < COUNT; i++)); do
     pids+=($!)
   fi
 done
-code=0 left=${#pids[@]}
-while [ "$left" -gt 0 ]; do
-  one=0
-  wait -n "${pids[@]}" || one=$?
-  left=$(jobs -rp | wc -l)
+code=0 ended=0
+while [ "$ended" -lt "${#pids[@]}" ]; do
+  one=0 who=
+  wait -n -p who "${pids[@]}" || one=$?
+  [ -n "${who:-}" ] || continue  # a signal came in between
+  ended=$((ended + 1))
   if [ "$one" != 0 ] && [ "$code" = 0 ]; then
     code=$one
     { sleep 60; kill -KILL "${pids[@]}"; } 2>/dev/null &

@@ -28,7 +28,7 @@ from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
 TAKES_WORDS = True  # what follows -- is every training's
-AGAIN = (cluster.PREEMPTED, cluster.LOST)
+AGAIN = (cluster.PREEMPTED, cluster.LOST, 134)
 TRIES = 20
 
 

@@ -89,7 +89,7 @@ PLACE = {"CLUSTER": "c", "ZONE": "z", "PROJECT": "p", "IMAGE": "registry/ns2:tpu
     (["launch/slurm.sbatch", "--dry-run"], ["srun --kill-on-bad-exit=0 python -m ns2_jax.train --config=configs/codec.py:base"]),
     (["launch/xpk/train.sh", "--dry-run", "w", "v5p-128", "x2"], [
         "xpk workload create --cluster=c --zone=z --project=p --workload=w --tpu-type=v5p-128 --num-slices=2 --docker-image=registry/ns2:tpu",
-        "--max-restarts=1000 --restart-on-exit-codes=75\\,143", "--config.mesh.data=2"]),
+        "--max-restarts=1000 --restart-on-exit-codes=75\\,134\\,143", "--config.mesh.data=2"]),
 ])
 def test_every_launcher_shows_the_exact_commands(words, expected):
     out = run("bash", *words, *RUN, env={**os.environ, **PLACE})

@@ -3,7 +3,7 @@
 #     CLUSTER=c ZONE=z PROJECT=p IMAGE=europe-docker.pkg.dev/me/ns2/tpu bash launch/xpk/train.sh [--dry-run] NAME TPU_TYPE [xSLICES] \
 #         --config=configs/naturalspeech2.py:base --config.data.path=/mnt/shared/data --workdir=/mnt/shared/runs/ns2
 # TPU_TYPE as XPK has it (v5p-128), x2 for two slices; STORAGE=name attaches a storage of `xpk storage` (mounted at /mnt/shared).
-# Preempted (143) and bereaved (75) workloads start again and continue. --dry-run only prints.
+# Preempted (143) and bereaved (75, 134) workloads start again and continue. --dry-run only prints.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 DRY=
@@ -15,7 +15,7 @@ if [[ $1 =~ ^x[1-9][0-9]*$ ]]; then SLICES=${1#x}; shift; fi
 for name in CLUSTER ZONE PROJECT IMAGE; do [ -n "${!name:-}" ] || { echo "error: set $name, see bash launch/xpk/train.sh" >&2; exit 2; }; done
 [ "$SLICES" = 1 ] || set -- "$@" --config.mesh.data="$SLICES"  # copies of the parameters: only gradients cross slices
 words=(xpk workload create --cluster="$CLUSTER" --zone="$ZONE" --project="$PROJECT" --workload="$NAME" --tpu-type="$TYPE" --num-slices="$SLICES"
-  --docker-image="$IMAGE" --max-restarts=1000 "--restart-on-exit-codes=75,143" --termination-grace-period-seconds=120
+  --docker-image="$IMAGE" --max-restarts=1000 "--restart-on-exit-codes=75,134,143" --termination-grace-period-seconds=120
   --command="cd /ns2_jax && exec python -m ns2_jax.${JOB:-train} $(printf '%q ' "$@")")
 [ -z "${STORAGE:-}" ] || words+=(--storage="$STORAGE")
 if [ -n "$DRY" ]; then printf '%q ' "${words[@]}"; echo; else exec "${words[@]}"; fi

@@ -7,6 +7,7 @@ Parameters are float32; `dtype` is the compute type. Norm statistics are float32
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,19 @@ def named(init: Init, names: Sequence[str | None]) -> Init:
 
 
 def constrain(x: jax.Array) -> jax.Array:
-    """Pins a `[b, t, c]` activation to batch sharding (a no-op outside a mesh with rules)."""
-    return nn.with_logical_constraint(x, ("act_batch",) + (None,) * (x.ndim - 1))
+    """Pins a `[b, t, ..., c]` activation: rows to the batch's axes, time to the sequence axis where there is one and it divides the length
+    (a no-op outside a mesh with rules)."""
+    time = "act_time" if x.ndim > 2 and _cut("act_time", x.shape[1]) else None
+    return nn.with_logical_constraint(x, ("act_batch", time)[: x.ndim] + (None,) * (x.ndim - 2))
+
+
+def _cut(name: str, length: int) -> bool:
+    """Whether the rules cut an axis of that name and length, evenly, on the mesh in use."""
+    axes = nn.logical_to_mesh_axes((name,))
+    axes = axes[0] if axes else None  # None outside rules
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    parts = math.prod(sizes.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+    return parts > 1 and length % parts == 0
 
 
 class Dense(nn.Module):

@@ -3,7 +3,8 @@
 Every process puts a sign of life into JAX's coordination service; the first looks whether all signs change, by its own steady clock (no
 two machines' clocks are compared), and writes down who is gone. All read that, say it in one line and end with LOST, within `lost_after`
 seconds of a host's death; otherwise they would wait in a collective for ever, or until JAX ends them with a stack dump. A process that fails
-by itself writes that down before it goes. A process whose phase does not change for `stuck_after` seconds dumps the stacks of its threads
+by itself writes that down before it goes. When the first host itself dies, JAX's client aborts the others at once, with words of its own
+(exit code 134). A process whose phase does not change for `stuck_after` seconds dumps the stacks of its threads
 to stderr, says what it was doing, and goes on waiting: a person decides.
 """
 

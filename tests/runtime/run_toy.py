@@ -29,10 +29,6 @@ class System(toy_system.Toy):
         return ""
 
 
-systems_make = systems.make
-systems.make = lambda name, model: System(**model)
-
-
 def rows(step: int, count: int, inputs: int) -> dict[str, np.ndarray]:
     """The batch of a step, as numpy makes it in a moment."""
     rng = np.random.default_rng(step)
@@ -81,7 +77,7 @@ def save_sharded(folder, devices, log):
     tree, about = tiny._model("codec", 0)
     mesh = meshes.make_mesh({"data": 1, "fsdp": -1})
     meshes.SMALL = 0
-    system = systems_make("codec", {k: v for k, v in about["model"].items()})
+    system = systems.make("codec", about["model"])
     sizes = {**system.sizes, **about["data"]["buckets"][0], "s": about["data"]["buckets"][0]["t"] * about["data"]["hop"]}
     names = system.axes(systems.shapes(system.fields, sizes))
     where = meshes.shardings(mesh, names, (tree["params"], tree["rest"]))
@@ -109,6 +105,7 @@ def run(words, devices, fault, env, log):
     jax.config.update("jax_num_cpu_devices", devices)
     FAULTS.extend([globals()[fault]] if fault else [])
     train.batches = batches
+    systems.make = lambda name, model: System(**model)
     train.feed = types.SimpleNamespace(order=lambda data, fields: lambda step: {}, fingerprint=lambda data: "toy")
     train.weights = types.SimpleNamespace(codec_of=lambda config, fields: "")
     train.define_flags()

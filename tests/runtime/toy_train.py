@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,7 +95,12 @@ def _serve() -> None:
         if request["do"] == "start":
             pid = os.fork()
             if pid == 0:
-                (run_toy.save_sharded if "folder" in request else run_toy.run)(**{k: v for k, v in request.items() if k != "do"})
+                try:
+                    (run_toy.save_sharded if "folder" in request else run_toy.run)(**{k: v for k, v in request.items() if k != "do"})
+                except BaseException:  # never back into the parent's loop
+                    traceback.print_exc()
+                finally:
+                    os._exit(1)
             answer: Any = pid
         else:
             pid = request["pid"]
