@@ -117,14 +117,14 @@ def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
 
 
 def test_what_does_not_fit_exits_one_and_says_what_would_fit(monkeypatch, capsys):
-    monkeypatch.setitem(chips.CHIPS, "cpu", chips.Chip(1e12, 1 << 20, 1e10, 1e9, None))  # a chip of one megabyte
+    monkeypatch.setitem(chips.CHIPS, "cpu", chips.Chip(1e12, 8 << 20, 1e10, 1e9, None))  # a chip of eight megabytes
     config = aligner_config.get_config("smoke")
     config.data.buckets = (dict(b=32, t=320, p=64),)
     monkeypatch.setattr(command.cluster, "pretend", lambda devices: None)
     monkeypatch.setattr(command, "FLAGS", types.SimpleNamespace(config=config, topology="cpu:8", num_slices=1, plan=False, pod=False, json=False))
     assert command.main([]) == 1
     said = capsys.readouterr().out
-    assert "DOES NOT FIT" in said and "of 0.00 GiB a chip" in said and "a lower bound by the makers' peaks, no forecast" in said
+    assert "DOES NOT FIT" in said and "of 0.01 GiB a chip" in said and "a lower bound by the makers' peaks, no forecast" in said
     assert "would make it fit (estimate; --plan compiles to be sure): a slice of " in said
 
 
