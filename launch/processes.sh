@@ -35,7 +35,7 @@ while [ "$ended" -lt "${#pids[@]}" ]; do
   ended=$((ended + 1))
   if [ "$one" != 0 ] && [ "$code" = 0 ]; then
     code=$one
-    { sleep 60; kill -KILL "${pids[@]}"; } 2>/dev/null &
+    { sleep 60; kill -KILL "${pids[@]}"; } >/dev/null 2>&1 &
     killer=$!
     disown "$killer"
   fi

@@ -96,7 +96,7 @@ def test_every_launcher_shows_the_exact_commands(words, expected):
     assert out.returncode == 0, out.stderr
     for text in expected:
         assert text in out.stdout, out.stdout
-    assert "b\\ c" in out.stdout.replace("\\\\", "\\")  # one argument on the other side, too
+    assert re.search(r"b\\+ c", out.stdout)  # one argument on the other side, too
 
 
 @pytest.mark.parametrize("words, line", [
@@ -233,8 +233,11 @@ def test_a_sweep_goes_on_after_preemptions_and_passes_over_what_is_done(tmp_path
     (tmp_path / "config.py").write_text("def get_hyper():\n    return [{'seed': 1}, {'seed': 2}]\n")
     codes, ran = iter([143, 75, 0, 1, 0]), []
     monkeypatch.setattr(sweep.subprocess, "run", lambda words, check: ran.append(words) or types.SimpleNamespace(returncode=next(codes)))
-    flags = types.SimpleNamespace(config=str(tmp_path / "config.py"), workdir=str(tmp_path / "runs"), launcher="train", dry_run=True)
-    flags.__class__.__getitem__ = lambda self, name: types.SimpleNamespace(value=getattr(self, name))
+    class Flags(types.SimpleNamespace):
+        def __getitem__(self, name):
+            return types.SimpleNamespace(value=getattr(self, name))
+
+    flags = Flags(config=str(tmp_path / "config.py"), workdir=str(tmp_path / "runs"), launcher="train", dry_run=True)
     monkeypatch.setattr(sweep, "FLAGS", flags)
     assert sweep.main(["sweep"]) == 0 and not ran and capsys.readouterr().out.count("--config.seed=") == 2
     flags.dry_run = False

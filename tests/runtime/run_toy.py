@@ -75,7 +75,7 @@ def save_sharded(folder, devices, log):
 
     jax.config.update("jax_num_cpu_devices", devices)
     tree, about = tiny._model("codec", 0)
-    mesh = meshes.make_mesh({"data": 1, "fsdp": -1})
+    mesh = meshes.make_mesh({"data": 4, "fsdp": -1})  # parameters of 32 channels over 16 devices, four copies
     meshes.SMALL = 0
     system = systems.make("codec", about["model"])
     sizes = {**system.sizes, **about["data"]["buckets"][0], "s": about["data"]["buckets"][0]["t"] * about["data"]["hop"]}
