@@ -20,6 +20,9 @@ Overrides: `hop=320,levels=12` gives base strides 2-4-5-8 and the 50 Hz codec th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import ml_collections
 
 from configs import common
@@ -82,3 +85,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
     return common.finish(config, overrides)
+
+
+def get_hyper() -> Iterator[dict[str, Any]]:
+    """Learning rates around the paper's, for launch/sweep.py."""
+    for peak in (1e-4, 2e-4, 4e-4):
+        yield {"optim.peak": peak}

@@ -25,6 +25,9 @@ Variants: `adapt` fine-tunes a trained model on a voice of its own, all but the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import ml_collections
 
 from configs import common
@@ -90,3 +93,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     elif words:
         raise ValueError("variant 'preserve' is about what 'adapt' keeps: give both")
     return common.finish(config, overrides)
+
+
+def get_hyper() -> Iterator[dict[str, Any]]:
+    """The paper's ablations (Table 9) beside the whole, for launch/sweep.py."""
+    yield {}
+    for field, value in (("prompt_in_denoiser", False), ("prompt_in_predictors", False), ("ce_weight", 0.0), ("denoiser.queries", 0)):
+        yield {f"model.{field}": value}

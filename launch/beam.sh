@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUN=
-if [ "${1:-}" = --dry-run ]; then RUN=echo; shift; fi
+if [ "${1:-}" = --dry-run ]; then RUN="echo"; shift; fi
 if [ $# -lt 2 ]; then sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; fi
 RUNNER=$1
 shift

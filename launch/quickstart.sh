@@ -49,7 +49,7 @@ sizes=$(plan begin)
 eval "$sizes"  # SIZE HOURS UTTERANCES SAMPLER PROBE WARMUP EMA BUCKETS; from plan.json when it exists
 echo "installed after $(($(date +%s) - BEGAN)) s; $HOURS h of corpus, models of size $SIZE"
 
-SHORT=(--config.data.path=$OUT/data --config.optim.schedule=constant --config.optim.warmup="$WARMUP" --config.train.ema="$EMA")
+SHORT=(--config.data.path="$OUT/data" --config.optim.schedule=constant --config.optim.warmup="$WARMUP" --config.train.ema="$EMA")
 stage corpus python -m data_pipelines.synth --out=$OUT/data --hours="$HOURS" --seed=0
 # Minutes are too few for a discriminator to help.
 stage codec train codec --config=configs/codec.py:"$SIZE" "${SHORT[@]}" --config.model.adversarial_from=1000000

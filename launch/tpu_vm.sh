@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUN=
-if [ "${1:-}" = --dry-run ]; then RUN=echo; shift; fi
+if [ "${1:-}" = --dry-run ]; then RUN="echo"; shift; fi
 if [ $# -lt 3 ]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; fi
 NAME=$1 ZONE=$2
 shift 2

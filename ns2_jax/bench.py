@@ -10,7 +10,9 @@
 
 Every figure is the median over `--repeats` runs of `--steps` steps, after the compilation and two steps of warm-up; the
 spread is printed beside it. Weights are random, batches too unless the config names a data set. `train` gives
-seconds a step, frames/s and, on a device whose peak is known, the model FLOPs utilisation; `sample` the seconds of speech
+seconds a step, frames/s, seconds of audio a second and chip, peak memory, on a device whose peak is known the model FLOPs utilisation, and
+on any the share of the ceiling: how long the step's matrix products and convolutions would take at the rates that a large product and a
+large convolution reach here, in the same run and precision, over how long the step takes; `sample` the seconds of speech
 made in a second (by its own number of sampler steps, or the real-time factors of several with `--by_steps` and `--rows`; an option that is on or
 off, as the cache of a language model, is timed both ways); `data` batches and seconds of audio per second, or, without a config, what plan and
 feed reach on records like those of 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the hardware named in it.
@@ -21,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -34,7 +37,7 @@ from tqdm import tqdm
 
 from ns2_jax import inference
 from ns2_jax.data import feed, measure
-from ns2_jax.runtime import cluster, metrics, weights
+from ns2_jax.runtime import cluster, flops, metrics, weights
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.runtime.program import Program
 from ns2_jax.systems import system as systems
@@ -108,6 +111,32 @@ def source(config: Any, system: Any) -> Any:
     return feed.make_feed(config.data, system.fields, system.sizes, config.seed, 0)
 
 
+def ceiling(precision: str, repeats: int = 5, size: int = 2048) -> dict[str, float]:
+    """FLOP/s of one device, the best of `repeats`: a product of two `size x size` matrices, and a convolution of three taps over
+    `[8, size / 2, size / 4]`."""
+    def best(call: Callable[..., Any], flops: float, *shapes: tuple[int, ...]) -> float:
+        run, seconds = jax.jit(call), []
+        given = [jax.random.normal(jax.random.key(i), shape).astype(precision) for i, shape in enumerate(shapes)]
+        jax.block_until_ready(run(*given))
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            jax.block_until_ready(run(*given))
+            seconds.append(time.perf_counter() - begin)
+        return flops / min(seconds)
+
+    t, c = size // 2, size // 4
+    conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    return {"products": best(lambda a, b: a @ b, 2.0 * size**3, (size, size), (size, size)),
+            "convolutions": best(conv, 2.0 * 8 * t * 3 * c * c, (8, t, c), (3, c, c))}
+
+
+def peak_memory() -> int | None:
+    """Bytes: of the busiest device where it says, of this process on a CPU."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    found = max((s.get("peak_bytes_in_use", 0) for s in stats), default=0)
+    return found or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     """The step on the largest bucket; with config.data.path on the batches of the data set, their waiting included.
 
@@ -142,9 +171,15 @@ def bench_train(config: Any, steps: int, repeats: int) -> dict[str, Any]:
         "batch": program.bucket if batches is None else "as the data set's plan has them", "data": config.data.path or "synthetic"}
     if "t" in program.bucket:
         report["frames_per_second"] = sum(frames for frames, _ in ran) / len(ran) / seconds
+        report["audio_seconds_per_second"] = report["frames_per_second"] * config.data.hop / config.data.sample_rate
+        report["audio_seconds_per_second_per_chip"] = report["audio_seconds_per_second"] / program.mesh.size
     report["flops_per_step"] = sum(program.flops(batch) for _, batch in ran) / len(ran)
     if peak := metrics.peak(jax.devices()[0].device_kind):
         report["mfu"] = report["flops_per_step"] / seconds / (peak * program.mesh.size)
+    report["peak_memory_bytes"], report["ceiling"] = peak_memory(), ceiling(str(config.precision))
+    work = [flops.kinds(program.trace(batch).jaxpr) for _, batch in (ran if batches else ran[:1])]
+    least = sum(w[kind] / rate for w in work for kind, rate in report["ceiling"].items()) / len(work)
+    report["share_of_ceiling"] = least / seconds / (1 if jax.default_backend() == "cpu" else program.mesh.size)  # devices of a CPU share it
     if bool(halted):
         raise ValueError("the step met a number that is not finite; train with this config to see where")
     return report
@@ -268,7 +303,9 @@ def lines(report: dict[str, Any]) -> str:
 
     rows = []
     for key, value in report.items():
-        if key == "programs":
+        if key == "ceiling":
+            rows.append("ceiling, FLOP/s: " + ", ".join(f"{k} {show(v)}" for k, v in value.items()))
+        elif key == "programs":
             rows += [f"  {name}: " + ", ".join(f"{k} {show(v)}" for k, v in numbers.items()) for name, numbers in value.items()]
         else:
             rows.append(f"{key}: {show(value)}")

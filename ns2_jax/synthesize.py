@@ -142,8 +142,8 @@ def read_jobs() -> list[Job]:
             raise ValueError(f"--batch={FLAGS.batch}: the line of {short} needs a source and a prompt for --task={FLAGS.task}")
         jobs = []
         for out, text, prompts in rows:
-            voices, said = zip(*((voice.strip(), words.strip()) for voice, _, words in (prompt.partition("|") for prompt in prompts[changing:])))
-            jobs.append(Job(out, text, voices, times, prompts[0] if changing else "", said))
+            voices, texts = zip(*((voice.strip(), words.strip()) for voice, _, words in (prompt.partition("|") for prompt in prompts[changing:])))
+            jobs.append(Job(out, text, voices, times, prompts[0] if changing else "", texts=texts))
     else:
         if FLAGS.text is not None and FLAGS.score is not None and not singing:
             raise ValueError("--text does not go with --score, which says the words")

@@ -35,6 +35,15 @@ def test_train():
     assert 0 < report["min_step_seconds"] <= report["median_step_seconds"] <= report["max_step_seconds"]
     assert report["frames_per_second"] == pytest.approx(4 * 16 / report["median_step_seconds"])
     assert report["flops_per_step"] > 1e5 and "mfu" not in report  # a CPU's peak is not in the table
+    assert report["audio_seconds_per_second"] == report["audio_seconds_per_second_per_chip"] == pytest.approx(report["frames_per_second"] / 80)
+    assert report["peak_memory_bytes"] > 1e8 and min(report["ceiling"].values()) > 1e9 and 0 < report["share_of_ceiling"] < 1
+
+
+def test_the_ceiling_is_what_the_device_reaches(monkeypatch):
+    """By a clock that says how long a run took, the figures are closed forms."""
+    now = iter(range(1000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(now))
+    assert bench.ceiling("float32", repeats=2, size=64) == {"products": 2.0 * 64**3, "convolutions": 2.0 * 8 * 32 * 3 * 16 * 16}
 
 
 def test_train_on_a_data_set_counts_what_it_was_given(monkeypatch):

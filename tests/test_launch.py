@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import matplotlib.image
 import numpy as np
@@ -18,9 +20,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # launch/ is not installed
 
-from launch import quickstart  # noqa: E402
+from launch import quickstart, sweep  # noqa: E402
 
-SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "launch" / "slurm.sbatch", ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*(ROOT / "launch").rglob("*.sh"), ROOT / "launch" / "slurm.sbatch", ROOT / ".ci" / "run"])
 KEYS = {"seconds", "corpus_hours", "codec", "naturalspeech2", "wer_recording", "wer_codec", "wer_synthesis", "secs_own", "secs_others"}
 
 
@@ -69,6 +71,179 @@ def test_the_pod_script_shows_what_it_would_do():
     score = run("bash", "launch/tpu_vm.sh", "--dry-run", "pod", "zone-a", "--workdir=x", env={**os.environ, "JOB": "evaluate", "EXTRAS": "eval"})
     assert "exec python -m ns2_jax.evaluate --workdir=x" in score.stdout and "environment tpu text log eval &&" in score.stdout
     assert run("bash", "launch/tpu_vm.sh").returncode == 2
+
+
+def test_shellcheck_finds_nothing():
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    found = run("shellcheck", "-x", "-s", "bash", "--severity=warning", *SCRIPTS)
+    assert found.returncode == 0, found.stdout
+
+
+RUN = ["--config=configs/codec.py:base", "--config.init_from={'a': 'b c'}", "--workdir=/mnt/shared/runs/codec"]
+PLACE = {"CLUSTER": "c", "ZONE": "z", "PROJECT": "p", "IMAGE": "registry/ns2:tpu", "CLAIM": "shared"}
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["launch/processes.sh", "--dry-run", "2"], ["JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 python -m ns2_jax.train --config=configs/codec.py:base"]),
+    (["launch/slurm.sbatch", "--dry-run"], ["srun --kill-on-bad-exit=0 python -m ns2_jax.train --config=configs/codec.py:base"]),
+    (["launch/xpk/train.sh", "--dry-run", "w", "v5p-128", "x2"], [
+        "xpk workload create --cluster=c --zone=z --project=p --workload=w --tpu-type=v5p-128 --num-slices=2 --docker-image=registry/ns2:tpu",
+        "--max-restarts=1000 --restart-on-exit-codes=75\\,134\\,143", "--config.mesh.data=2"]),
+])
+def test_every_launcher_shows_the_exact_commands(words, expected):
+    out = run("bash", *words, *RUN, env={**os.environ, **PLACE})
+    assert out.returncode == 0, out.stderr
+    for text in expected:
+        assert text in out.stdout, out.stdout
+    assert re.search(r"b\\+ c", out.stdout)  # one argument on the other side, too
+
+
+@pytest.mark.parametrize("words, line", [
+    (["launch/processes.sh", "two", "--config=x"], ""),
+    (["launch/jobset.sh", "n"], ""),
+    (["launch/jobset.sh", "n", "v9:2x2", "--config=x"], "error: v9 is no family of TPU"),
+    (["launch/jobset.sh", "n", "v5p:four", "--config=x"], "error: four is no shape of a slice"),
+    (["launch/xpk/train.sh", "n", "v5p-8", "--config=x"], "error: set CLUSTER"),
+])
+def test_launchers_refuse_what_they_do_not_know(words, line):
+    out = run("bash", *words, env={"PATH": os.environ["PATH"], "IMAGE": "i", "CLAIM": "c"})
+    assert out.returncode == 2 and out.stderr.startswith(line) and (line or "bash launch/" in out.stdout)
+
+
+# What jobset.x-k8s.io/v1alpha2 and batch/v1 have of what we write: a type, a list of one kind, a dict of fields (`?` may be missing), or a
+# set of words.
+CONTAINER = {"name": str, "image": str, "command": [str], "args": [str], "ports": [{"containerPort": int}],
+             "resources": {"limits": {"google.com/tpu": int}}, "volumeMounts": [{"name": str, "mountPath": str}]}
+POD = {"restartPolicy": {"Never"}, "hostNetwork": bool, "dnsPolicy": {"ClusterFirstWithHostNet"}, "terminationGracePeriodSeconds": int,
+       "nodeSelector": {"cloud.google.com/gke-tpu-accelerator": str, "cloud.google.com/gke-tpu-topology": str}, "containers": [CONTAINER],
+       "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}]}
+JOB = {"parallelism": int, "completions": int, "completionMode": {"Indexed"}, "backoffLimit": int,
+       "podFailurePolicy": {"rules": [{"action": {"FailJob", "Ignore", "Count"}, "onExitCodes": {"containerName": str, "operator": {"In", "NotIn"}, "values": [int]}}]},
+       "template": {"spec": POD}}
+JOBSET = {"apiVersion": {"jobset.x-k8s.io/v1alpha2"}, "kind": {"JobSet"}, "metadata": {"name": str, "annotations": dict},
+          "spec": {"failurePolicy": {"maxRestarts": int, "rules": [{"name": str, "action": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
+                                                                  "onJobFailureReasons": [{"PodFailurePolicy", "BackoffLimitExceeded"}]}]},
+                   "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": JOB}}]}}
+
+
+def misfits(value, schema, path="") -> list[str]:
+    """Where a value is not of the schema."""
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return [f"{path} is no mapping"]
+        found = [f"{path}/{key} is unknown" for key in value if key not in schema] + [f"{path}/{key} is missing" for key in schema if key not in value]
+        return found + [line for key in value if key in schema for line in misfits(value[key], schema[key], f"{path}/{key}")]
+    if isinstance(schema, list):
+        if not isinstance(value, list) or not value:
+            return [f"{path} is no list"]
+        return [line for i, item in enumerate(value) for line in misfits(item, schema[0], f"{path}[{i}]")]
+    if isinstance(schema, set):
+        return [] if value in schema else [f"{path}={value!r} is none of {schema}"]
+    return [] if isinstance(value, schema) and not (schema is int and isinstance(value, bool)) else [f"{path}={value!r} is no {schema.__name__}"]
+
+
+def test_the_manifest_is_a_jobset():
+    yaml = pytest.importorskip("yaml")
+    out = run("bash", "launch/jobset.sh", "--dry-run", "ns2", "v5p:4x4x4", "x2", *RUN, '--config.x="quoted"', env={**os.environ, **PLACE})
+    assert out.returncode == 0, out.stderr
+    manifest = yaml.safe_load(out.stdout)
+    assert misfits(manifest, JOBSET) == []
+    job = manifest["spec"]["replicatedJobs"][0]
+    assert job["replicas"] == 2 and job["template"]["spec"]["parallelism"] == job["template"]["spec"]["completions"] == 16
+    container = job["template"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"] == [*RUN, '--config.x="quoted"', "--config.mesh.data=2"] and container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert out.stdout.endswith("# kubectl apply -f -\n")
+    manifest["spec"]["replicatedJobs"][0]["replica"] = job.pop("replicas")
+    assert misfits(manifest, JOBSET) == ["/spec/replicatedJobs[0]/replica is unknown", "/spec/replicatedJobs[0]/replicas is missing"]
+
+
+def test_the_image_has_what_it_copies_and_extras_that_exist():
+    text = (ROOT / "launch" / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.*) \S+$", text, re.M):
+        assert all((ROOT / name).exists() for name in line.split())
+    extras = set(re.findall(r'^    "(\w+)":', (ROOT / "setup.py").read_text(), re.M))
+    assert set(re.search(r"^ARG MORE=(.*)$", text, re.M)[1].split(",")) | {"tpu", "cuda"} <= extras
+    assert 'ENTRYPOINT ["python", "-m"]' in text  # no shell between SIGTERM and the trainer
+
+
+@pytest.fixture
+def place(tmp_path):
+    """processes.sh where `python` is a script that waits as long and ends as its process is told."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "processes.sh", tmp_path / "launch")
+    (tmp_path / "launch" / "environment.sh").write_text("environment() { :; }\n")
+    fake = tmp_path / "bin" / "python"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/bash\ntrap "echo $JAX_PROCESS_ID saved; exit 143" TERM\n'
+                    'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*"\n'
+                    'case $JAX_PROCESS_ID in 1) sleep 0.3; exit "${SECOND:-0}" ;; *) for ((i = 0; i < ${FIRST:-3}; i++)); do sleep 0.1; done ;; esac\n')
+    fake.chmod(0o755)
+
+    def start(**env):
+        return subprocess.Popen(["bash", "launch/processes.sh", "2", "--config=x"], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                                env={**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}", "PORT": "1234", **env})
+    return start
+
+
+def test_local_processes_meet_and_end_as_the_worst_of_them(place):
+    out, _ = (process := place()).communicate(timeout=60)
+    assert process.returncode == 0
+    assert sorted(out.splitlines()) == [f"{i} of 2 at localhost:1234: -m ns2_jax.train --config=x" for i in range(2)]
+    (process := place(SECOND="75")).communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_sigterm_reaches_every_local_process(place):
+    process = place(FIRST="600")
+    assert process.stdout.readline()
+    time.sleep(1.0)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "0 saved" in out
+
+
+def test_a_sweep_is_a_training_for_every_setting(tmp_path):
+    (tmp_path / "config.py").write_text("def get_hyper():\n    for peak in (1e-4, 3e-4):\n        yield {'optim.peak': peak, 'data.buckets': [{'b': 2}]}\n")
+    settings = sweep.hypers(f"{tmp_path}/config.py:small")
+    assert [setting["optim.peak"] for setting in settings] == [1e-4, 3e-4]
+    words = sweep.command(settings[0], "config.py:small", "runs", "sbatch launch/slurm.sbatch", ["--config.data.path=d"])
+    assert words[:5] == ["sbatch", "launch/slurm.sbatch", "--config=config.py:small", "--config.data.path=d", "--config.optim.peak=0.0001"]
+    assert words[5] == "--config.data.buckets=[{'b': 2}]" and words[6].startswith("--workdir=runs/data.buckets=")
+    assert len({sweep.name(setting) for setting in settings}) == 2
+    assert list(sweep.product(**{"a": (1, 2), "b": (3,)})) == [{"a": 1, "b": 3}, {"a": 2, "b": 3}]
+    (tmp_path / "twice.py").write_text("def get_hyper():\n    return [{'seed': 1}, {'seed': 1}]\n")
+    with pytest.raises(ValueError, match="yields {'seed': 1} twice"):
+        sweep.hypers(str(tmp_path / "twice.py"))
+    with pytest.raises(ValueError, match="has no get_hyper"):
+        sweep.hypers(str(ROOT / "configs" / "common.py"))
+
+
+@pytest.mark.parametrize("name", ["codec", "naturalspeech2"])
+def test_what_configs_sweep_exists(name):
+    from configs import common
+
+    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    known = common.paths(config)
+    settings = sweep.hypers(f"configs/{name}.py")
+    assert len(settings) > 2 and all(key in known for setting in settings for key in setting)
+
+
+def test_a_sweep_goes_on_after_preemptions_and_passes_over_what_is_done(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.py").write_text("def get_hyper():\n    return [{'seed': 1}, {'seed': 2}]\n")
+    codes, ran = iter([143, 75, 0, 1, 0]), []
+    monkeypatch.setattr(sweep.subprocess, "run", lambda words, check: ran.append(words) or types.SimpleNamespace(returncode=next(codes)))
+    class Flags(types.SimpleNamespace):
+        def __getitem__(self, name):
+            return types.SimpleNamespace(value=getattr(self, name))
+
+    flags = Flags(config=str(tmp_path / "config.py"), workdir=str(tmp_path / "runs"), launcher="train", dry_run=True)
+    monkeypatch.setattr(sweep, "FLAGS", flags)
+    assert sweep.main(["sweep"]) == 0 and not ran and capsys.readouterr().out.count("--config.seed=") == 2
+    flags.dry_run = False
+    assert sweep.main(["sweep"]) == 1 and len(ran) == 4  # the first took three starts, the second failed
+    assert sweep.main(["sweep"]) == 0 and len(ran) == 5
+    assert f"{tmp_path}/runs/seed=1 is done: passed over" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("minutes", "installed", "size"), [(20, 90, "small"), (20, 700, "smoke"), (4, 0, "smoke"), (60, 90, "small")])

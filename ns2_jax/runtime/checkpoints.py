@@ -2,11 +2,13 @@
 
 A checkpoint `<workdir>/checkpoints/<step>/` has three items: `model` (step, ema, rest: all that evaluation and export
 read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed, codec, what else decides the order). Trees are stored as plain nested
-dicts, so that a reader needs no optimiser. Saves are asynchronous and appear only when complete.
+dicts, so that a reader needs no optimiser. Saves are asynchronous and appear only when complete. What was torn afterwards (a copy that
+broke off, a bucket that lost a file) is passed over for the last whole one and renamed `<step>.torn`.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -18,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath  # Orbax's own path type, for gs:// too
+from jax.experimental import multihost_utils
 
-from ns2_jax.runtime import weights
+from ns2_jax.runtime import cluster, weights
 from ns2_jax.runtime.state import flatten, nest
 
 Tree = Any
@@ -28,8 +31,15 @@ MODEL, TRAIN = ("step", "ema", "rest"), ("params", "opt")
 logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.WARNING or "orbax" not in record.pathname)
 
 
+DISK = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EROFS: "Read-only file system"}
+
+
 class Mismatch(ValueError):
     """A checkpoint that does not fit; the message lists every path."""
+
+
+class Torn(Exception):
+    """A checkpoint that cannot be read, though it was complete once."""
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -88,6 +98,20 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(os.path.join(self.root, FOLDER), options=options, item_names=("model", "train", "data"))
 
+    def _explained(self, action: Callable[[], Any]) -> Any:
+        """`action()`; a disk that is full or must not be written is said in words. Raises OSError with them."""
+        try:
+            return action()
+        except Exception as error:
+            text = f"{error} {error.__cause__ or ''}"
+            code = next((number for number, words in DISK.items() if getattr(error, "errno", None) == number or words in text), None)
+            if code is None:
+                raise
+            whole = steps(self.root)
+            kept = f"the last whole one is {whole[-1]}" if whole else "there is no whole one yet"
+            raise OSError(code, f"{DISK[code]} while saving a checkpoint; {kept}, and nothing of it is lost. Make room and start the same command "
+                          "again", os.path.join(self.root, FOLDER)) from error
+
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self.manager.latest_step()
@@ -99,19 +123,53 @@ class Checkpoints:
             return False
         items = {"model": _plain({k: state[k] for k in MODEL}), "train": _plain({k: state[k] for k in TRAIN})}
         position = {"step": step, "dataset": self.dataset, "seed": self.seed, "codec": self.codec, "order": self.order(step)}
-        return bool(self.manager.save(step, force=True, args=ocp.args.Composite(
-            model=ocp.args.StandardSave(items["model"]), train=ocp.args.StandardSave(items["train"]), data=ocp.args.JsonSave(position))))
+        return self._explained(lambda: bool(self.manager.save(step, force=True, args=ocp.args.Composite(
+            model=ocp.args.StandardSave(items["model"]), train=ocp.args.StandardSave(items["train"]), data=ocp.args.JsonSave(position)))))
 
-    def restore(self, target: dict[str, Tree], step: int | None = None) -> dict[str, Tree]:
-        """The state at `step` (default latest), straight into the shards of `target` (ShapeDtypeStructs with shardings).
+    def restore(self, target: dict[str, Tree], step: int | None = None, say: Callable[[str], None] = lambda line: None) -> dict[str, Tree]:
+        """The state at `step` (default the latest that is whole), straight into the shards of `target` (ShapeDtypeStructs with shardings).
+        A torn one is told to `say`, renamed, and the one before it taken.
 
         Raises FileNotFoundError when there is none, Mismatch when the tree differs, ValueError when it was trained on
-        another data set, seed, codec or in another order.
+        another data set, seed, codec or in another order, or when none can be read (then none is renamed).
         """
-        step = self.latest() if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"{self.root}/{FOLDER} has no complete checkpoint")
-        position = self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+        torn: dict[int, str] = {}
+        for at in sorted(self.manager.all_steps() if step is None else [step], reverse=True):
+            try:
+                state = self._restore(target, at)
+            except Torn as problem:
+                torn[at] = str(problem)
+                continue
+            for bad, why in torn.items():
+                self._set_aside(bad)
+                say(f"checkpoint {bad} is torn and passed over for the last whole one, {at}; it is kept as {FOLDER}/{bad}.torn: {why}")
+            return state
+        if torn:
+            raise ValueError(f"{self.root}/{FOLDER}: no checkpoint can be read, and nothing was changed:"
+                             + "".join(f"\n  - {at}: {why}" for at, why in torn.items()))
+        raise FileNotFoundError(f"{self.root}/{FOLDER} has no complete checkpoint")
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a torn checkpoint, once for all hosts."""
+        multihost_utils.sync_global_devices(f"torn {step}")
+        if jax.process_index() == 0:
+            os.rename(os.path.join(self.root, FOLDER, str(step)), os.path.join(self.root, FOLDER, f"{step}.torn"))
+        multihost_utils.sync_global_devices(f"set aside {step}")
+        self.manager.reload()
+
+    def _read(self, step: int, action: Callable[[], Any]) -> Any:
+        """`action()` on every host; what cannot be read on one of them raises Torn on all."""
+        out, problem = None, ""
+        try:
+            out = action()
+        except Exception as error:  # pylint: disable=broad-except
+            problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if problems := [text for text in cluster.gather([problem]) if text]:
+            raise Torn(f"{problems[0]}")
+        return out
+
+    def _restore(self, target: dict[str, Tree], step: int) -> dict[str, Tree]:
+        position = self._read(step, lambda: self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"])
         if position["dataset"] != self.dataset:
             raise ValueError(
                 f"{self.root} was trained on data set {position['dataset']!r}, config.data.path is {self.dataset!r}: the step would "
@@ -130,12 +188,12 @@ class Checkpoints:
                     f"{self.root} was trained with {name}={before}, it is now {now[name]}: step {step} would point at other data. Set it "
                     "back, or use another --workdir, with --config.init_from='{\"params\": \"THIS_WORKDIR\"}' to start from its weights")
         wanted = {"model": _plain({k: target[k] for k in MODEL}), "train": _plain({k: target[k] for k in TRAIN})}
-        stored = {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")}
+        stored = self._read(step, lambda: {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")})
         lines = fewer(differences(stored, {**flatten(wanted["model"]), **flatten(wanted["train"])}))
         if lines:
             raise Mismatch(f"checkpoint {step} of {self.root} does not fit this config:" + "".join("\n  - " + x for x in lines))
-        items = self.manager.restore(step, args=ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}))
+        items = self._read(step, lambda: self.manager.restore(step, args=ocp.args.Composite(
+            **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})))
         flat = {**flatten(items["model"]), **flatten(items["train"])}
         return _like(nest(flat), target)
 
@@ -144,11 +202,11 @@ class Checkpoints:
         return jax.process_count() > 1 and self.manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Until every save is complete on disk."""
-        self.manager.wait_until_finished()
+        """Until every save is complete on disk. Raises OSError when one could not be."""
+        self._explained(self.manager.wait_until_finished)
 
     def close(self) -> None:
-        self.manager.wait_until_finished()
+        self.wait()
         self.manager.close()
 
 

@@ -2,16 +2,18 @@
 
     NS2_JAX_CACHE         folder of compiled programs (default ~/.cache/ns2_jax/xla; "off" for none)
     NS2_JAX_DISTRIBUTED   1 or 0 to say whether this is one process of several, when the guess is wrong
+    NS2_JAX_TOGETHER      seconds that the processes of a cluster wait for each other at the start (default 300)
     NS2_JAX_TRACEBACK     1 to see the traceback behind an `error: ...` line
     WANDB_PROJECT         send metrics to Weights & Biases too, when `wandb` is installed
 
-Exit codes: 0 done, 1 failed (a bug, or training met a non-finite number), 2 the command or its input is wrong,
-143 stopped by SIGTERM after saving: start it again.
+Exit codes: 0 done, 1 failed (a bug, or training met a non-finite number), 2 the command, its input or a disk is wrong,
+75 another process of the cluster is gone and 143 stopped by SIGTERM after saving: start it again.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import glob
 import json
 import os
@@ -29,7 +31,10 @@ import numpy as np
 from absl import app, flags
 from jax.experimental import multihost_utils
 
-DONE, FAILED, USER_ERROR, PREEMPTED = 0, 1, 2, 143
+from ns2_jax.runtime import watch as watching
+
+DONE, FAILED, USER_ERROR, PREEMPTED, LOST = 0, 1, 2, 143, watching.LOST
+TOGETHER = 300  # seconds in which all processes of a cluster must have come
 PRECISION = "highest"
 """Of products of float32 arrays: accelerators would round the operands, and STFT, quantiser and losses are float32 for a
 reason. Products of bfloat16 arrays, which is what the large networks compute, stay what they are."""
@@ -93,7 +98,13 @@ def start(report: Callable[[str], None] = print, preemptible: bool = False) -> N
               "e.g. gcloud ... ssh --worker=all; NS2_JAX_DISTRIBUTED=0 if it is alone)", flush=True)
         numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
         given = {key: int(environment(name)) for key, name in numbers.items() if environment(name)}
-        jax.distributed.initialize(**given)
+        try:
+            jax.distributed.initialize(**given, initialization_timeout=int(environment("NS2_JAX_TOGETHER") or TOGETHER))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            raise ValueError("cluster: the other processes did not come in time. The command must run on every host, with one address "
+                             f"of the first that all can reach (NS2_JAX_TOGETHER={TOGETHER} is how many seconds to wait)") from error
         if one_process_a_node():  # JAX takes a task of SLURM or MPI to own one GPU; ours own their node's
             jax.config.update("jax_cuda_visible_devices", "all")
             jax.config.update("jax_rocm_visible_devices", "all")
@@ -164,6 +175,12 @@ def together(function: Callable[..., Any], *args: Any) -> Any:
     return out
 
 
+def watch(lost_after: float, stuck_after: float) -> watching.Watch:
+    """The thread that looks after this process and the others."""
+    several = jax.process_count() > 1
+    return watching.Watch(jax.process_index(), jax.process_count(), lost_after, stuck_after, watching.client() if several else None)
+
+
 def say(text: str) -> None:
     """A line of progress, from the first process only."""
     if is_first():
@@ -204,6 +221,8 @@ def is_user_error(error: BaseException) -> bool:
     """Whether an exception is about the command or its input: a file that is not there, a package that our own code says is
     missing, or a ValueError that our own code raised. One from a library or a builtin is a bug and keeps its traceback."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return True
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return True
     if isinstance(error, ImportError):
         return error.name is None  # raised with a sentence; a failing import statement has the module's name
@@ -249,7 +268,16 @@ def _fail(error: BaseException) -> None:
     if environment("NS2_JAX_TRACEBACK"):
         traceback.print_exception(error)
     print(f"error: {_one_line(error)}", file=sys.stderr)
+    _end(USER_ERROR)
     sys.exit(USER_ERROR)
+
+
+def _end(code: int) -> None:
+    """Ends one process of several at once: JAX's own way out waits minutes for the others, which may be waiting for this one."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -280,6 +308,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return main(argv)
         except Exception as error:  # pylint: disable=broad-except
             if not is_user_error(error):
+                if jax.distributed.is_initialized():
+                    traceback.print_exception(error)
+                    _end(FAILED)
                 raise
             return _fail(error)
 

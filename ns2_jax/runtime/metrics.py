@@ -13,15 +13,17 @@ import math
 import os
 import time
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
 
 FILE = "metrics.jsonl"
 
 # Dense bfloat16 peak of one device, FLOP/s, by a part of its `device_kind` (makers' data sheets).
 PEAKS = {
     "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12,
+    "TPU v6 lite": 918e12, "TPU v6e": 918e12, "TPU7x": 1153.5e12,  # a TPU7x chip is two devices
     "A100": 312e12, "H100": 989e12, "H200": 989e12,
 }
 
@@ -77,8 +79,11 @@ class Writer:
         numbers = {name: float(value) for name, value in values.items()}
         line = {"step": int(step), "time": round(time.time(), 3)}
         line |= {name: _short(value) if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.path) from error  # which says where
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, int(step))
@@ -143,26 +148,85 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds % 60:02d}s" if minutes else f"{seconds}s"
 
 
-class Clock:
-    """Where the time goes: `with clock("data"): ...` adds up seconds per name."""
+def lost(workdir: str, start_step: int) -> float:
+    """Seconds of steps that a run did after its checkpoint at `start_step`, and must do again; from its metrics."""
+    seconds, before = 0.0, start_step
+    for line in read(workdir):
+        if line["step"] > start_step:
+            seconds += (line["step"] - before) * (line.get("step_seconds") or 0.0)
+            before = line["step"]
+    return seconds
 
-    def __init__(self) -> None:
-        self.begin = time.perf_counter()
+
+class Clock:
+    """Where the time goes: `with clock("data"): ...` adds up seconds per name. What no name claims is the steps'.
+
+    `begun` is told the name of every phase that begins.
+    """
+
+    KINDS = ("init", "compile", "restore", "data", "step", "eval", "save", "lost")
+
+    def __init__(self, begun: Callable[[str], None] = lambda name: None) -> None:
+        self.begin, self.begun = time.perf_counter(), begun
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
+        self.begun(name)
         try:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+            self.begun("step")
 
     def total(self) -> float:
         return time.perf_counter() - self.begin
 
+    def report(self) -> dict[str, float]:
+        """Seconds of every kind. `lost` is the time of an earlier start, for steps that this one does again; `eval` is 0: evaluation is a
+        job of its own."""
+        kinds = dict.fromkeys(self.KINDS, 0.0) | self.seconds
+        kinds["step"] = max(self.total() - sum(s for name, s in self.seconds.items() if name != "lost"), 0.0)
+        return kinds
+
+    def goodput(self) -> float:
+        """The share of all the time, lost time too, in which the devices trained."""
+        kinds = self.report()
+        return max(kinds["step"] - kinds["lost"], 0.0) / max(self.total(), 1e-9)
+
     def summary(self) -> str:
-        """`total 93s: compile 31 % ...`, the rest being the steps themselves."""
-        total = max(self.total(), 1e-9)
-        parts = [f"{name} {100 * s / total:.0f} %" for name, s in sorted(self.seconds.items(), key=lambda kv: -kv[1])]
-        return f"{duration(total)} in all: {', '.join(parts)}, steps and the rest {100 * (1 - sum(self.seconds.values()) / total):.0f} %"
+        """`93s in all: step 60 %, compile 31 % ...`."""
+        total, kinds = max(self.total(), 1e-9), self.report()
+        parts = [f"{name} {100 * s / total:.0f} %" for name, s in sorted(kinds.items(), key=lambda kv: -kv[1]) if s > 0]
+        return f"{duration(total)} in all: {', '.join(parts)}; goodput {100 * self.goodput():.0f} %"
+
+
+class Profile:
+    """A profiler's window: `FIRST:COUNT` records COUNT steps from FIRST on into `<workdir>/profile` (TensorBoard and xprof read it).
+
+    Raises ValueError for anything else.
+    """
+
+    def __init__(self, window: str, workdir: str):
+        self.folder, self.first, self.last, self._on = os.path.join(workdir, "profile"), 0, 0, False
+        if window:
+            first, _, count = window.partition(":")
+            if not (first.isdecimal() and count.isdecimal() and int(count)):
+                raise ValueError(f"--profile={window}: expected FIRST:COUNT, a step and how many, as in 100:5")
+            self.first, self.last = int(first), int(first) + int(count)
+
+    def at(self, step: int) -> str:
+        """Before step number `step`; a line to say when the window opens or closes."""
+        if not self._on and self.first <= step < self.last:
+            jax.profiler.start_trace(self.folder)
+            self._on = True
+            return f"profiling steps {step} to {self.last - 1}"
+        return self.close() if self._on and step >= self.last else ""
+
+    def close(self) -> str:
+        if not self._on:
+            return ""
+        jax.profiler.stop_trace()
+        self._on, self.last = False, 0
+        return f"profile in {self.folder}"

@@ -84,11 +84,17 @@ class Program:
             sizes.update(zip(field.axes, batch[name].shape))
         return 3.0 * float(self.system.flops(sizes))
 
-    def lower(self, batch: Mapping[str, Any]) -> Any:
-        """The step for the shapes of a batch, lowered."""
+    def trace(self, batch: Mapping[str, Any]) -> Any:
+        """The step for the shapes of a batch, traced."""
         abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
         with jax.set_mesh(self.mesh), self._context():
-            return self._jitted.lower(self.shapes, abstract, jax.ShapeDtypeStruct((), np.bool_))
+            return self._jitted.trace(self.shapes, abstract, jax.ShapeDtypeStruct((), np.bool_))
+
+    def lower(self, batch: Mapping[str, Any]) -> Any:
+        """The step for the shapes of a batch, lowered."""
+        traced = self.trace(batch)
+        with jax.set_mesh(self.mesh), self._context():
+            return traced.lower()
 
     def compiled(self, batch: Mapping[str, Any]) -> Any:
         """The executable for the shapes of a batch, compiled once."""

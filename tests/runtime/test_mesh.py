@@ -119,11 +119,20 @@ def test_xla_multiplies_time_and_channel_sharded_convolutions():
     assert conv_ratio(("sequence", "tensor"), (2, 4), P(None, "sequence"), P(None, None, "tensor")) == pytest.approx(4.0)
 
 
+def test_xla_multiplies_where_time_is_cut_and_fsdp_cuts_the_kernel():
+    """The same with the kernel over fsdp, along either of its channels, where the rows are not: so `layers.conv` gathers kernels
+    where there is a sequence axis. When this fails because the ratio is 1, `linear.gathered` can go."""
+    for kernel in (P(None, "fsdp"), P(None, None, "fsdp")):
+        assert conv_ratio(("fsdp", "sequence"), (2, 2), P(None, "sequence"), kernel) == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize("axes, sizes, x_spec, k_spec", [
     (("data", "fsdp"), (2, 4), P(("data",)), P(None, "fsdp")),
     (("fsdp",), (4,), P("fsdp"), P(None, "fsdp")),
     (("fsdp", "tensor"), (2, 2), P("fsdp"), P(None, "fsdp", "tensor")),
     (("sequence",), (4,), P(None, "sequence"), P()),
+    (("fsdp", "sequence"), (2, 2), P("fsdp", "sequence"), P()),
+    (("fsdp", "sequence"), (2, 2), P(None, "sequence"), P()),
 ])
 def test_convolutions_are_right_on_the_meshes_we_allow(axes, sizes, x_spec, k_spec):
     assert conv_ratio(axes, sizes, x_spec, k_spec) == pytest.approx(1.0, abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import types
@@ -78,16 +79,51 @@ def test_peaks():
     assert metrics.peak("TPU v5 lite") == 197e12
     assert metrics.peak("TPU v5p") == 459e12 == metrics.peak("TPU v5")
     assert metrics.peak("NVIDIA H200") == 989e12
+    assert metrics.peak("TPU7x") == 2307e12 / 2  # a chip is two devices
     assert metrics.peak("cpu") is None
 
 
 def test_clock_adds_up(monkeypatch):
-    now = [0.0]
+    now, begun = [0.0], []
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    clock = metrics.Clock()
+    clock = metrics.Clock(begun.append)
     for _ in range(2):
         with clock("data"):
             now[0] += 3.0
         now[0] += 1.0
+    assert begun == ["data", "step"] * 2
     assert clock.seconds == {"data": 6.0} and clock.total() == 8.0
-    assert clock.summary() == "8s in all: data 75 %, steps and the rest 25 %"
+    assert clock.report() == dict(init=0, compile=0, restore=0, data=6.0, step=2.0, eval=0, save=0, lost=0) and clock.goodput() == 0.25
+    assert clock.summary() == "8s in all: data 75 %, step 25 %; goodput 25 %"
+    clock.seconds["lost"] = 1.0  # of these two seconds one only makes again what was lost
+    assert clock.report()["step"] == 2.0 and clock.goodput() == 0.125
+
+
+def test_what_was_lost_is_what_the_log_has_beyond_the_checkpoint(tmp_path):
+    writer = metrics.Writer(str(tmp_path))
+    for step, seconds in ((10, 0.5), (20, 0.5), (30, 2.0)):
+        writer.write(step, {"step_seconds": seconds})
+    writer.close()
+    assert metrics.lost(str(tmp_path), 20) == 20.0 and metrics.lost(str(tmp_path), 30) == 0.0
+    assert metrics.lost(str(tmp_path), 15) == 5 * 0.5 + 10 * 2.0
+
+
+def test_a_full_disk_is_named_by_its_file(tmp_path, monkeypatch):
+    writer = metrics.Writer(str(tmp_path))
+    monkeypatch.setattr(writer, "_file", open("/dev/full", "w"))
+    with pytest.raises(OSError, match="No space left on device") as wrong:
+        writer.write(1, {"loss": 1.0})
+    assert wrong.value.filename == str(tmp_path / metrics.FILE) and wrong.value.errno == errno.ENOSPC
+
+
+def test_profiler_windows(monkeypatch):
+    said = []
+    monkeypatch.setattr(metrics.jax.profiler, "start_trace", lambda folder: said.append("start"))
+    monkeypatch.setattr(metrics.jax.profiler, "stop_trace", lambda: said.append("stop"))
+    window = metrics.Profile("3:2", "run")
+    lines = [window.at(step) for step in range(8)]
+    assert lines[3] == "profiling steps 3 to 4" and lines[5] == "profile in run/profile" and sum(map(bool, lines)) == 2 and said == ["start", "stop"]
+    assert not metrics.Profile("", "run").at(0) and metrics.Profile("3:2", "run").at(4)  # a run that resumes inside the window
+    for wrong in ("3", "3:0", "a:b", "-1:4"):
+        with pytest.raises(ValueError, match=f"--profile={wrong}: expected FIRST:COUNT"):
+            metrics.Profile(wrong, "run")

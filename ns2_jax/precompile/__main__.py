@@ -1,0 +1,141 @@
+"""Does a config fit a machine you do not have? Compiles its train step for a TPU topology, on any computer.
+
+    python -m ns2_jax.precompile --config=configs/naturalspeech2.py:base --topology=v5e:4x4
+    python -m ns2_jax.precompile --config=configs/codec.py:base --topology=v5p:4x4x4 --num_slices=2 --json
+    python -m ns2_jax.precompile --config=configs/naturalspeech2.py:base --topology=v5e:4x4 --plan --frames=400000
+    python -m ns2_jax.precompile --pod --out=results/performance/precompile.jsonl
+
+Needs `libtpu` (the `tpu` extra) and no TPU; nothing is allocated. The bucket is the largest of config.data.buckets. Topologies:
+v4:2x2x1 v5e:2x2 v5e:4x4 v5p:2x2x1 v5p:4x4x4 v6e:4x4 tpu7x:2x2x1 and larger ones of the same families; `cpu:8` compiles for eight
+CPU devices. With several slices `data` becomes a multiple of them: only gradients cross the slow network.
+
+Prints memory of one chip by kind, FLOPs of a step, the collectives (loops counted), compile time, and a bound: the seconds that a step
+takes at least by the makers' peaks, whatever overlaps. It is no forecast. What does not fit comes with what would make it fit.
+`--plan` picks micro-batches and recomputation for a global batch of `--frames` (default the config's) and says why. `--pod` measures
+every config's base on v5p:4x4x4 and on two of them, with as many times the rows as divide (printed as the bucket). `--json` prints one object: fits, hbm_bytes_per_chip, hbm_limit_bytes,
+hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones too), collectives, bound, compile_s, advice and more.
+Exit codes: 0 it fits, 1 it does not, 2 the command is wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from ns2_jax.precompile import chips, fit, plan
+from ns2_jax.runtime import cluster
+from ns2_jax.runtime import mesh as meshes
+
+FLAGS = flags.FLAGS
+POD = (("v5p:4x4x4", 1), ("v5p:4x4x4", 2))
+
+
+def define_flags() -> None:
+    """When this file is the command; importing it defines none."""
+    config_flags.DEFINE_config_file("config", None, "FILE[:argument], as in configs/codec.py:base.", lock_config=True)
+    flags.DEFINE_string("topology", "v5e:4x4", "Family and shape of a slice, as in v5p:4x4x4; or cpu:N.")
+    flags.DEFINE_integer("num_slices", 1, "Slices joined by the data-centre network.", lower_bound=1)
+    flags.DEFINE_bool("plan", False, "Find micro-batches and recomputation that fit, and print why.")
+    flags.DEFINE_integer("frames", 0, "With --plan: frames of a batch of all chips; 0 keeps the config's rows.", lower_bound=0)
+    flags.DEFINE_bool("pod", False, "Every base config, or that of --config, on v5p:4x4x4 and on two of them.")
+    flags.DEFINE_string("out", None, "With --pod: a file that each object is added to, one a line.")
+    flags.DEFINE_bool("json", False, "Print one JSON object and nothing else (--pod: one a line).")
+
+
+def over_slices(config: Any, slices: int) -> Any:
+    """`config` with one copy of the parameters a slice, unless it says how many."""
+    if config.mesh.data == 1 and slices > 1:
+        config.mesh.data = slices
+    return config
+
+
+def gib(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**30:.2f} GiB"
+
+
+def lines(report: dict[str, Any]) -> str:
+    """The report for people."""
+    text = [
+        f"{report['config']} {report['size']}: {report['parameters']:,} parameters on {report['devices']} x {report['device_kind']}"
+        + (f" in {report['slices']} slices" if report["slices"] > 1 else "")
+        + f", mesh {report['mesh']}, bucket {report['bucket']}, {report['micro_batches']} micro-batches",
+        f"{'fits' if report['fits'] else 'DOES NOT FIT'}: {gib(report['hbm_bytes_per_chip'])} of {gib(report['hbm_limit_bytes'])} a chip",
+        "  " + ", ".join(f"{kind} {gib(size)}" for kind, size in report["hbm_by_kind"].items()),
+        f"{report['flops_per_step']:.3g} FLOPs a step by the model ({report['flops_computed_per_step']:.3g} with what is computed again); "
+        f"compiled in {report['compile_s']:.1f} s"]
+    if report["bound"]:
+        parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in report["bound"]["parts"].items() if seconds)
+        text.append(f"a step takes at least {report['bound']['seconds']:.3g} s, for {report['bound']['by']} ({parts}): a lower bound by the makers' "
+                    f"peaks, no forecast; so MFU is at most {100 * report['bound']['mfu_at_most']:.0f} %")
+    for title, found in (("", report["collectives"]), ("between slices, ", report.get("collectives_between_slices", {}))):
+        text += [f"  {title}{kind}: {n['count']} a step, {n['bytes'] / 2**20:.1f} MiB together" for kind, n in found.items()]
+    text += [f"would make it fit (estimate; --plan compiles to be sure): {line}" for line in report.get("advice", ())]
+    return "\n".join(text)
+
+
+def one(config: Any, topology: str, slices: int) -> dict[str, Any]:
+    """The report of one config, with advice."""
+    report = fit.measure(over_slices(config, slices), topology, slices)
+    return report | {"advice": fit.advice(report, config)}
+
+
+def grown(config: Any, topology: str, slices: int) -> Any:
+    """`config` with 2, 4, 8 ... times the rows where its own cannot be cut over so many chips."""
+    shards = meshes.batch_shards(meshes.make_mesh(over_slices(config, slices).mesh, chips.devices(topology, slices)))
+    cut = shards * config.train.micro_batches
+    times = next((2**k for k in range(16) if all(2**k * b["b"] % cut == 0 for b in config.data.buckets)), 1)
+    config.data.buckets = tuple({**b, "b": times * b["b"]} for b in config.data.buckets)
+    return config
+
+
+def bases() -> Iterator[Any]:
+    """Every config of configs/ in its size base."""
+    for name in sorted(os.listdir("configs")):
+        if name.endswith(".py") and name not in ("__init__.py", "common.py"):
+            yield importlib.import_module(f"configs.{name[:-3]}").get_config("base")
+
+
+def pod(config: Any | None) -> int:
+    """Prints and keeps the reports of POD; whether all fit."""
+    fits, versions = True, {name: cluster.facts()["versions"][name] for name in ("jax", "libtpu")}
+    for base in [config] if config is not None else list(bases()):
+        for topology, slices in POD:
+            report = one(grown(copy.deepcopy(base), topology, slices), topology, slices)
+            fits &= report["fits"]
+            print(json.dumps(report) if FLAGS.json else lines(report), flush=True)
+            if FLAGS.out:
+                os.makedirs(os.path.dirname(FLAGS.out) or ".", exist_ok=True)
+                with open(FLAGS.out, "a", encoding="utf8") as f:
+                    f.write(json.dumps(report | {"versions": versions}) + "\n")
+    return cluster.DONE if fits else cluster.FAILED
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    if FLAGS.config is None and not FLAGS.pod:
+        raise ValueError("--config is missing; for example --config=configs/codec.py:base (see --help)")
+    family, _, count = FLAGS.topology.partition(":")
+    cluster.pretend(int(count) if family == "cpu" and count.isdigit() else 1)
+    if FLAGS.pod:
+        return pod(FLAGS.config)
+    if FLAGS.plan:
+        say = (lambda line: None) if FLAGS.json else (lambda line: print(line, flush=True))
+        found = plan.search(over_slices(FLAGS.config, FLAGS.num_slices), FLAGS.topology, FLAGS.num_slices, FLAGS.frames, say)
+        print(json.dumps(found) if FLAGS.json else lines(found["report"]) + ("\nuse " + " ".join(found["flags"]) if found["fits"] else
+              "\nnothing that was tried fits: take a larger topology, or fewer --frames"))
+        return cluster.DONE if found["fits"] else cluster.FAILED
+    report = one(FLAGS.config, FLAGS.topology, FLAGS.num_slices)
+    print(json.dumps(report) if FLAGS.json else lines(report))
+    return cluster.DONE if report["fits"] else cluster.FAILED
+
+
+if __name__ == "__main__":
+    define_flags()
+    cluster.run(main)
