@@ -34,8 +34,8 @@ class Material:
     every: list[dict[str, Any]]  # the items of all hosts
     dataset: Dataset | None = None
     split: str = ""
-    sources: list[np.ndarray] | None = None  # what a task hears in place of the recordings, which its outputs are to be like
     voices: list[inference.Said] = dataclasses.field(default_factory=list)  # the prompts with what they say, for models that ask
+    sources: list[np.ndarray] | None = None  # what a task hears in place of the recordings, which its outputs are to be like
 
     def surrounded(self, spec: str) -> Material:
         """The same with its prompts in other surroundings (`evals.surroundings`); its fingerprint says which. Their texts stay."""
