@@ -35,7 +35,7 @@ class GroupNorm(nn.Module):
             raise ValueError(f"group norm of {c} channels in {self.groups} groups: not a multiple")
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        x = x_btfc.astype(jnp.float32).reshape(b, t, f, self.groups, -1)
+        x = x_btfc.astype(jnp.float32).reshape(b, t, f, self.groups, c // self.groups)
         valid = valid_bt11.astype(jnp.float32)[..., None]
         number = jnp.maximum(valid.sum(1, keepdims=True), 1) * f * (c // self.groups)
         mean = (x * valid).sum((1, 2, 4), keepdims=True) / number
@@ -87,7 +87,7 @@ class LinearAttention(nn.Module):
         there = jnp.broadcast_to(valid[:, :, :, 0] > 0, (b, t, f)).reshape(b, t * f, 1, 1)
         key = jax.nn.softmax(jnp.where(there, key.astype(jnp.float32), HIDDEN), 1).astype(self.dtype)
         context = jnp.einsum("bnhd,bnhe->bhde", key, value)
-        mixed = jnp.einsum("bhde,bnhd->bnhe", context, query).reshape(b, t, f, -1)
+        mixed = jnp.einsum("bhde,bnhd->bnhe", context, query).reshape(b, t, f, self.heads * self.size)
         gate = self.param("gate", nn.initializers.zeros, (1,)).astype(self.dtype)
         return constrain(x + gate * Dense(c, ("heads", "embed"), dtype=self.dtype, name="out")(mixed))
 

@@ -174,7 +174,10 @@ def check_same(config: Any, name: str, source: str) -> None:
     """Raises ValueError when `config.model.<name>` has other numbers than the run or export `source` was trained with: shapes alone do
     not show another hop or kind."""
     with open(os.path.join(source, "config.json"), encoding="utf8") as f:
-        theirs = json.load(f)["model"][name]
+        about = json.load(f)
+    theirs = about.get("model", {}).get(name)
+    if theirs is None:
+        raise ValueError(f"{source} of init_from is of system {about.get('system')!r} and has no {name}")
     ours = json.loads(json.dumps(config.model[name].to_dict()))
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key, 0), theirs.get(key, 0)  # what an older one does not name it does not have

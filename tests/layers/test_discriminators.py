@@ -89,6 +89,20 @@ def by_period(audio, period, p):
     return conv(x, p["Conv2D_5"]).ravel(), features
 
 
+def by_scale(audio, size, p):
+    x = audio.astype(np.float64)
+    for _ in range(size.bit_length() - 1):
+        padded = np.pad(x, 2)
+        x = np.array([padded[i : i + 4].mean() for i in range(0, len(x) + 1, 2)])
+    x, features = x[:, None], []
+    flat = lambda q: {**q, "kernel": np.asarray(q["kernel"])[:, None]}
+    for i, stride in enumerate((1, 2, 2, 4, 4, 1, 1)):
+        x = np.pad(x, ((0, -len(x) % stride), (0, 0)))
+        x = leaky(conv(x[:, None], flat(p[f"Conv1D_{i}"]), (stride, 1))[:, 0], 0.1)
+        features.append(x)
+    return conv(x[:, None], flat(p["Conv1D_7"])).ravel(), features
+
+
 def started(module):
     """Parameters with nothing left at its round starting value."""
     params = nn.meta.unbox(module.init(jax.random.key(0), AUDIO))["params"]
@@ -98,8 +112,9 @@ def started(module):
 
 @pytest.mark.parametrize("module, by_hand", [
     (discriminators.Spectral2D(64, 3, np.float32), by_2d), (discriminators.Spectral1D(64, 5, np.float32), by_1d),
-    (discriminators.Bands(256, 2, np.float32), by_bands), (discriminators.Period(7, 2, np.float32), by_period)],
-    ids=["2d", "1d", "bands", "period"])
+    (discriminators.Bands(256, 2, np.float32), by_bands), (discriminators.Period(7, 2, np.float32), by_period),
+    (discriminators.Scale(4, 2, np.float32), by_scale)],
+    ids=["2d", "1d", "bands", "period", "scale"])
 def test_judges_equal_numpy(module, by_hand):
     params = started(module)
     logits, features = module.apply({"params": params}, AUDIO)

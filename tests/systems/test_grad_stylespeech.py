@@ -548,6 +548,10 @@ def test_an_export_names_its_vocoder_and_is_the_run(tmp_path):
     other.model.vocoder.size = 400
     with pytest.raises(ValueError, match="model.vocoder.size is 400, the vocoder of init_from, .* with 800"):
         weights.check_parts(other, system().parts)
+    (tmp_path / "codec").mkdir()
+    other.init_from = {"rest/vocoder": tiny.write_model("codec", tmp_path / "codec")}
+    with pytest.raises(ValueError, match="is of system 'codec' and has no vocoder"):
+        weights.check_parts(other, system().parts)
     with pytest.raises(ValueError, match="has a vocoder of another run: say whose"):
         weights.check_parts(get_config("smoke"), system().parts)
 
