@@ -12,10 +12,11 @@ Every figure is the median over `--repeats` runs of `--steps` steps, after the c
 spread is printed beside it. Weights are random, batches too unless the config names a data set. `train` gives
 seconds a step, frames/s, seconds of audio a second and chip, peak memory, on a device whose peak is known the model FLOPs utilisation, and
 on any the share of the ceiling: how long the step's matrix products and convolutions would take at the rates that a large product and a
-large convolution reach here, in the same run and precision, over how long the step takes; `sample` the seconds of speech
-made in a second (by its own number of sampler steps, or the real-time factors of several with `--by_steps` and `--rows`; an option that is on or
-off, as the cache of a language model, is timed both ways); `data` batches and seconds of audio per second, or, without a config, what plan and
-feed reach on records like those of 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the hardware named in it.
+large convolution reach here, in the same run and precision, over how long the step takes; `sample` the seconds of speech made in a
+second (by its own number of sampler steps, or the real-time factors of several with `--by_steps` and `--rows`; an option that is on or off, as
+the cache of a language model, is timed both ways); `data` batches and seconds of audio per second, or, without a config, what plan and feed
+reach on records like those of 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the
+hardware named in it.
 """
 
 from __future__ import annotations

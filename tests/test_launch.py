@@ -119,10 +119,12 @@ POD = {"restartPolicy": {"Never"}, "hostNetwork": bool, "dnsPolicy": {"ClusterFi
        "nodeSelector": {"cloud.google.com/gke-tpu-accelerator": str, "cloud.google.com/gke-tpu-topology": str}, "containers": [CONTAINER],
        "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}]}
 JOB = {"parallelism": int, "completions": int, "completionMode": {"Indexed"}, "backoffLimit": int,
-       "podFailurePolicy": {"rules": [{"action": {"FailJob", "Ignore", "Count"}, "onExitCodes": {"containerName": str, "operator": {"In", "NotIn"}, "values": [int]}}]},
+       "podFailurePolicy": {"rules": [{
+           "action": {"FailJob", "Ignore", "Count"}, "onExitCodes": {"containerName": str, "operator": {"In", "NotIn"}, "values": [int]}}]},
        "template": {"spec": POD}}
 JOBSET = {"apiVersion": {"jobset.x-k8s.io/v1alpha2"}, "kind": {"JobSet"}, "metadata": {"name": str, "annotations": dict},
-          "spec": {"failurePolicy": {"maxRestarts": int, "rules": [{"name": str, "action": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
+          "spec": {"failurePolicy": {"maxRestarts": int, "rules": [{"name": str, "action": {
+              "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
                                                                   "onJobFailureReasons": [{"PodFailurePolicy", "BackoffLimitExceeded"}]}]},
                    "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": JOB}}]}}
 
@@ -132,7 +134,8 @@ def misfits(value, schema, path="") -> list[str]:
     if isinstance(schema, dict):
         if not isinstance(value, dict):
             return [f"{path} is no mapping"]
-        found = [f"{path}/{key} is unknown" for key in value if key not in schema] + [f"{path}/{key} is missing" for key in schema if key not in value]
+        found = [f"{path}/{key} is unknown" for key in value if key not in schema]
+        found += [f"{path}/{key} is missing" for key in schema if key not in value]
         return found + [line for key in value if key in schema for line in misfits(value[key], schema[key], f"{path}/{key}")]
     if isinstance(schema, list):
         if not isinstance(value, list) or not value:
@@ -177,7 +180,8 @@ def place(tmp_path):
     fake.parent.mkdir()
     fake.write_text('#!/bin/bash\ntrap "echo $JAX_PROCESS_ID saved; exit 143" TERM\n'
                     'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*"\n'
-                    'case $JAX_PROCESS_ID in 1) sleep 0.3; exit "${SECOND:-0}" ;; *) for ((i = 0; i < ${FIRST:-3}; i++)); do sleep 0.1; done ;; esac\n')
+                    'case $JAX_PROCESS_ID in 1) sleep 0.3; exit "${SECOND:-0}" ;; '
+                    '*) for ((i = 0; i < ${FIRST:-3}; i++)); do sleep 0.1; done ;; esac\n')
     fake.chmod(0o755)
 
     def start(**env):
@@ -204,7 +208,8 @@ def test_sigterm_reaches_every_local_process(place):
 
 
 def test_a_sweep_is_a_training_for_every_setting(tmp_path):
-    (tmp_path / "config.py").write_text("def get_hyper():\n    for peak in (1e-4, 3e-4):\n        yield {'optim.peak': peak, 'data.buckets': [{'b': 2}]}\n")
+    (tmp_path / "config.py").write_text(
+        "def get_hyper():\n    for peak in (1e-4, 3e-4):\n        yield {'optim.peak': peak, 'data.buckets': [{'b': 2}]}\n")
     settings = sweep.hypers(f"{tmp_path}/config.py:small")
     assert [setting["optim.peak"] for setting in settings] == [1e-4, 3e-4]
     words = sweep.command(settings[0], "config.py:small", "runs", "sbatch launch/slurm.sbatch", ["--config.data.path=d"])

@@ -3,8 +3,7 @@
 XLA gets some sharded convolutions wrong without a word: it multiplies 1-D ones by the size of a mesh axis when time and
 channels are sharded, and on meshes with data, fsdp and tensor axes values of neighbouring convolutions come out off by
 more than their size. So depthwise convolutions are shifted products here, grouped ones are not offered, `runtime.mesh`
-refuses sequence and tensor axes together, a kernel is gathered where time is cut (`gathered`: with a kernel cut over fsdp the result was
-off by its own size), and every convolution's output is pinned (`constrain`).
+refuses sequence and tensor axes together, and every convolution's output is pinned to batch sharding (`constrain`).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ns2_jax.layers.linear import Init, constrain, default_init, gathered, named
+from ns2_jax.layers.linear import Init, constrain, default_init, named
 
 
 def normed(v: jax.Array, g: jax.Array) -> jax.Array:
@@ -32,7 +31,7 @@ def _kernel(module: nn.Module, init: Init, names: tuple, shape: tuple[int, ...],
     if weight_norm:
         length = lambda rng, s: jnp.ones(s, jnp.float32)  # unit gain: the init has unit fan-in variance
         kernel = normed(kernel, module.param("gain", length, shape[-1:]))
-    return gathered(kernel)
+    return kernel
 
 
 def receptive(layers: Sequence[tuple[int, int, int]], first: int, last: int, causal: bool = False) -> tuple[int, int]:

@@ -7,7 +7,6 @@ Parameters are float32; `dtype` is the compute type. Norm statistics are float32
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,25 +24,8 @@ def named(init: Init, names: Sequence[str | None]) -> Init:
 
 
 def constrain(x: jax.Array) -> jax.Array:
-    """Pins a `[b, t, ..., c]` activation: rows to the batch's axes, time to the sequence axis where there is one and it divides the length
-    (a no-op outside a mesh with rules)."""
-    parts = _parts("act_time")
-    time = "act_time" if x.ndim > 2 and parts > 1 and x.shape[1] % parts == 0 else None
-    return nn.with_logical_constraint(x, ("act_batch", time)[: x.ndim] + (None,) * (x.ndim - 2))
-
-
-def gathered(kernel: jax.Array) -> jax.Array:
-    """A convolution's kernel, whole on every device where the mesh has a sequence axis: XLA multiplies the results of time-sharded
-    convolutions whose kernels are cut over other axes."""
-    return nn.with_logical_constraint(kernel, (None,) * kernel.ndim) if _parts("act_time") > 1 else kernel
-
-
-def _parts(name: str) -> int:
-    """Into how many parts the rules cut an axis of that name on the mesh in use."""
-    axes = nn.logical_to_mesh_axes((name,))
-    axes = axes[0] if axes else None  # None outside rules
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
-    return math.prod(sizes.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+    """Pins a `[b, t, c]` activation to batch sharding (a no-op outside a mesh with rules)."""
+    return nn.with_logical_constraint(x, ("act_batch",) + (None,) * (x.ndim - 1))
 
 
 class Dense(nn.Module):

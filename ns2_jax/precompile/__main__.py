@@ -12,8 +12,9 @@ CPU devices. With several slices `data` becomes a multiple of them: only gradien
 Prints memory of one chip by kind, FLOPs of a step, the collectives (loops counted), compile time, and a bound: the seconds that a step
 takes at least by the makers' peaks, whatever overlaps. It is no forecast. What does not fit comes with what would make it fit.
 `--plan` picks micro-batches and recomputation for a global batch of `--frames` (default the config's) and says why. `--pod` measures
-every config's base on v5p:4x4x4 and on two of them, with as many times the rows as divide (printed as the bucket). `--json` prints one object: fits, hbm_bytes_per_chip, hbm_limit_bytes,
-hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones too), collectives, bound, compile_s, advice and more.
+every config's base on v5p:4x4x4 and on two of them, with as many times the rows as divide (printed as the
+bucket). `--json` prints one object: fits, hbm_bytes_per_chip, hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step
+(recomputed ones too), collectives, bound, compile_s, advice and more.
 Exit codes: 0 it fits, 1 it does not, 2 the command is wrong.
 """
 

@@ -4,7 +4,7 @@ The only file that knows `Mesh`, `PartitionSpec` and the names of mesh axes. Fou
 
     data      copies of the parameters; the only axis that crosses slices (slow network)
     fsdp      shards parameters, moments, averages and the batch: the default for everything
-    sequence  cuts activations along time, where it divides their length: for rows too long for a chip
+    sequence  reserved for time-sharded activations
     tensor    shards hidden channels, heads and vocabularies
 
 XLA silently multiplies some 1-D convolutions by the size of an axis when time is sharded over one axis while

@@ -100,7 +100,8 @@ class Watch:
         now = time.monotonic()
         if self.stuck_after and now - self._since > self.stuck_after * (self._dumped + 1):
             self._dumped += 1
-            self._say(f"stuck: process {self.process + 1} of {self.processes} is in phase {self._phase!r} for {now - self._since:.0f} s; its threads:")
+            self._say(f"stuck: process {self.process + 1} of {self.processes} is in phase {self._phase!r} for {now - self._since:.0f} s; "
+                      "its threads:")
             faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
         if self.service is None:
             return
@@ -118,8 +119,8 @@ class Watch:
             verdict = [json.dumps({"process": 0, "reason": f"it does not answer ({' '.join(str(error).split())[:120]})"})]
         said = json.loads(verdict[0]) if verdict else {"process": self.process}
         if said["process"] != self.process and not self._ending.is_set():
-            self._say(f"error: process {said['process'] + 1} of {self.processes} is gone: {said['reason']}. Process {self.process + 1} ends too (code "
-                      f"{LOST}); nothing that was saved is lost: start the same command again on all hosts, or on fewer")
+            self._say(f"error: process {said['process'] + 1} of {self.processes} is gone: {said['reason']}. Process {self.process + 1} ends too "
+                      f"(code {LOST}); nothing that was saved is lost: start the same command again on all hosts, or on fewer")
             self._leave(LOST)
 
     def _judge(self, beats: dict[str, str], now: float) -> None:
@@ -129,4 +130,5 @@ class Watch:
             if self._seen.get(process, (None,))[0] != beat:
                 self._seen[process] = (beat, now)
             elif now - self._seen[process][1] > self.lost_after and beat not in ("", DONE):
-                self._write({"process": process, "reason": f"no sign of life for {now - self._seen[process][1]:.0f} s (killed, or its machine is gone)"})
+                silent = f"{now - self._seen[process][1]:.0f} s"
+                self._write({"process": process, "reason": f"no sign of life for {silent} (killed, or its machine is gone)"})

@@ -74,7 +74,8 @@ def changes(workdir: str, config: Any) -> list[str]:
     with open(path, encoding="utf8") as f:
         old = _fields(json.load(f))
     new = _fields(plain(config))
-    return [f"config.{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}" for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
+    differ = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
+    return [f"config.{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}" for name in differ]
 
 
 def _fields(tree: Mapping[str, Any]) -> dict[str, str]:

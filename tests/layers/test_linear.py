@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ns2_jax.layers.linear import Dense, Embed, LayerNorm, constrain, rms_norm, sinusoid
-from ns2_jax.runtime import mesh as runtime_mesh
-from ns2_jax.systems import system as systems
+from ns2_jax.layers.linear import Dense, Embed, LayerNorm, rms_norm, sinusoid
 
 X = np.random.default_rng(0).normal(3.0, 2.0, (2, 5, 16)).astype(np.float32)
 
@@ -36,21 +33,3 @@ def test_sinusoid_has_unit_circles_and_tells_neighbouring_times_apart():
     assert np.linalg.norm(np.diff(e, axis=0), axis=1).min() > 1.0
     raw = np.asarray(sinusoid(t, 64))
     assert np.linalg.norm(np.diff(raw, axis=0), axis=1).max() < 0.05  # what the scale of 1000 is for
-
-
-def test_time_is_cut_where_the_mesh_has_a_sequence_axis_that_divides_it():
-    """The rule table serves `act_time`; rows are cut as always, and outside a mesh nothing happens."""
-    def shards(x: jax.Array) -> tuple[int, ...]:
-        return jax.jit(lambda x: constrain(x))(x).sharding.shard_shape(x.shape)  # a function of its own for each mesh
-
-    def shifted(x: jax.Array) -> jax.Array:
-        return constrain(jnp.pad(constrain(x), ((0, 0), (1, 0), (0, 0)))[:, :-1])
-
-    x, odd, vectors = jnp.zeros((8, 12, 4)), jnp.zeros((8, 13, 4)), jnp.zeros((8, 4))
-    assert shards(x) == x.shape
-    for wanted, parts in ((dict(fsdp=4, sequence=2), (2, 6, 4)), (dict(data=2, fsdp=1, sequence=4), (4, 3, 4)), (dict(fsdp=8), (1, 12, 4))):
-        mesh = runtime_mesh.make_mesh({"data": 1, "fsdp": 1} | wanted)
-        with jax.set_mesh(mesh), systems.rules(runtime_mesh.RULES):
-            assert shards(x) == parts and shards(odd) == (parts[0], 13, 4) and shards(vectors) == (parts[0], 4)
-            text = jax.jit(lambda x: shifted(x)).lower(x).compile().as_text()
-        assert ("collective-permute" in text) == (wanted.get("sequence", 1) > 1)  # a frame of the neighbour's

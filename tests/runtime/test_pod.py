@@ -70,8 +70,8 @@ def whole_state(workdir) -> dict[str, np.ndarray]:
     with ocp.PyTreeCheckpointer() as reader:
         for item in ("model", "train"):
             like = state.nest(checkpoints.shapes(str(workdir), step, item))
-            numpy = tree_of_numpy(like)
-            found.update(state.flatten(reader.restore(workdir / checkpoints.FOLDER / str(step) / item, args=ocp.args.PyTreeRestore(restore_args=numpy))))
+            numpy = ocp.args.PyTreeRestore(restore_args=tree_of_numpy(like))
+            found.update(state.flatten(reader.restore(workdir / checkpoints.FOLDER / str(step) / item, args=numpy)))
     return {path: np.asarray(leaf) for path, leaf in found.items()}
 
 
@@ -233,8 +233,9 @@ def test_another_config_lists_every_path(trainers, straight):
     run = trainers.start(straight[0], "--config.train.steps=20", "--config.model.inputs=500", "--config.seed=0", "--config.optim.b1=0.5")
     assert trainers.wait([run]) == [2]
     said = run[1].read_text()
-    for line in ("error: checkpoint 14 of", "  - params/gen/kernel is float32[512, 256], expected float32[500, 256]", "  - rest/mean is float32[512], expected "
-                 "float32[500]", "  - config.model.inputs was 512, is 500", "  - config.optim.b1 was 0.9, is 0.5", "  - config.train.steps was 14, is 20"):
+    for line in ("error: checkpoint 14 of", "  - params/gen/kernel is float32[512, 256], expected float32[500, 256]",
+                 "  - rest/mean is float32[512], expected float32[500]", "  - config.model.inputs was 512, is 500",
+                 "  - config.optim.b1 was 0.9, is 0.5", "  - config.train.steps was 14, is 20"):
         assert line in said, said
     assert checkpoints.steps(straight[0]) == before
 

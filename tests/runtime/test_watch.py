@@ -32,7 +32,8 @@ def hosts(monkeypatch):
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
 
     def host(i, **more):
-        return watch.Watch(i, 3, lost_after=10.0, stuck_after=0.0, service=service, leave=lambda code: left.append((i, code)), say=said.append, **more)
+        return watch.Watch(i, 3, lost_after=10.0, stuck_after=0.0, service=service, leave=lambda code: left.append((i, code)), say=said.append,
+                           **more)
 
     return now, service, left, said, [host(i) for i in range(3)]
 
@@ -48,7 +49,8 @@ def test_a_silent_host_is_gone_after_lost_after_and_not_before(hosts):
     now[0] = 24.1
     first.look(), second.look()
     assert left == [(0, 75), (1, 75)]
-    assert said[0].startswith("error: process 3 of 3 is gone: no sign of life for 10 s (killed, or its machine is gone). Process 1 ends too (code 75)")
+    assert said[0].startswith("error: process 3 of 3 is gone: no sign of life for 10 s (killed, or its machine is gone). "
+                              "Process 1 ends too (code 75)")
 
 
 def test_one_that_has_not_begun_or_has_done_is_not_gone(hosts):
