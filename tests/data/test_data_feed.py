@@ -313,6 +313,23 @@ def test_prompts_by_the_same_speaker(corpus):
     assert len(pairs) == 2 * fits.sum() and len(set(pairs)) > 1.5 * fits.sum()  # another prompt in the next epoch
 
 
+def test_prompts_as_audio_are_as_long_as_their_frames(corpus):
+    """Axis `v`: the samples of `u` frames; the same piece of the same recording that the codes are of."""
+    dataset = Dataset.open(corpus)
+    fields = {name: SPEECH[name] for name in ("prompt_codes", "prompt_frames", "weight")} | {"prompt_audio": Field("bv", "float32")}
+    batch = next(feed.make_feed(speech_data(corpus, transform="speaker_prompt"), fields, {"q": 8}, 0, 0))
+    rows, u = batch["prompt_codes"].shape[:2]
+    assert batch["prompt_audio"].shape == (rows, u * 200)
+    for row in np.flatnonzero(batch["weight"]):
+        n = int(batch["prompt_frames"][row])
+        codes = [dataset.read("train", f"codes-{CODEC}", i)["codes"] for i in range(40)]
+        place = ((i, at) for i, c in enumerate(codes) for at in range(len(c) - n + 1) if (c[at : at + n] == batch["prompt_codes"][row, :n]).all())
+        i, at = next(place)
+        sound = dataset.read("train", "audio", i)["audio"][at * 200 : (at + n) * 200].astype(np.float32) / 32768
+        np.testing.assert_array_equal(batch["prompt_audio"][row, : n * 200], sound)
+        assert not batch["prompt_audio"][row, n * 200 :].any()
+
+
 def test_an_only_utterance_is_its_own_prompt(tmp_path):
     write_corpus(tmp_path, utterances=4, shard_count=1, splits=("train",))  # s0 has two, s1 and s2 one each
     buckets = [dict(b=4, t=320, p=48, u=400)]
