@@ -4,7 +4,7 @@ what training on windows has done to whole utterances. No audio is made and no j
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def rows_of(model: inference.Model, material: Material) -> list[tuple[dict[str, 
     return [groups[index] for index in sorted(groups)]
 
 
-def search(model: inference.Model, material: Material, steps: Sequence[int], seed: int, out: Path, **about: Any) -> list[dict[str, Any]]:
+def search(model: inference.Model, material: Material, steps: Sequence[int], seed: int, out: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Lines of `schedule_search`; the schedules are in OUT/found.json, which beside the weights becomes part of the model."""
     rows, number = rows_of(model, material), len(material.items)
     lowest = float(model.system.schedule(model.system.betas[2])[-1])  # where training is noisiest
@@ -84,7 +84,7 @@ def search(model: inference.Model, material: Material, steps: Sequence[int], see
     return lines
 
 
-def mismatch(model: inference.Model, material: Material, seed: int, **about: Any) -> list[dict[str, Any]]:
+def mismatch(model: inference.Model, material: Material, seed: int, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Lines of `window_mismatch`: windows of training, twice as long ones, and the whole."""
     size = model.system.window or max(bucket["t"] for bucket in model.buckets)
     kinds = {"whole": 0, str(size): size, str(2 * size): 2 * size}
@@ -99,11 +99,11 @@ def mismatch(model: inference.Model, material: Material, seed: int, **about: Any
     return window_mismatch.summarise(losses, seed, **about)
 
 
-def score(evals: Sequence[str], model: inference.Model, material: Material, sampler: dict[str, Any], seed: int, out: Path | None,
-          **about: Any) -> list[dict[str, Any]]:
+def score(evals: Sequence[str], model: inference.Model, material: Material, sampler: Mapping[str, Any], seed: int, out: Path | None,
+          about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of what is asked for, printed."""
     steps = (int(sampler["steps"]),) if "steps" in sampler else STEPS
-    lines = search(model, material, steps, seed, out, **about) if "schedule_search" in evals else []
-    lines += mismatch(model, material, seed, **about) if "window_mismatch" in evals else []
+    lines = search(model, material, steps, seed, out, about) if "schedule_search" in evals else []
+    lines += mismatch(model, material, seed, about) if "window_mismatch" in evals else []
     cluster.say("\n" + scores.table(lines))
     return lines

@@ -335,7 +335,8 @@ def score_denoising(ask: Ask, path: str | None, model: inference.Model | None, o
         raise ValueError(f"--evals={','.join(ask.evals)} runs on one host; {jax.process_count()} were started")
     denoising.check(ask.evals, model, out)
     material = gather(dataclasses.replace(ask, limit=denoising.ITEMS if ask.limit is None else ask.limit), path, model.config)
-    lines = denoising.score(ask.evals, model, material, dict(ask.sampler), ask.seed, out, **material.about, **identity(path, model.step))
+    about = material.about | identity(path, model.step)
+    lines = denoising.score(ask.evals, model, material, ask.sampler, ask.seed, out, about)
     return lines, material.items
 
 

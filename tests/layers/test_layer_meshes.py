@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ns2_jax.layers import attention, codec, conformer, conv, discriminators, linear, predictors, quantize, recurrent, style, tacotron
-from ns2_jax.layers import transformer, unet, vocoder, wavegrad, wavenet
+from ns2_jax.layers import transformer, unet, vocoder, wavenet
 from ns2_jax.systems import system as systems
 from tests import meshes
 
@@ -98,8 +98,6 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "conv1d_folded": (conv.FoldedConv1D(8, 5, 2, 3), (FRAMES,)),
     "text_encoder": (tacotron.TextEncoder(32, 16, dropout=0.0), (IDS,)),
     "voice_encoder": (tacotron.VoiceEncoder(8, hidden=16, blocks=1), (PROMPT, PROMPT_MASK, np.arange(B) == 2)),
-    "wavegrad": (wavegrad.WaveGrad((5, 2), (16, 8), (16,), 4, 16, ((1, 2, 1, 2),) * 2, patch=10, fold=2),
-                 (RNG.normal(size=(B, T * 100)).astype(np.float32), FRAMES, TIMES, PROMPT[:, 0], MASK)),
     "rvq": (Rvq(), (FRAMES,)),
     "rvq_factorised": (Factorised(3, 16, 4, C), (FRAMES,)),
 }
@@ -153,7 +151,7 @@ def test_a_row_alone_is_the_row_in_a_batch(name):
 
 
 IN_SYSTEMS = ("conformer", "phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "codec_wave", "judge_1d", "vocoder_istft",
-              "style_encoder", "styled_transformer", "frame_net", "bilstm", "conv1d_folded", "text_encoder", "voice_encoder", "wavegrad")
+              "style_encoder", "styled_transformer", "frame_net", "bilstm", "conv1d_folded", "text_encoder", "voice_encoder")
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in IN_SYSTEMS])

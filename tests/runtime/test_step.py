@@ -236,6 +236,7 @@ def test_flops_and_sizes():
     assert program.flops(program.abstract_batch()) == 3 * 2 * 32 * 512 * 256
     assert states.largest([dict(b=4, t=10), dict(b=2, t=30), dict(b=1, t=50)]) == dict(b=2, t=30)
     assert states.bucket_sizes(dict(b=2, t=30), dict(q=4), 200) == dict(b=2, t=30, q=4, s=6000)
+    assert states.bucket_sizes(dict(b=2, t=30, u=5), {}, 200) == dict(b=2, t=30, u=5, s=6000, v=1000)
     with pytest.raises(ValueError, match="buckets is empty"):
         states.largest(())
 
