@@ -38,9 +38,9 @@ def codec_numbers(size: str, hop: int = 200, words: tuple[str, ...] = ()) -> dic
     common_numbers = dict(rate=16000, hop=hop, causal="causal" in words, code_width=8 if modern else 0)
     if size == "base":
         return common_numbers | dict(kind="conv", channels=256, width=32, decoder_width=1152 if modern else 1024, strides=STRIDES[hop])
-    frame = common_numbers | dict(kind="frame", size=4 * hop, mels=80, wave=0, coarse=0)
+    frame = common_numbers | dict(kind="frame", size=4 * hop, mels=80)
     if size == "small":
-        return frame | dict(channels=64, cepstrum=48, width=256, blocks=(4, 8))
+        return frame | dict(channels=76, cepstrum=40, wave=32, coarse=0 if modern else 6, width=256, blocks=(4, 8))
     return frame | dict(channels=16, cepstrum=8, wave=4, coarse=0 if modern else 2, width=32, blocks=(1, 1), mels=40)
 
 
@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             adversarial_from=10, commitment_weight=1.0, complex_weight=1.0),
         small=dict(
             levels=16, codes=1024, mel_scales=((256, 20), (512, 40), (1024, 80), (2048, 128)), judge="1d",
-            judge_sizes=(512, 1024), judge_filters=192, adversarial_from=1000, commitment_weight=1.0, complex_weight=0.0),
+            judge_sizes=(512, 1024), judge_filters=192, adversarial_from=8_500, commitment_weight=1.0, complex_weight=4.0),
         base=dict(
             levels=16, codes=1024, mel_scales=((128, 10), (256, 20), (512, 40), (1024, 80), (2048, 128)), judge="2d",
             judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25, complex_weight=0.0),
@@ -80,8 +80,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="constant")
     config.optim.b1, config.optim.b2 = 0.8, 0.99
     config.optim.clip = 10.0
-    config.optim.by_key = {"disc": {"peak": common.choose(size, smoke=1e-3, small=3e-4, base=2e-4)}}
-    config.train.steps = common.choose(size, smoke=60, small=5_300, base=440_000)
+    disc = {"peak": common.choose(size, smoke=1e-3, small=3e-4, base=2e-4)}
+    config.optim.by_key = {"disc": disc | ({"schedule": "constant"} if size == "small" else {})}  # they join when the others slow down
+    config.train.steps = common.choose(size, smoke=60, small=10_000, base=440_000)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
     return common.finish(config, overrides)
