@@ -226,8 +226,8 @@ class Model:
     # Speech.
 
     def prompt(self, prompt: Prompt) -> np.ndarray:
-        """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them, of at most HEARD_PROMPT seconds; of
-        the longest prompt of training where the system cannot listen in windows.
+        """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them, of at most
+        HEARD_PROMPT seconds; of the longest prompt of training where the system cannot listen in windows.
 
         Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for
         what is no usable audio.
