@@ -174,7 +174,8 @@ SPEAKS = 'speech = model.speak("Good morning.", "voice.wav", seed=0)\ninference.
 USES = {
     "align": "from ns2_jax.inference import aligning\n"
              "aligned = aligning.align(model, audio, phones)        # float32 samples at the rate below, phone ids -> frames per phone",
-    "encode": "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels], of a vocoder [frames, bands]\naudio = model.decode(codes)",
+    "encode": "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels], of a vocoder [frames, bands]\n"
+              "audio = model.decode(codes)",
 }
 """Program -> what a card shows of the model that has it."""
 
