@@ -126,7 +126,7 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any, workdir
         say(f"resuming from step {int(state['step'])}")
         return state
     # 2. From scratch, on the real first batch, born in its shards ...
-    weights.check_parts(config, getattr(program.system, "parts", {}))
+    weights.check_borrowed(config, getattr(program.system, "borrowed", {}))
     first = meshes.put_batch(program.mesh, next(batches(config, program, 0)))
     state = program.create(first)
     # 3. ... with the parts that other runs or exports give.
