@@ -291,7 +291,7 @@ def test_a_dry_run_writes_nothing(place):
     (["--config=" + CONFIG, "--dry_run", "--config.train.save_every=0"], "error: config.train.save_every=0, expected 1 or more"),
     (["--config=" + CONFIG, "--dry_run", "--config.data.sample_rate=24000"], "error: config.data.sample_rate=24000, but the model works at 16000"),
     (["--config=" + CONFIG, "--dry_run", "--config.data.buckets=[{'b':8}]"], "error: config.data.buckets: {'b': 8} has no"),
-    (["--config=" + CONFIG, "--dry_run", "--config.optim.schedule=linear"], "error: config.optim.schedule='linear' does not exist"),
+    (["--config=" + CONFIG, "--dry_run", "--config.optim.schedule=stairs"], "error: config.optim.schedule='stairs' does not exist"),
     (["--config=" + CONFIG, "--dry_run", "--config.train.frozen=('params/nope',)"], "error: config.train.frozen: 'params/nope' matches no path"),
 ])
 def test_wrong_commands_are_one_line_and_exit_two(place, words, line):
