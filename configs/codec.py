@@ -59,7 +59,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             adversarial_from=10, commitment_weight=1.0, complex_weight=1.0),
         small=dict(
             levels=16, codes=1024, mel_scales=((256, 20), (512, 40), (1024, 80), (2048, 128)), judge="1d",
-            judge_sizes=(512, 1024), judge_filters=192, adversarial_from=8_500, commitment_weight=1.0, complex_weight=4.0),
+            judge_sizes=(512, 1024), judge_filters=192, adversarial_from=8_500, commitment_weight=1.0, complex_weight=4.0,
+            adversarial_weight=0.3, feature_weight=0.6),
         base=dict(
             levels=16, codes=1024, mel_scales=((128, 10), (256, 20), (512, 40), (1024, 80), (2048, 128)), judge="2d",
             judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25, complex_weight=0.0),
