@@ -20,6 +20,7 @@ Variants, as words in the argument:
     adapt      fine-tunes a trained model on some twenty recordings of a voice, all but text encoder and aligner, for 100 steps;
     preserve   beside it: every second batch is of the old corpus, `--config.data.path=VOICE,CORPUS`.
 
+    python -m data_pipelines.voice --data=runs/data/default --split=heldout --speaker=NAME --train=10 --out=VOICE
     python -m ns2_jax.train --config=configs/grad_stylespeech.py:small,adapt --config.data.path=VOICE --workdir=runs/adapted \
         --config.init_from='{"params": "results/grad_stylespeech/model", "rest/vocoder": "results/vocoder/model"}'
 
