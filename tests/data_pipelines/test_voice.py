@@ -57,7 +57,8 @@ def test_records_of_one_speaker_are_copied_and_can_be_trained_on(corpus, tmp_pat
 def test_what_it_refuses(corpus, tmp_path):
     there = [f"--data={corpus}", "--split=valid", f"--out={tmp_path / 'out'}"]
     for said, *words in (
-            ("names nobody in split 'valid'", *there, "--speaker=s"), ("7 utterances by s1, and some must be left", *there, "--speaker=s1", "--train=7"),
+            ("names nobody in split 'valid'", *there, "--speaker=s"),
+            ("7 utterances by s1, and some must be left", *there, "--speaker=s1", "--train=7"),
             ("is not a regex", *there, "--speaker=s("), ("--speaker is missing", *there),
             ("is there already", there[0], "--split=valid", f"--out={corpus}", "--speaker=s1", "--train=4")):
         assert said in refused("data_pipelines.voice", *words)

@@ -11,7 +11,7 @@ from ns2_jax.maths import alignment, prosody, samplers
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
 
 LOUDEST = 3.0
-"""Log-mel in nats that no recording reaches: a sine at full scale has 1 to 2."""
+"""Log-mel in nats that no recording reaches: a sine at full scale has at most 2, as has a square wave."""
 
 
 class Programs:
