@@ -5,7 +5,7 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  7.9 M, 16 kHz, hop 200, the data's exact durations, a score network over frames; meant to train on two CPU cores within
+    small  7.7 M (8 MB as int8), 16 kHz, hop 200, the data's exact durations, a score network over frames; meant to train on two CPU cores within
            four hours. Not trained yet.
     base   the layout of the paper's parts, 55.4 M: four transformer blocks of width 256 for text and four for the average mel, a U-Net
            of width 128, an aligner learned on the way; 22.05 kHz, hop 256, HiFi-GAN. Wants a data set made at 22.05 kHz. Not trained here.
@@ -20,6 +20,7 @@ Variants, as words in the argument:
     adapt      fine-tunes a trained model on some twenty recordings of a voice, all but text encoder and aligner, for 100 steps;
     preserve   beside it: every second batch is of the old corpus, `--config.data.path=VOICE,CORPUS`.
 
+    python -m data_pipelines.voice --data=runs/data/default --split=heldout --speaker=NAME --train=10 --out=VOICE
     python -m ns2_jax.train --config=configs/grad_stylespeech.py:small,adapt --config.data.path=VOICE --workdir=runs/adapted \
         --config.init_from='{"params": "results/grad_stylespeech/model", "rest/vocoder": "results/vocoder/model"}'
 
@@ -47,7 +48,7 @@ def model_numbers(size: str, words: tuple[str, ...]) -> dict:
     elif size == "small":
         encoder = dict(hidden=384, heads=2, kernel=5)
         score = dict(kind="unet", width=32) if "unet" in words else dict(kind="frames", width=256, blocks=6)
-        numbers = dict(width=192, text=dict(layers=2, **encoder), prior=dict(layers=3, **encoder), style=dict(width=128, heads=2),
+        numbers = dict(width=192, text=dict(layers=2, **encoder | {"hidden": 320}), prior=dict(layers=3, **encoder), style=dict(width=128, heads=2),
                        duration=dict(width=192), score=score, crop=160, given="r", mel_mean=-5.0, prediction="v", weighting="v",
                        unroll=4)
         aligner, binarise_from = dict(width=192, blocks=2, text_width=96, channels=64), 150

@@ -6,8 +6,9 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  16 kHz, 4.5 M, float32, ten samples folded into channels: 92 GFLOP a step (16 windows of 0.8 s), so that two CPU cores
-           have 0.9 s for each of 16,000 steps in four hours. Not trained yet.
+    small  16 kHz, 4.5 M, float32, ten samples folded into channels: 106 to 123 GFLOP a step (16 windows of 0.8 s), by the bucket. At
+           the 110 GFLOP/s at which the models in results/ trained on two CPU cores that is a second: four and a half hours for 16,000
+           steps. Not trained yet.
     base   24 kHz in the layout of the paper as public sources have it: encoder of 1024 channels (22.0 M), two predictors of
            2 x 512 (12.6 M each), WaveGrad's Base decoder (15.8 M, and 2.2 M for 1024 channels instead of 80 mel bins). Batch
            256 windows of 64 frames, WaveGrad's 1 M steps. For a pod or 16 GPUs; not trained here.
