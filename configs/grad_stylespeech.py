@@ -47,7 +47,7 @@ def model_numbers(size: str, words: tuple[str, ...]) -> dict:
         aligner, binarise_from = dict(width=256, blocks=2, text_width=128, channels=80), 6000
     elif size == "small":
         encoder = dict(hidden=384, heads=2, kernel=5)
-        score = dict(kind="unet", width=32) if "unet" in words else dict(kind="frames", width=256, blocks=6)
+        score = dict(kind="unet", width=32) if "unet" in words else dict(kind="frames", width=256, blocks=6, kernel=13)
         numbers = dict(width=192, text=dict(layers=2, **encoder | {"hidden": 320}), prior=dict(layers=3, **encoder), style=dict(width=128, heads=2),
                        duration=dict(width=192), score=score, crop=160, given="r", mel_mean=-5.0, prediction="v", weighting="v",
                        unroll=4)
@@ -74,7 +74,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.buckets = common.choose(
         size,
         smoke=(dict(b=8, t=64, p=24, u=32),),
-        small=(dict(b=12, t=160, p=32, u=80), dict(b=7, t=256, p=56, u=128), dict(b=4, t=448, p=96, u=224), dict(b=2, t=800, p=160, u=240)),
+        small=(dict(b=12, t=160, p=32, u=80), dict(b=7, t=256, p=56, u=128), dict(b=4, t=448, p=96, u=224), dict(b=2, t=800, p=160, u=240),
+               dict(b=1, t=1200, p=240, u=240)),
         base=(dict(b=128, t=344, p=96, u=258), dict(b=64, t=688, p=176, u=430), dict(b=32, t=1376, p=352, u=860)))
     config.optim.peak = common.choose(size, smoke=2e-3, small=1e-3, base=2e-4)
     config.optim.warmup = common.choose(size, smoke=10, small=300, base=5000)
