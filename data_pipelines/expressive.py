@@ -39,8 +39,10 @@ class Expressive:
             return None
         speaker, number = utterance.meta["speaker"], int(rng.integers(STYLES))
         wider, faster = self.manner(speaker, number)
-        old = np.concatenate([[0], utterance.ends]).astype(float)
-        new = np.rint(old / faster)
+        timed = len(utterance.ends) > 0  # what no aligner could align is stretched as a whole
+        old = np.array([0, *(utterance.ends if timed else [len(utterance.audio)])], float)
+        places = np.arange(len(old))
+        new = np.maximum.accumulate(np.rint(old / faster) - places) + places  # the shortest phone keeps a sample
         centre = (np.arange(int(new[-1]) // place.period) + 0.5) * place.period
         source = f0[np.minimum((np.interp(centre, new, old) // place.period).astype(int), len(f0) - 1)]
         middle = np.median(f0[f0 > 0])
@@ -50,7 +52,8 @@ class Expressive:
             return None
         audio = singing.psola(utterance.audio, place.rate, f0, place.period, old, new, target)
         about = f"range x{wider:.2f}, tempo x{faster:.2f}: {utterance.meta['source']}"
-        return Utterance(utterance.meta | {"speaker": f"{speaker}~{number}", "source": about}, audio, utterance.phones, new[1:].astype(np.int64), target)
+        return Utterance(utterance.meta | {"speaker": f"{speaker}~{number}", "source": about}, audio, utterance.phones,
+                         new[1:].astype(np.int64) if timed else utterance.ends, target)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:

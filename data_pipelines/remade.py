@@ -1,7 +1,8 @@
 """A corpus made of another one, utterance by utterance: what `singing`, `rooms` and `expressive` share.
 
 The new corpus has the groups `meta`, `audio`, `align` and `f0` of at most `--utterances` of every split, chosen by a fixed draw; texts
-and splits stay. It is made shard by shard like any other: killed, the same command goes on.
+and splits stay. It is made shard by shard like any other: killed, the same command goes on, and where the times or the pitch of the old
+corpus have been made again, it makes the shards again. `corpus.json` says of what it was made, and how.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import os
+import pathlib
 from typing import Any, Protocol
 
 import numpy as np
 from absl import flags, logging
 
 from data_pipelines import batches, ingest, shards
+from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 
 PER_SHARD = 200
@@ -90,12 +94,11 @@ def values(made: Utterance) -> dict[str, dict[str, Any]]:
             "align": {"phones": made.phones, "ends": made.ends}, "f0": {"f0": made.f0.astype(np.float16)}}
 
 
-def remake_shard(out: str, settings: tuple[str, int, Change], split: str, shard: int, total: int) -> int:
-    """Writes one shard of the new corpus and returns how many utterances were left out."""
-    root, count, change = settings
+def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], split: str, shard: int, total: int) -> int:
+    """Writes one shard of the new corpus and returns how many utterances were left out. `settings`: the old corpus, how many utterances of a
+    split, the change, and what the shards are made of."""
+    root, count, change, made_of = settings
     dataset, left = batches.open_dataset(root), 0
-    made_of = {"fingerprint": dataset.fingerprint, "utterances": str(count), "change": repr(change),
-               **{f"source {group}": dataset.marker(group, split, 0)["sha256"] for group in ("align", "f0")}}
     if shards.committed(out, GROUPS, split, shard, total, inputs=made_of):
         return 0
     rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
@@ -123,19 +126,41 @@ def remake_shard(out: str, settings: tuple[str, int, Change], split: str, shard:
     return left
 
 
+def _claim(out: pathlib.Path, asked: dict[str, str]) -> None:
+    """Writes `corpus.json`, or checks that the folder holds what was asked for; where the old corpus lies does not matter. Raises ValueError."""
+    path = out / "corpus.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if differing := sorted(key for key in {*found, *asked} - {"data"} if found.get(key) != asked.get(key)):
+            what = "; ".join(f"{key} was {found.get(key)}, is {asked.get(key)}" for key in differing)
+            raise ValueError(f"--out={out} was made from another corpus or with other flags ({what}); choose another folder or delete it")
+        return
+    begun = lambda child: child.name.startswith(f".{path.name}.tmp-")  # by a command that was killed
+    if out.exists() and (not out.is_dir() or not all(map(begun, out.iterdir()))):
+        raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    records.write_atomic(path, json.dumps(asked, indent=1).encode() + b"\n")
+
+
 def build(data: str | os.PathLike, out: str | os.PathLike, change: Change, utterances: int, workers: int = 0) -> dict[str, Any]:
     """The corpus at `out` of at most so many utterances of every split of `data`; returns its manifest. Raises as `Dataset.open`, and
-    ValueError where `data` has no phone times or pitch."""
+    ValueError where `data` has no phone times or pitch, where `out` holds something else, and where nothing can be made."""
     dataset = Dataset.open(data)
     for group in ("align", "f0"):
         dataset.check_group(group)
+    made_of = {"fingerprint": dataset.fingerprint, "utterances": str(utterances), "change": repr(change)}
+    _claim(pathlib.Path(out), {**made_of, "data": str(data) if dataset.remote else os.path.abspath(data)})
+    made_of |= {f"source {group}": dataset.contents(group) for group in ("align", "f0")}
     splits = {split: shards.shards_for(min(utterances, dataset.records(split)), PER_SHARD) for split in dataset.splits}
-    work = functools.partial(ingest.task, remake_shard, str(out), (str(data), utterances, change), splits)
+    work = functools.partial(ingest.task, remake_shard, str(out), (str(data), utterances, change, made_of), splits)
     left = sum(shards.run_shards(work, sum(splits.values()), workers, change.word))
     if left:
         logging.info("%d utterances were left out: %s", left, change.refused)
-    return shards.write_manifest(out, name=f"{dataset.manifest['name']}, {change.word}", sample_rate=dataset.sample_rate, base_hop=dataset.base_hop,
+    manifest = shards.write_manifest(out, name=f"{dataset.manifest['name']}, {change.word}", sample_rate=dataset.sample_rate, base_hop=dataset.base_hop,
                                  f0_period=dataset.f0_period, phones=dataset.manifest["phones"], needed=["align", "f0"])  # fmt: skip
+    if not any(about["records"] for about in manifest["splits"].values()):
+        raise ValueError(f"--data={data}: all of its utterances were left out, for {change.refused}")
+    return manifest
 
 
 def define_flags() -> None:
