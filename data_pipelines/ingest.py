@@ -23,6 +23,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -146,6 +147,41 @@ def list_path(root: str | os.PathLike, split: str, shard: int, total: int) -> pa
     return pathlib.Path(root) / "plan" / f"{split}-{shard:05d}-of-{total:05d}.jsonl"
 
 
+def _sum(lines: Iterable[str]) -> str:
+    return json.dumps({"sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}) + "\n"
+
+
+def read_list(path: pathlib.Path) -> list[str]:
+    """The lines of a shard's list (`list_path`). Raises FileNotFoundError, and records.Corrupt when they are not those that were written,
+    as the last line tells (earlier plans have none)."""
+    try:
+        *lines, last = path.read_text(encoding="utf8").splitlines(keepends=True) or [""]
+        told = set(json.loads(last)) == {"sha256"}
+    except ValueError:
+        last, told = "", True
+    if told and last != _sum(lines):
+        raise records.Corrupt(f"{path} is not the list that was written; delete the whole data set and make it again, or put the list back")
+    return lines if told else [*lines, last]
+
+
+def read_plan(path: pathlib.Path) -> dict[str, Any]:
+    """What `plan.json` says. Raises FileNotFoundError, and records.Corrupt when that is not what was written (earlier plans have no checksum)."""
+    try:
+        made = json.loads(path.read_bytes())
+        checksum = made.pop("checksum", None)
+        whole = {"splits", "inputs"} <= set(made) and (checksum is None or path.read_bytes() == _plan_bytes(made))
+    except (ValueError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise records.Corrupt(f"{path} is not the plan that was written; delete the whole data set and make it again, or put the plan back")
+    return made
+
+
+def _plan_bytes(made: Mapping[str, Any]) -> bytes:
+    checksum = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**made, "checksum": checksum}, indent=1).encode() + b"\n"
+
+
 def plan(
     out: str | os.PathLike, found: Iterable[Utterance | Reject], about: Mapping[str, Any], split: Callable[[Utterance], str],
     per_shard: int = PER_SHARD,
@@ -157,9 +193,9 @@ def plan(
     """
     root, path = pathlib.Path(out), pathlib.Path(out) / "plan.json"
     if root.exists() and not path.exists() and (not root.is_dir() or any(not _plans(child) for child in root.iterdir())):
-        raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
+        raise ValueError(f"--out={out} exists and was not made by this command, or has lost its {path.name}; choose a new or empty folder")
     if path.exists():
-        old = json.loads(path.read_text())
+        old = read_plan(path)
         now = json.loads(json.dumps(about))
         if differing := sorted(key for key in {*old, *now} - {"splits", "inputs", "languages"} if old.get(key) != now.get(key)):
             what = "; ".join(f"{key} was {old.get(key)!r:.60}, is {now.get(key)!r:.60}" for key in differing)
@@ -179,6 +215,9 @@ def plan(
         ids.append(_digest(item.utt_id))
         languages.add(item.lang)
         spools[split(item)].write(_line(item))
+    if not inputs:
+        shutil.rmtree(folder)
+        raise ValueError(f"{about.get('root', 'the corpus')} has no recordings ({' '.join(corpora.SUFFIXES)}) and no list that names any")
     values, counts = np.unique(np.frombuffer(ids, np.uint64) if ids else np.zeros(0, np.uint64), return_counts=True)
     suspects, seen, splits = {int(value) for value in values[counts > 1]}, {}, {}
     for name, spool in spools.items():
@@ -188,14 +227,14 @@ def plan(
         lines = _repeated(spool, suspects, seen, rejects)
         for k in range(shards.shards_for(total, per_shard) if total else 0):
             part = [line for _, line in zip(range(per_shard), lines)]
-            list_path(root, name, k, shards.shards_for(total, per_shard)).write_text("".join(part), encoding="utf8")
+            list_path(root, name, k, shards.shards_for(total, per_shard)).write_text("".join([*part, _sum(part)]), encoding="utf8")
         splits |= {name: {"shards": shards.shards_for(total, per_shard), "utterances": total}} if total else {}
         collections.deque(lines, maxlen=0)  # duplicates behind the last
         spool.close()
         os.unlink(spool.name)
     shards.write_lines(folder / "rejects.jsonl", rejects)
     made = {**about, "splits": splits, "inputs": inputs, "languages": sorted(languages)}
-    records.write_atomic(path, json.dumps(made, indent=1).encode() + b"\n")
+    records.write_atomic(path, _plan_bytes(made))
     return made
 
 
@@ -271,9 +310,10 @@ def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: i
     """Writes one shard of `meta` and `audio` (and `align`, when `settings` says so) and its list of rejects."""
     groups = ["audio", "meta"] + (["align"] if settings.align != "none" else [])
     lists = [shards.rejects_path(root, split, shard)] + ([pieces_path(root, split, shard)] if settings.split_seconds else [])
-    if shards.committed(root, groups, split, shard, total) and all(path.exists() for path in lists) and _agree(root, groups, split, shard, total):
-        return
-    lines = list_path(root, split, shard, total).read_text(encoding="utf8").splitlines()
+    if shards.committed(root, groups, split, shard, total) and _agree(root, groups, split, shard, total):
+        if shards.listed(root, "meta", split, shard, total) and all(path.exists() for path in lists):
+            return
+    lines = read_list(list_path(root, split, shard, total))
     sphinx.restart()  # the recogniser adapts to what it hears: a shard must not depend on the shard before it
     tools = {"soundfile": soundfile.__version__}
     writers = {group: shards.ShardWriter(root, group, split, shard, total, tools=tools) for group in groups}
@@ -334,11 +374,16 @@ def task(function: Callable[..., Any], root: str, settings: Any, splits: Mapping
 
 
 def _rows(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
-    """Raises ValueError when `ingest` has not written all of them."""
-    try:
-        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename} is missing: ingest has not ended; run it again") from error
+    """Raises ValueError when `ingest` has not written all of them, and records.Corrupt when one is damaged."""
+    found = []
+    for path in paths:
+        try:
+            found += [json.loads(line) for line in path.read_text().splitlines()]
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.filename} is missing: ingest has not ended; run it again") from error
+        except ValueError as error:
+            raise records.Corrupt(f"{path} is damaged; delete it and run ingest again") from error
+    return found
 
 
 def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[str] = ()) -> dict[str, int]:

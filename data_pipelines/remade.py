@@ -94,13 +94,13 @@ def values(made: Utterance) -> dict[str, dict[str, Any]]:
             "align": {"phones": made.phones, "ends": made.ends}, "f0": {"f0": made.f0.astype(np.float16)}}
 
 
-def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], split: str, shard: int, total: int) -> int:
-    """Writes one shard of the new corpus and returns how many utterances were left out. `settings`: the old corpus, how many utterances of a
+def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], split: str, shard: int, total: int) -> None:
+    """Writes one shard of the new corpus and the list of what was left out. `settings`: the old corpus, how many utterances of a
     split, the change, and what the shards are made of."""
     root, count, change, made_of = settings
-    dataset, left = batches.open_dataset(root), 0
-    if shards.committed(out, GROUPS, split, shard, total, inputs=made_of):
-        return 0
+    dataset, rejects = batches.open_dataset(root), []
+    if shards.committed(out, GROUPS, split, shard, total, inputs=made_of) and shards.listed(out, "meta", split, shard, total):
+        return
     rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
     writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info={"period": dataset.f0_period} if group == "f0" else None)
                for group in GROUPS}
@@ -111,19 +111,19 @@ def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], sp
             made = change(old, place, np.random.default_rng([1, i]))
             if made is None:
                 writers["meta"].reject(change.refused)
-                left += 1
+                rejects.append({"item": old.meta["utt_id"], "reason": change.refused, "detail": f"left out by {change.word}"})
                 continue
             meta = made.meta | {"utt_id": f"{old.meta['utt_id']}-{change.word}", "source": f"{change.word} {made.meta['source']}"}
             made = dataclasses.replace(made, meta=meta, ends=made.ends.astype(old.ends.dtype))
             for group, value in values(made).items():
                 writers[group].write(value, len(made.audio))
+        shards.write_lines(shards.rejects_path(out, split, shard), rejects)
         for writer in writers.values():
             writer.commit()
     except BaseException:
         for writer in writers.values():
             writer.discard()
         raise
-    return left
 
 
 def _claim(out: pathlib.Path, asked: dict[str, str]) -> None:
@@ -148,14 +148,16 @@ def build(data: str | os.PathLike, out: str | os.PathLike, change: Change, utter
     dataset = Dataset.open(data)
     for group in ("align", "f0"):
         dataset.check_group(group)
-    made_of = {"fingerprint": dataset.fingerprint, "utterances": str(utterances), "change": repr(change)}
+    made_of = {"command": change.word, "fingerprint": dataset.fingerprint, "utterances": str(utterances), "change": repr(change)}
     _claim(pathlib.Path(out), {**made_of, "data": str(data) if dataset.remote else os.path.abspath(data)})
     made_of |= {f"source {group}": dataset.contents(group) for group in ("align", "f0")}
     splits = {split: shards.shards_for(min(utterances, dataset.records(split)), PER_SHARD) for split in dataset.splits}
     work = functools.partial(ingest.task, remake_shard, str(out), (str(data), utterances, change, made_of), splits)
-    left = sum(shards.run_shards(work, sum(splits.values()), workers, change.word))
+    shards.run_shards(work, sum(splits.values()), workers, change.word)
+    left = [line for split, n in splits.items() for k in range(n) for line in shards.rejects_path(out, split, k).read_text().splitlines()]
+    shards.write_lines(pathlib.Path(out) / "rejects.jsonl", map(json.loads, left))
     if left:
-        logging.info("%d utterances were left out: %s", left, change.refused)
+        logging.info("%d utterances were left out: %s", len(left), change.refused)
     manifest = shards.write_manifest(out, name=f"{dataset.manifest['name']}, {change.word}", sample_rate=dataset.sample_rate, base_hop=dataset.base_hop,
                                  f0_period=dataset.f0_period, phones=dataset.manifest["phones"], needed=["align", "f0"])  # fmt: skip
     if not any(about["records"] for about in manifest["splits"].values()):
