@@ -25,6 +25,7 @@ class Expressive:
 
     range: tuple[float, float]
     rate: tuple[float, float]
+    command: str = "expressive"
     word: str = "expressive"
     refused: str = "nothing_voiced"
 
@@ -41,8 +42,7 @@ class Expressive:
         wider, faster = self.manner(speaker, number)
         timed = len(utterance.ends) > 0  # what no aligner could align is stretched as a whole
         old = np.array([0, *(utterance.ends if timed else [len(utterance.audio)])], float)
-        places = np.arange(len(old))
-        new = np.maximum.accumulate(np.rint(old / faster) - places) + places  # the shortest phone keeps a sample
+        new = remade.rounded(old / faster)
         centre = (np.arange(int(new[-1]) // place.period) + 0.5) * place.period
         source = f0[np.minimum((np.interp(centre, new, old) // place.period).astype(int), len(f0) - 1)]
         middle = np.median(f0[f0 > 0])

@@ -69,6 +69,7 @@ class Place:
 class Change(Protocol):
     """A frozen dataclass of numbers; they go into the markers, so that other numbers make other shards."""
 
+    command: str  # whose it is, "singing"
     word: str  # of what was changed, "sung": in names and the bar
     refused: str  # the reason for rejects, "cannot_be_sung"
 
@@ -79,6 +80,12 @@ class Change(Protocol):
 def drawn(*names: Any) -> np.random.Generator:
     """A generator that is the same for the same names on every machine."""
     return np.random.default_rng(list(hashlib.sha256("/".join(map(str, names)).encode()).digest()))
+
+
+def rounded(times: np.ndarray) -> np.ndarray:
+    """`times [p + 1]` in samples, rising from 0, to whole ones, float64: the shortest phone keeps a sample."""
+    places = np.arange(len(times))
+    return np.maximum.accumulate(np.rint(times) - places) + places
 
 
 def read(place: Place) -> Utterance:
@@ -102,8 +109,8 @@ def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], sp
     if shards.committed(out, GROUPS, split, shard, total, inputs=made_of) and shards.listed(out, "meta", split, shard, total):
         return
     rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
-    writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info={"period": dataset.f0_period} if group == "f0" else None)
-               for group in GROUPS}
+    info = {"f0": {"period": dataset.f0_period}}
+    writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info=info.get(group)) for group in GROUPS}
     try:
         for i in sorted(rows.tolist()):
             place = Place(dataset, split, i)
@@ -148,7 +155,7 @@ def build(data: str | os.PathLike, out: str | os.PathLike, change: Change, utter
     dataset = Dataset.open(data)
     for group in ("align", "f0"):
         dataset.check_group(group)
-    made_of = {"command": change.word, "fingerprint": dataset.fingerprint, "utterances": str(utterances), "change": repr(change)}
+    made_of = {"command": change.command, "fingerprint": dataset.fingerprint, "utterances": str(utterances), "change": repr(change)}
     _claim(pathlib.Path(out), {**made_of, "data": str(data) if dataset.remote else os.path.abspath(data)})
     made_of |= {f"source {group}": dataset.contents(group) for group in ("align", "f0")}
     splits = {split: shards.shards_for(min(utterances, dataset.records(split)), PER_SHARD) for split in dataset.splits}
@@ -158,8 +165,8 @@ def build(data: str | os.PathLike, out: str | os.PathLike, change: Change, utter
     shards.write_lines(pathlib.Path(out) / "rejects.jsonl", map(json.loads, left))
     if left:
         logging.info("%d utterances were left out: %s", len(left), change.refused)
-    manifest = shards.write_manifest(out, name=f"{dataset.manifest['name']}, {change.word}", sample_rate=dataset.sample_rate, base_hop=dataset.base_hop,
-                                 f0_period=dataset.f0_period, phones=dataset.manifest["phones"], needed=["align", "f0"])  # fmt: skip
+    about = {key: dataset.manifest[key] for key in ("sample_rate", "base_hop", "f0_period", "phones")}
+    manifest = shards.write_manifest(out, name=f"{dataset.manifest['name']}, {change.word}", **about, needed=["align", "f0"])
     if not any(about["records"] for about in manifest["splits"].values()):
         raise ValueError(f"--data={data}: all of its utterances were left out, for {change.refused}")
     return manifest

@@ -68,6 +68,7 @@ class Rooms:
     rt60: tuple[float, float]
     noisy: float
     reverberant: float
+    command: str = "rooms"
     word: str = "room"
     refused: str = "no_signal"
 

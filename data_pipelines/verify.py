@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import ingest, quality, shards
+from data_pipelines import plans, quality, shards
 from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_count
@@ -86,7 +86,7 @@ def _settled(root: pathlib.Path) -> str:
     if not manifest.exists() or json.loads(manifest.read_text()) != said:
         return f"{manifest}: it does not say what the shards do; stage index writes it again"
     period = said["groups"].get("f0", {}).get("period", said["f0_period"])
-    rate = ingest.read_plan(plan).get("rate", said["sample_rate"]) if plan.exists() else said["sample_rate"]
+    rate = plans.read_plan(plan).get("rate", said["sample_rate"]) if plan.exists() else said["sample_rate"]
     if (period, rate) != (said["f0_period"], said["sample_rate"]):
         return (f"{manifest}: a rate of {said['sample_rate']} Hz and F0 every {said['f0_period']} samples, but it was made with {rate} and "
                 f"{period}; stage index writes it again")
@@ -113,7 +113,7 @@ def verify_shard(root: str, settings: Sequence[str], split: str, shard: int, tot
             problems.append(f"{records.shard_path(root, group, split, shard, total)}: it was made from another shard of {source!r}")
     if (pathlib.Path(root) / "plan").is_dir():
         try:
-            ingest.read_list(ingest.list_path(root, split, shard, total))
+            plans.read_list(plans.list_path(root, split, shard, total))
         except (records.Corrupt, FileNotFoundError) as error:
             problems.append(str(error))
     if not problems and len({tuple(samples) for samples in lengths.values()}) > 1:

@@ -145,7 +145,7 @@ def two_shards(root: pathlib.Path, count: int = 6, f0: float = 120.0, aligned: b
                   "audio": lambda i: {"audio": np.roll(audio, i)},
                   "align": lambda i: {"phones": phones.ids(["sil", "aa", "sil"] if aligned else []).astype(np.uint8),
                                       "ends": np.array([1, 2, RATE] if aligned else [], np.int32)},
-                  "f0": lambda i: {"f0": np.full(RATE // PERIOD, f0 if i or shard == 0 else f0 + 1, np.float16)}}
+                  "f0": lambda i: {"f0": np.full(RATE // PERIOD, f0, np.float16)}}
         for group, make in values.items():
             with shards.ShardWriter(root, group, split, shard, total, info={"period": PERIOD} if group == "f0" else None) as writer:
                 for i in rows:
@@ -184,7 +184,8 @@ def test_of_what_a_corpus_was_made_is_told_and_looked_at(tmp_path):
     data, change = two_shards(tmp_path / "in"), CHANGES[0]
     remade.build(data, tmp_path / "out", change, 2000)
     about = json.loads((tmp_path / "out" / "corpus.json").read_text())
-    assert about == {"fingerprint": Dataset.open(data).fingerprint, "utterances": "2000", "change": repr(change), "data": str(data)}
+    assert about == {"command": "rooms", "fingerprint": Dataset.open(data).fingerprint, "utterances": "2000", "change": repr(change),
+                     "data": str(data)}  # fmt: skip
     before = utterances(tmp_path / "out")
     with shards.ShardWriter(data, "f0", "train", 1, 2, info={"period": PERIOD}) as writer:
         for _ in range(3):
@@ -214,5 +215,11 @@ def test_short_phones_and_none_at_all(tmp_path):
     remade.build(two_shards(tmp_path / "untimed", aligned=False), tmp_path / "whole", fast, 2000)
     (one, *_) = utterances(tmp_path / "whole")
     assert len(one.ends) == len(one.phones) == 0 and len(one.audio) == RATE // 2 and set(one.f0) == {120.0}
+    mixed = two_shards(tmp_path / "mixed", count=1, f0=0.0)  # the whole of it is one buzz that has no pitch
+    with pytest.raises(ValueError, match="all of its utterances were left out, for nothing_voiced"):
+        remade.build(mixed, tmp_path / "some", fast, 2000)
+    listed = [json.loads(line) for line in (tmp_path / "some" / "rejects.jsonl").read_text().splitlines()]
+    assert [row["reason"] for row in listed] == ["nothing_voiced"] * 2 and {row["item"] for row in listed} == {"train0", "heldout0"}
+    assert remade.rounded(np.array([0, 0.4, 0.6, 2.5, 3.5, 3.6])).tolist() == [0, 1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="all of its utterances were left out, for nothing_voiced"):
         remade.build(two_shards(tmp_path / "mute", f0=0.0, count=0), tmp_path / "none", fast, 2000)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import align, corpora, ingest, run, shards, transcripts, verify
+from data_pipelines import align, corpora, plans, run, shards, transcripts, verify
 from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import front, phones, units
@@ -71,7 +71,7 @@ def test_ljspeech_through_all_stages(lj, tmp_path):
     for split in dataset.splits:
         for i in range(dataset.records(split)):
             meta, text, spoken, ends, audio, f0 = (dataset.read(split, g, i) for g in ("meta", "text", "phones", "align", "audio", "f0"))
-            place = ingest.bucket(meta["utt_id"])
+            place = plans.bucket(meta["utt_id"])
             assert split == ("valid" if place < 200 else "test" if place < 300 else "train")
             assert meta["speaker"] == "LJ" and meta["lang"] == "en" and text["text_norm"] == front.normalise(meta["text"])
             assert phones.names(spoken["phones"]) == front.phonemise(meta["text"])
@@ -169,13 +169,20 @@ def test_a_data_set_goes_on_as_it_was_begun(lj, tmp_path):
     ({"per_shard": 0}, "config.per_shard=0; expected at least 1"), ({"rate": 0}, "config.rate=0"),
     ({"split_by": "gender"}, "expected speaker"), ({"trim": float("nan")}, "config.trim=nan; expected at least 0, and finite"),
     ({"trim": float("inf")}, "config.trim=inf; expected"), ({"batch_seconds": 0.0}, "config.batch_seconds=0.0; expected at least 1"),
-    ({"max_seconds": float("nan")}, "config.max_seconds=nan; expected 0 < min_seconds < max_seconds"),
-    ({"min_seconds": 40.0}, "config.min_seconds=40.0 and config.max_seconds=30.0; expected"),
+    ({"max_seconds": float("nan")}, "max_seconds=nan; expected 0 < min_seconds < max_seconds"),
+    ({"min_seconds": 40.0}, "min_seconds=40.0 and max_seconds=30.0; expected"),
     ({"valid": 900, "test": 900}, "config.valid=900 and config.test=900; they are thousandths, at most 1000 together")])
 def test_numbers_that_cannot_be(lj, tmp_path, changed, words):
     with pytest.raises(ValueError, match=words):
         stages({**config("ljspeech", lj, tmp_path / "out"), **changed}, "ingest")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_of_another_command(lj, tmp_path):
+    """One difference explains all others."""
+    ingest.ingest(lj / "wavs", lj / "metadata.csv", tmp_path / "out", settings=ingest.Settings(align="none"), workers=0, f0=False)
+    with pytest.raises(ValueError, match="or settings .command was 'ingest', is 'run'.; choose another folder or delete it"):
+        stages(config("ljspeech", lj, tmp_path / "out"), "ingest")
 
 
 def test_a_corpus_of_nothing(tmp_path):
