@@ -395,7 +395,7 @@ def test_plan_is_written_once_and_rejects_what_is_twice(tmp_path):
     made = plans.plan(tmp_path / "out", iter(found), {"rate": 1}, split, 3)
     assert made["inputs"] == 13 and made["splits"] == {
         "train": {"shards": 2, "utterances": 4}, "valid": {"shards": 1, "utterances": 3}, "test": {"shards": 1, "utterances": 3}}
-    lines = [line for path in (tmp_path / "out" / "plan").glob("*-of-*.jsonl") for line in path.read_text().splitlines()]
+    lines = [line for path in (tmp_path / "out" / "plan").glob("*-of-*.jsonl") for line in plans.read_list(path)]
     assert sorted(json.loads(line)["path"] for line in lines) == sorted(item.path for item in items)
     rejects = [json.loads(line) for line in (tmp_path / "out" / "plan" / "rejects.jsonl").read_text().splitlines()]
     assert sorted((row["reason"], row["item"]) for row in rejects) == [

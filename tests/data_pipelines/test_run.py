@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import align, corpora, plans, run, shards, transcripts, verify
+from data_pipelines import align, ingest, plans, run, shards, transcripts, verify
 from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import front, phones, units
