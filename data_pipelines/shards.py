@@ -6,6 +6,7 @@ killed run loses only unfinished shards, and running twice wastes time but never
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import hashlib
 import json
@@ -26,7 +27,7 @@ from absl import logging
 from ns2_jax.data import atomic, records
 from ns2_jax.data.records import ShardWriter  # stages write through it; re-exported so that they need one import
 
-__all__ = ["Rejected", "ShardWriter", "committed", "derive", "rejects_path", "run_shards", "shards_for", "write_lines", "write_manifest"]
+__all__ = ["Rejected", "ShardWriter", "committed", "derive", "listed", "rejects_path", "run_shards", "shards_for", "write_lines", "write_manifest"]
 
 FORMAT = 1
 
@@ -82,6 +83,16 @@ def rejects_path(root: str | os.PathLike, split: str, shard: int, group: str = "
     return pathlib.Path(root) / "rejects" / group / f"{split}-{shard:05d}.jsonl"
 
 
+def listed(root: str | os.PathLike, counted: str, split: str, shard: int, shards: int, group: str = "") -> bool:
+    """Whether the list of a shard's rejects (of `rejects_path`) holds what the marker of the finished group `counted` counts."""
+    marker = records.marker_path(records.shard_path(root, counted, split, shard, shards))
+    try:
+        reasons = [json.loads(line)["reason"] for line in rejects_path(root, split, shard, group).read_text(encoding="utf8").splitlines()]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    return collections.Counter(reasons) == records.load_marker(marker.read_bytes(), marker)["rejects"]
+
+
 def derive(
     root: str | os.PathLike, group: str, split: str, shard: int, shards: int, make: Callable[..., Any], *, empty: Mapping[str, Any],
     sources: Sequence[str] = (), info: Mapping[str, Any] | None = None, tools: Mapping[str, str] | None = None, at_once: int = 0,
@@ -103,7 +114,7 @@ def derive(
 
     readers = {name: records.ShardReader(records.shard_path(root, name, split, shard, shards), name) for name in ("meta", *sources)}
     inputs = {name: reader.marker["sha256"] for name, reader in readers.items()}
-    if committed(root, [group], split, shard, shards, info=info or {}, inputs=inputs):
+    if committed(root, [group], split, shard, shards, info=info or {}, inputs=inputs) and listed(root, group, split, shard, shards, group):
         return 0
     rejects = []
     try:
@@ -160,7 +171,8 @@ def run_shards(process_shard: Callable[[int], Any], n: int, workers: int, descri
     RuntimeError with its traceback for anything else; the other workers are stopped, finished shards stay.
     """
     if workers == 0:
-        return [process_shard(shard) for shard in tqdm.tqdm(range(n), description, mininterval=2)]
+        with tqdm.tqdm(range(n), description, mininterval=2) as progress:  # closed before an error is told: a line of its own
+            return [process_shard(shard) for shard in progress]
     context = multiprocessing.get_context("spawn")
     results: dict[int, Any] = {}
     running: dict[multiprocessing.connection.Connection, tuple[int, Any]] = {}
@@ -261,8 +273,16 @@ def manifest_of(
     root = pathlib.Path(root)
     found = _markers(root, {"meta", "audio", *needed})
     path = root / "manifest.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
     given = {"name": name, "sample_rate": sample_rate, "base_hop": base_hop, "f0_period": f0_period, "phones": phones}
+    try:
+        old = {}
+        if path.exists():
+            old = json.loads(path.read_bytes())
+            old["sample_rate"]  # noqa: B018  it has one
+    except (ValueError, TypeError, KeyError) as error:
+        if sample_rate is None:  # what nobody says but the command that made the data set
+            raise records.Corrupt(f"{path} is damaged; run the command that made {root} again") from error
+        old = {}
     defaults = {"name": root.name, "sample_rate": 16000, "base_hop": records.BASE_HOP, "f0_period": 160, "phones": ""}
     head = {key: old.get(key, defaults[key]) if value is None else value for key, value in given.items()}
     names = sorted({split for _, split in found}, key=lambda split: (order.index(split) if split in order else len(order), split))
