@@ -77,14 +77,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.buckets = common.choose(
         size,
         smoke=(dict(b=8, t=64, p=24, u=32),),
-        small=(dict(b=12, t=160, p=32, u=80), dict(b=7, t=256, p=56, u=128), dict(b=4, t=448, p=96, u=224), dict(b=2, t=800, p=160, u=240)),
+        small=(dict(b=12, t=160, p=32, u=80), dict(b=7, t=256, p=56, u=128), dict(b=4, t=448, p=96, u=224), dict(b=2, t=800, p=160, u=240),
+               dict(b=2, t=1264, p=224, u=240)),
         base=(dict(b=320, t=320, p=80, u=160), dict(b=192, t=512, p=128, u=256), dict(b=128, t=800, p=200, u=400),
               dict(b=64, t=1600, p=400, u=800)))
     config.optim.peak = common.choose(size, smoke=2e-3, small=1e-3, base=5e-4)
     config.optim.warmup = common.choose(size, smoke=10, small=300, base=32_000)
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="inverse_sqrt")
     config.optim.weight_decay = common.choose(size, smoke=0.0, small=0.01, base=0.01)
-    config.train.steps = common.choose(size, smoke=60, small=9_000, base=300_000)
+    config.train.steps = common.choose(size, smoke=60, small=16_000, base=300_000)
     config.train.ema = common.choose(size, smoke=0.9, small=0.999, base=0.9999)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
