@@ -7,6 +7,14 @@ The prompt is 2 to 30 seconds of the voice to imitate: WAV, FLAC, OGG or MP3 at 
 several recordings of it. The same command with the same seed writes the same samples. A text longer than the model speaks at once is
 spoken sentence by sentence, and the command says so. The format of the output follows its name: .wav, .flac or .ogg.
 
+Beside every output lies `NAME.json`: hashes of model and prompts, seed; the audio itself is marked as synthetic. `--consent=FILE` adds the
+words with which the speaker allows it, and holds for the recordings whose SHA-256 stand in FILE.
+
+    python -m ns2_jax.synthesize --say --text="Dr. Smith paid $3.50."
+
+`--say` prints what will be spoken, a word and its phones a line, without a model. Its lines, changed, are a lexicon: `--lexicon=FILE`, or one
+word on the command line, `--word="gif=JH IH F"`.
+
 `--times=json,TextGrid,srt` writes beside the audio when each word and phone is said, and at which pitch. Change `seconds` or `hz` in the
 JSON and give it back with `--score=out.json` instead of `--text`.
 
@@ -24,6 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -50,6 +59,30 @@ class Job:
     @property
     def beside(self) -> dict[str, Path]:
         return {kind: Path(self.out).with_suffix(f".{kind}") for kind in self.times}
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        return (Path(self.out), inference.sidecar_of(self.out), *self.beside.values())
+
+
+def lexicon() -> dict[str, tuple[str, ...]]:
+    """--lexicon with the words of --word over it. Raises ValueError for a --word without phones, FileNotFoundError for no file."""
+    if FLAGS.lexicon and not Path(FLAGS.lexicon).is_file():
+        raise FileNotFoundError(f"--lexicon={FLAGS.lexicon}: no such file")
+    words = {}
+    for given in FLAGS.word or ():
+        word, equals, phones = given.partition("=")
+        if not equals or not word.strip() or not phones.strip():
+            raise ValueError(f'--word={given}: expected a word and its phones, as in --word="gif=JH IH F"')
+        words[word.strip()] = phones
+    return {**inference.read_lexicon(FLAGS.lexicon or None), **inference.read_lexicon(words)}
+
+
+def say(text: str, table: Mapping[str, tuple[str, ...]], language: str = "en") -> str:
+    """What will be spoken: word, tab, phones; pauses as comments. Raises ValueError for a text that cannot be spoken."""
+    words = inference.spoken(text, table, language)
+    lines = [f"# pause {word.text}".rstrip() if word.phones == inference.PAUSE else f"{word.text}\t{' '.join(word.phones)}" for word in words]
+    return "\n".join(lines)
 
 
 def read_list(path: str) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -113,13 +146,13 @@ def read_jobs() -> list[Job]:
         if missing:
             raise ValueError(f"--{missing[0]} is missing (or give --batch=list.tsv)")
         if singing:
-            text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, FLAGS.lexicon)
+            text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, lexicon())
         else:
             text = FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score)
         jobs = [Job(FLAGS.out, text, tuple(FLAGS.prompt), times, FLAGS.source or "")]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
     for job in jobs:
-        for path in (Path(job.out), *job.beside.values()):
+        for path in job.written:
             if path.resolve() in read:
                 raise ValueError(f"{path} is also read (as a prompt, a score or a list): it would be overwritten; choose another name")
             if path.is_dir():
@@ -151,6 +184,9 @@ def define_flags() -> None:
     flags.DEFINE_string("text", None, "What to say.")
     flags.DEFINE_string("score", None, "Instead of text: a JSON file as --times=json writes it, with the length and pitch of each phone; a song for --task=sing.")
     flags.DEFINE_multi_string("prompt", None, "Audio file with the voice to imitate; several times for several.")
+    flags.DEFINE_alias("ref_audio", "prompt")
+    flags.DEFINE_string("consent", None, "Text file with the speaker's consent and the SHA-256 of every prompt.")
+    flags.DEFINE_bool("say", False, "Only print what the text is spoken as, word by word; needs no model.")
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
@@ -165,16 +201,33 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", None, "Scale of the starting noise; the system's own if left out.", lower_bound=0.0)
     flags.DEFINE_float("speed", None, "Tempo, as a factor; 1.2 speaks faster.", lower_bound=0.25, upper_bound=4.0)
     flags.DEFINE_float("pitch_shift", None, "Semitones to add to the pitch that the system predicts.")
+    flags.DEFINE_alias("pitch", "pitch_shift")
     flags.DEFINE_string("sampler", None, "Name of the sampler; the system's own if left out.")
     flags.DEFINE_string("lexicon", None, "File of pronunciations that win over every other source.")
+    flags.DEFINE_multi_string("word", None, "A word and its phones, which win over the lexicon: 'gif=JH IH F'; several times for several.")
     flags.DEFINE_string("language", "en", "Language of the text, in espeak-ng's naming; English needs no espeak-ng.")
 
 
 def main(argv: list[str]) -> None:
     del argv
+    table = lexicon()
+    if FLAGS.say:
+        if not FLAGS.text:
+            raise ValueError("--text is missing: what --say is to show")
+        print(say(FLAGS.text, table, FLAGS.language))
+        return
     jobs = read_jobs()
+    consent = inference.read_consent(FLAGS.consent) if FLAGS.consent else None
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
+    heard: dict[tuple[str, ...], inference.Heard] = {}
+
+    def hear(prompts: tuple[str, ...]) -> inference.Heard:
+        if prompts not in heard:
+            heard[prompts] = model.hear(prompts).allowed(consent)
+            print(f"{', '.join(prompts)}: {'; '.join(heard[prompts].notes)}")
+        return heard[prompts]
+
     changing = FLAGS.task in ("convert", "enhance")
     aligner = inference.load(FLAGS.aligner or ALIGNER) if changing or FLAGS.verify else None
     if aligner is not None and "align" not in aligner.programs:
@@ -184,8 +237,8 @@ def main(argv: list[str]) -> None:
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
-        voices = [job.prompts if len(job.prompts) > 1 else job.prompts[0] for job in part]
-        common, found = dict(steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options), {}
+        voices = [hear(job.prompts) for job in part]
+        common, found = dict(steps=FLAGS.steps, lexicon=table, language=FLAGS.language, **options), {}
         requests = [(job.text, voice) for job, voice in zip(part, voices)]
         if FLAGS.verify:
             takes = inference.speak_checked(model, aligner, requests, FLAGS.seed, **common)
@@ -196,7 +249,7 @@ def main(argv: list[str]) -> None:
         else:
             pitch = FLAGS.target_pitch or ("predicted" if FLAGS.task == "convert" else "kept")
             speeches = inference.convert_all(model, aligner, [(job.source, job.text, voice) for job, voice in zip(part, voices)], FLAGS.seed,
-                                             FLAGS.steps, pitch, FLAGS.lexicon, FLAGS.language, **options)  # fmt: skip
+                                             FLAGS.steps, pitch, table, FLAGS.language, **options)  # fmt: skip
         seconds = time.monotonic() - start
         for job, speech in zip(part, speeches):
             inference.write(job.out, speech)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +14,12 @@ import numpy as np
 from absl import logging
 
 from ns2_jax.audio import files
-from ns2_jax.inference import speech, streams
+from ns2_jax.inference import provenance, sentences, speech, streams
 from ns2_jax.inference.score import Score
 from ns2_jax.inference.speech import Prompt, Speech
-from ns2_jax.runtime import mesh as meshes
+from ns2_jax.runtime import mesh as meshes, state, weights
 from ns2_jax.systems import system as systems
+from ns2_jax.text import front
 
 ROWS = 8  # most utterances of one device in one call
 SHORT_PROMPT = 1.0  # seconds under which a voice is poorly known: accepted, with a warning
@@ -26,8 +30,26 @@ CHUNK = 512  # frames of a stream that are new in each call
 CONTEXT = 40  # frames encoded past the end of a prompt that is cut, so that the cut is not heard as silence
 
 
+class Call:
+    """A compiled function whose first call, in which it is compiled, is one thread's; the others wait for it."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function, self._lock, self._ready = function, threading.Lock(), False
+
+    def __call__(self, *args: Any) -> Any:
+        if self._ready:
+            return self._function(*args)
+        with self._lock:
+            out = self._function(*args)
+            self._ready = True
+            return out
+
+
 class Model:
-    """A system with its weights. `load` makes it."""
+    """A system with its weights. `load` makes it. `model("text", prompt="voice.wav")` speaks.
+
+    Threads may share it: nothing changes in a call but the table of what is compiled, once for each bucket and number of rows (1, 2, 4, 8).
+    """
 
     def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
                  step: int | None = None):
@@ -37,13 +59,25 @@ class Model:
         self.rate, self.hop = int(config["data"]["sample_rate"]), int(config["data"]["hop"])
         self.programs = system.programs()
         self.buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: (b.get("t", 0), b.get("p", 0)))
+        self.lexicon: Mapping[str, tuple[str, ...]] = {}  # pronunciations that came with an export
         self._compiled: dict[tuple, Any] = {}
+        self._compiling = threading.Lock()
 
     def like(self, params: Any, rest: Any, config: Mapping[str, Any], path: str = "") -> Model:
         """The same system with other weights; what is compiled for one serves the other."""
         other = Model(self.system, params, rest, config, path)
-        other._compiled = self._compiled
+        other._compiled, other._compiling, other.lexicon = self._compiled, self._compiling, self.lexicon
         return other
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """12 hex digits that name the weights: of an export its file's, of anything else those of its tensors."""
+        if self.path and os.path.exists(os.path.join(self.path, weights.FILE)):
+            return weights.weights_hash(self.path)
+        digest = hashlib.sha256()
+        for name, leaf in sorted(state.flatten({"params": self.params, "rest": self.rest}).items()):
+            digest.update(name.encode() + np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()[:12]
 
     @property
     def name(self) -> str:
@@ -97,7 +131,9 @@ class Model:
 
     def _compile(self, name: str, width: int, sizes: dict[str, int], options: dict[str, Any]):
         tag = (name, width, *sorted(sizes.items()), *sorted(options.items()))
-        if tag not in self._compiled:
+        with self._compiling:
+            if tag in self._compiled:
+                return self._compiled[tag]
             program = self.programs[name].bind({**self.system.sizes, **sizes, "b": 1}, **options)
 
             def row(params, rest, inputs, seed):
@@ -105,8 +141,8 @@ class Model:
                 return {k: v[0] for k, v in out.items()}
 
             logging.debug("compiling %s for %d row(s) of %s", name, width, sizes)
-            self._compiled[tag] = meshes.by_rows(self._mesh, jax.vmap(row, in_axes=(None, None, 0, 0)))
-        return self._compiled[tag]
+            self._compiled[tag] = Call(meshes.by_rows(self._mesh, jax.vmap(row, in_axes=(None, None, 0, 0))))
+            return self._compiled[tag]
 
     # Codec: audio <-> codes.
 
@@ -217,23 +253,35 @@ class Model:
     # Speech.
 
     def prompt(self, prompt: Prompt) -> np.ndarray:
-        """A voice (file, or samples with their rate), or several recordings of it -> codes int32 `[u, q]` of at most HEARD_PROMPT seconds; of
-        the longest prompt of training where the system cannot listen in windows.
+        """`hear`, of which only the codes int32 `[u, q]`."""
+        return self.hear(prompt).codes
+
+    def hear(self, prompt: Prompt) -> provenance.Heard:
+        """A voice (file, or samples with their rate), or several recordings of it -> its codes int32 `[u, q]` of at most HEARD_PROMPT seconds (of
+        the longest prompt of training where the system cannot listen in windows), what names it and what was done to it. A prompt that is
+        heard once can be given again and again at no cost.
 
         Silent ends are trimmed and the level is matched to the training data's. Raises AudioError (a ValueError) for
         what is no usable audio.
         """
+        if isinstance(prompt, provenance.Heard):
+            return prompt
         windows = "window" in self.programs["durations"].options if self.speaks else False
         most = max(self.longest_prompt, int(HEARD_PROMPT * self.rate / self.hop)) if windows else self.longest_prompt
         single = isinstance(prompt, (str, os.PathLike)) or isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], np.ndarray)
-        found, seconds = [], 0.0
+        found, seconds, digests, notes = [], 0.0, [], []
         for voice in [prompt] if single else prompt:
+            digests.append(provenance.digest(voice))
             if isinstance(voice, tuple):
                 audio, rate = voice
                 audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
             else:
                 audio = files.read(voice, self.rate, MIN_PROMPT, MAX_PROMPT)
-            audio = files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
+            speech_only = files.trim_silence(audio, self.rate)
+            loudness, whole = files.active_rms(speech_only, self.rate), len(audio) / self.rate
+            audio = files.match_loudness(speech_only, self.rate)
+            gain = 20 * np.log10(files.active_rms(audio, self.rate) / loudness)
+            notes.append(f"{whole:.2f} s at {self.rate} Hz, {whole - len(audio) / self.rate:.2f} s of silence cut off, {gain:+.1f} dB")
             seconds += len(audio) / self.rate
             left = most - sum(map(len, found))
             if left > 0:
@@ -242,7 +290,9 @@ class Model:
             raise files.AudioError("missing", "no prompt is given: a recording of the voice, or several")
         if seconds < SHORT_PROMPT:
             logging.warning("the prompt holds %.2f s of speech; a voice needs 2 s or more to be heard well", seconds)
-        return np.concatenate(found)
+        if (heard := sum(map(len, found)) * self.hop / self.rate) < seconds - 1:
+            notes.append(f"the first {heard:.1f} s of {seconds:.1f} are heard")
+        return provenance.Heard(np.concatenate(found), tuple(digests), tuple(notes))
 
     def speak(self, text: str | Score, prompt: Prompt, seed: int = 0, steps: int | None = None, lexicon: Any = None,
               language: str = "en", **options: Any) -> Speech:
@@ -270,6 +320,29 @@ class Model:
         A request that fails is raised. With a dict of `failures` it is None, its place and the reason go there, and the others go on.
         """
         return speech.speak_batch(self, requests, seeds, steps, lexicon, language, failures, options)
+
+    def __call__(self, text: str | Score, prompt: Prompt, seed: int = 0, **options: Any) -> Speech:
+        """`speak`, by its short name."""
+        return self.speak(text, prompt, seed, **options)
+
+    def batch(self, requests: Sequence[tuple[str | Score, Prompt]], seed: int = 0, **options: Any) -> list[Speech]:
+        """Many (text, prompt) at once, in order; each sounds as it does alone. What is wrong with one is raised (`speak_batch` can go on)."""
+        return self.speak_batch(requests, seed, **options)
+
+    def stream(self, text: str, prompt: Prompt, seed: int = 0, lexicon: Any = None, language: str = "en", **options: Any) -> Iterator[Speech]:
+        """`text` sentence by sentence, each given as soon as it is made; `inference.joined` puts them together.
+
+        Sentence k has the seed `seed + k`, so that one alone is what `speak` gives. A sentence of hardly a word goes with the next. The text
+        and the prompt are looked at before anything is spoken: what `speak` raises is raised by the call itself.
+        """
+        parts = sentences.scores(text, {**self.lexicon, **front.read_lexicon(lexicon)}, language)
+        voice = self.hear(prompt)
+        return (self.speak(part, voice, seed + k, **options) for k, part in enumerate(parts))
+
+    def warm_up(self, rows: Sequence[int] = (1,), prompt: Prompt | None = None, **options: Any) -> list[tuple[int, int, float]]:
+        """Compiles what speaking needs, for each bucket and each number of `rows` (rounded up to 1, 2, 4 or 8 a device), with a prompt as
+        long as those of training or the one given. Returns (bucket, rows, seconds) of each. `options`: those that will be used."""
+        return sentences.warm_up(self, rows, prompt, options)
 
 
 def ladder(frames: int) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
-from ns2_jax.inference import score as scores
+from ns2_jax.inference import provenance, score as scores
 from ns2_jax.inference.score import Score
 from ns2_jax.text import front, phones as inventory
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ns2_jax.inference.model import Model
 
 Voice = str | os.PathLike | tuple[np.ndarray, int]
-Prompt = Voice | Sequence[Voice]
+Prompt = Voice | provenance.Heard | Sequence[Voice]
 PAUSE = (inventory.SILENCE,)
 FADE = 0.005  # seconds at both sides of a joint between two pieces
 PITCH_SHIFT = 24.0  # semitones up or down, at most
@@ -34,7 +34,8 @@ class Speech:
     """Generated speech: `audio` float32 [s] at `rate` Hz; `ends[i]` the sample where `phones[i]` ends.
 
     `words` are (word, first sample, end sample); `f0` is Hz per frame of `hop` samples, 0 unvoiced (empty where the
-    system predicts none); `pieces` are the texts spoken one after the other; `score` says it all in seconds, to be spoken again.
+    system predicts none); `pieces` are the texts spoken one after the other; `score` says it all in seconds, to be spoken again;
+    `origin` is what is written beside the audio of the model, the prompts and the seed.
     """
 
     audio: np.ndarray
@@ -46,10 +47,22 @@ class Speech:
     hop: int
     pieces: tuple[str, ...]
     score: Score
+    origin: provenance.Origin | None = None
 
     @property
     def seconds(self) -> float:
         return len(self.audio) / self.rate
+
+    @property
+    def word_times(self) -> list[tuple[str, float, float]]:
+        """(word, start, end) in seconds; pauses are left out."""
+        return [(text, start / self.rate, end / self.rate) for text, start, end in self.words]
+
+    @property
+    def phone_times(self) -> list[tuple[str, float, float]]:
+        """(phone, start, end) in seconds, pauses ("sil") among them."""
+        edges = np.concatenate([[0], self.ends]) / self.rate
+        return list(zip(self.phones, edges[:-1].tolist(), edges[1:].tolist()))
 
 
 @dataclasses.dataclass
@@ -102,7 +115,8 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
     if not model.speaks:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
     seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
-    table = front.read_lexicon(lexicon)
+    table, given = {**model.lexicon, **front.read_lexicon(lexicon)}, {**options, **({} if steps is None else {"steps": steps})}
+    options = dict(options)
     shift = float(options.pop("pitch_shift", 0.0))
     if not abs(shift) <= PITCH_SHIFT:
         raise ValueError(f"pitch_shift={shift:g} semitones; expected at most {PITCH_SHIFT:g} up or down")
@@ -122,33 +136,34 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
             failed.add(request)
             return None
 
-    heard: dict[str, np.ndarray] = {}
+    heard: dict[str, provenance.Heard] = {}
+    origins: dict[int, provenance.Origin] = {}
 
-    def voice(prompt: Prompt) -> np.ndarray:
+    def voice(prompt: Prompt) -> provenance.Heard:
         """Of files, each is read once."""
         if isinstance(prompt, (str, os.PathLike)):
-            return heard[os.fspath(prompt)] if os.fspath(prompt) in heard else heard.setdefault(os.fspath(prompt), model.prompt(prompt))
-        return model.prompt(prompt)
+            return heard[os.fspath(prompt)] if os.fspath(prompt) in heard else heard.setdefault(os.fspath(prompt), model.hear(prompt))
+        return model.hear(prompt)
 
     def read(text: str | Score) -> Score:
         if isinstance(text, Score):
             return text
-        words = front.words(text, table, language)
-        number = sum(len(word.phones) for word in words)
-        return Score(words, (None,) * number, (None,) * number)
+        return scores.of_words(front.words(text, table, language))
 
     pending: list[Piece] = []
     for i, ((text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
         score = attempt(i, read, text)
-        codes = attempt(i, voice, prompt)
+        known = attempt(i, voice, prompt)
         if i not in failed:
-            pending += pieces_of(model, i, score, seed, codes)
+            origins[i] = provenance.Origin(model.hash, str(model.config["system"]), known.digests, seed, given, known.consent)
+            pending += pieces_of(model, i, score, seed, known.codes)
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
     placed = place_in_buckets(model, pending, early, attempt)
     placed = [piece for piece in placed if piece.request not in failed]
     predict_pitch(model, placed, shift)
     _sample(model, placed, options | {"steps": steps}, attempt)
-    return [None if i in failed else join(model, [p for p in placed if p.request == i]) for i in range(len(requests))]
+    spoken = lambda i: dataclasses.replace(join(model, [piece for piece in placed if piece.request == i]), origin=origins[i])
+    return [None if i in failed else spoken(i) for i in range(len(requests))]
 
 
 def pieces_of(model: Model, request: int, score: Score, seed: int, codes: np.ndarray) -> list[Piece]:
