@@ -182,6 +182,8 @@ def _english(text: str, table: Mapping[str, tuple[str, ...]]) -> Words:
                 phones = _plural(phones)
             elif token[1:]:
                 phones += pronounce(token[1:].strip("'"))
+        elif token.removesuffix("'s") in table:
+            phones = list(table[token] if token in table else _plural(table[token[:-2]]))
         if phones is None:
             phones = _in_context(token, before, following) or pronounce(token)
         out.append(Word(word, tuple(phones)))

@@ -88,8 +88,8 @@ def test_a_stream_is_the_models(client, model, path, body):
 
 
 def test_what_will_be_spoken(client):
-    words = client.post("/v1/say", json={"text": "Dr. Who, 3.", "lexicon": {"who": "HH UW1"}}).json()
-    assert [word["word"] for word in words] == ["", "doctor", "who", ",", "three", "."] and words[2]["phones"] == ["hh", "uw"]
+    words = client.post("/v1/say", json={"text": "Dr. Smith, 3.", "lexicon": {"smith": "S M IH1 TH"}}).json()
+    assert [word["word"] for word in words] == ["", "doctor", "smith", ",", "three", "."] and words[2]["phones"] == ["s", "m", "ih", "th"]
 
 
 def test_health_models_and_documents(client, model):
@@ -109,7 +109,7 @@ def test_health_models_and_documents(client, model):
     ({"text": "Hi.", "voice": "nobody"}, 404, "no voice 'nobody'"), ({"text": "Hi.", "voice": "../../etc/passwd"}, 404, "no voice"),
     ({"text": "x" * 301}, 413, "301 characters"), ({"text": "Hi.", "steps": 50}, 400, "offers [3, 2]"), ({"text": "Hi.", "speed": 9}, 400, "speed"),
     ({"text": "Hi.", "lexicon": {"hi": "QQ"}}, 400, "QQ"), ({"text": "Hi.", "language": "xx-none"}, 400, "no voice for language"),
-    ({"text": "Hi.", "seed": -1}, 400, "seed"), ({"text": "Hi.", "colour": "red"}, 400, "colour"), ({"text": "\ud800 hi"}, 400, ""),
+    ({"text": "Hi.", "seed": -1}, 400, "seed"), ({"text": "Hi.", "colour": "red"}, 400, "colour"), ({"text": "\ud800"}, 400, ""),
     ([], 400, "the request"), ({"text": "a" * 280}, 400, "")])
 def test_refusals(client, body, status, message):
     assert message in problem(client.post("/v1/speech", content=json.dumps(body), headers={"content-type": "application/json"}), status)
@@ -158,7 +158,7 @@ def test_a_voice_needs_consent_is_kept_and_goes(client, model, folder):
     ("b", b"", 400, "the recording"), ("b", b"no audio at all", 400, "the recording: not an audio file"), ("b", "silent", 400, "silent"),
     ("b", "short", 400, "at least 0.1 s"), ("b", "large", 413, "60000")])
 def test_recordings_that_are_no_voice(client, folder, name, data, status, message):
-    make = {"silent": lambda: served.recording()[:44] + bytes(8000), "short": lambda: served.recording(0.05), "large": lambda: served.recording(5.0)}
+    make = {"silent": lambda: served.recording()[:44] + bytes(16000), "short": lambda: served.recording(0.05), "large": lambda: served.recording(5.0)}
     answer = upload(client, name, make[data]() if data in make else data, consent=served.CONSENT)
     assert message in problem(answer, status) and not list(folder.iterdir())
 
