@@ -220,6 +220,8 @@ def main(argv: list[str]) -> None:
     consent = inference.read_consent(FLAGS.consent) if FLAGS.consent else None
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
+    if not model.speaks:
+        raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
     heard: dict[tuple[str, ...], inference.Heard] = {}
 
     def hear(prompts: tuple[str, ...]) -> inference.Heard:

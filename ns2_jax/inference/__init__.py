@@ -43,10 +43,14 @@ from ns2_jax.text.front import read_lexicon
 from ns2_jax.text.front import words as spoken
 
 __all__ = [
+    "LEXICON",
     "PAUSE", "PITCHES", "ROWS", "SONGS", "WRITERS", "Consent", "Heard", "Model", "Origin", "Prompt", "Score", "Speech", "check", "codec_hash",
     "consent", "convert_all", "encode", "inventory", "joined", "ladder", "load", "meshes", "of_phones", "of_words", "phones_of", "read_consent",
     "read_lexicon", "read_mark", "read_score", "read_song", "sidecar_of", "speak_checked", "split", "spoken", "sung", "wav_samples", "wav_stream",
     "write", "write_text"]
+
+
+LEXICON = "lexicon.txt"  # of an export: pronunciations that its speech needs
 
 
 def phones_of(model: Model) -> dict[str, Any]:
@@ -59,7 +63,8 @@ def phones_of(model: Model) -> dict[str, Any]:
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
 
-    Raises FileNotFoundError for a folder that is missing or is neither, ValueError for weights that don't fit it.
+    Every file of an export is compared with its SHA256SUMS. Raises FileNotFoundError for a folder that is missing or is neither, ValueError
+    for weights that don't fit it and for an export that is torn or was changed, by the name of the file.
     """
     path = Path(path)
     if (path / weights.FILE).exists():
@@ -71,4 +76,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")
     system = systems.make(config["system"], config["model"])
-    return Model(system, tree["params"], tree["rest"], config, str(path), step)
+    model = Model(system, tree["params"], tree["rest"], config, str(path), step)
+    if (path / LEXICON).is_file():
+        model.lexicon = read_lexicon(path / LEXICON)
+    return model

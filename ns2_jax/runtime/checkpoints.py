@@ -190,6 +190,7 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
     path = os.fspath(path)
     config = read_config(path)
     if os.path.exists(os.path.join(path, weights.FILE)):
+        weights.check_sums(path)
         tree = {"params": {}, "rest": {}, **weights.read_weights(path)}
         codec = config.get("codec")
         if isinstance(codec, Mapping) and codec.get("path") and "codec" not in tree["rest"]:
@@ -197,6 +198,7 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
             if weights.weights_hash(folder) != codec["hash"]:
                 found = weights.weights_hash(folder)
                 raise ValueError(f"{path} needs codec {codec['hash']}, {folder} is {found}; put the right export there")
+            weights.check_sums(folder)
             tree["rest"]["codec"] = {"params": {}, "rest": {}, **weights.read_weights(folder)}
         return tree, config
     found = steps(path)

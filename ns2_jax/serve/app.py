@@ -32,7 +32,8 @@ JSON_BYTES = 1 << 18
 GONE = 0.2  # seconds between two looks whether the client is still there
 ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": schema.Problem, "description": text} for code, text in {
     400: "what was asked for can't be done", 403: "no consent, or a foreign page", 404: "no such voice", 408: "the request came too slowly",
-    413: "too large", 429: "too many requests of one client at once", 500: "a fault of the server", 503: "the server is busy", 504: "it took too long"}.items()}
+    413: "too large", 429: "too many requests of one client at once", 500: "a fault of the server", 503: "the server is busy",
+    504: "it took too long"}.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Service:
             raise Refusal(400, f"steps={said.steps}; this server offers {list(self.limits.steps) or 'the model''s own alone'}", "invalid_value")
         if said.steps is None and self.limits.steps:
             said = said.model_copy(update={"steps": self.limits.steps[0]})
-        options = {name: value for name, value, usual in (
-            ("speed", round(said.speed, 1), 1.0), ("pitch_shift", round(2 * said.pitch_shift) / 2, 0.0), ("steps", said.steps, None)) if value != usual}
+        usual = (("speed", round(said.speed, 1), 1.0), ("pitch_shift", round(2 * said.pitch_shift) / 2, 0.0), ("steps", said.steps, None))
+        options = {name: value for name, value, default in usual if value != default}
         try:
             table = {**self.worker.model.lexicon, **inference.read_lexicon(said.lexicon)}
             if in_sentences:
