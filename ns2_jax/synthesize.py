@@ -7,6 +7,11 @@ The prompt is 2 to 30 seconds of the voice to imitate: WAV, FLAC, OGG or MP3 at 
 several recordings of it. The same command with the same seed writes the same samples. A text longer than the model speaks at once is
 spoken sentence by sentence, and the command says so. The format of the output follows its name: .wav, .flac or .ogg.
 
+    python -m ns2_jax.synthesize --model=DIR --batch=DATA --out=CORPUS         a data set's texts, each in the voice of another of its recordings
+
+DATA is a folder of records as `data_pipelines` makes them, and so is CORPUS. Stopped, the same command goes on; on several hosts, each takes
+its share of the shards.
+
 Beside every output lies `NAME.json`: hashes of model and prompts, seed; the audio itself is marked as synthetic. `--consent=FILE` adds the
 words with which the speaker allows it, and holds for the recordings whose SHA-256 stand in FILE.
 
@@ -37,7 +42,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ns2_jax import inference
+from ns2_jax import corpus, inference
 from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
@@ -188,7 +193,8 @@ def define_flags() -> None:
     flags.DEFINE_string("consent", None, "Text file with the speaker's consent and the SHA-256 of every prompt.")
     flags.DEFINE_bool("say", False, "Only print what the text is spoken as, word by word; needs no model.")
     flags.DEFINE_string("out", None, "Audio file to write.")
-    flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
+    flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment. "
+                        "Or, with --out=DIR, a data set whose texts are spoken.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
     flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance"], "What to do: speak, sing, or change a source.")
     flags.DEFINE_string("source", None, "Audio file that --task=convert or enhance changes; it says the text.")
@@ -208,6 +214,23 @@ def define_flags() -> None:
     flags.DEFINE_string("language", "en", "Language of the text, in espeak-ng's naming; English needs no espeak-ng.")
 
 
+def speak_corpus(table: Mapping[str, tuple[str, ...]]) -> None:
+    """--batch of a folder."""
+    for name in ("model", "out"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name}=DIR is missing")
+    given = [name for name in ("text", "score", "source", "prompt", "consent") if FLAGS[name].value is not None]
+    if given or FLAGS.task != "tts" or FLAGS.verify or FLAGS.times:
+        named = given[0] if given else "task" if FLAGS.task != "tts" else "verify" if FLAGS.verify else "times"
+        raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts and voices")
+    cluster.start(lambda line: None)
+    model = inference.load(FLAGS.model)
+    options = {name: FLAGS[name].value for name in ("steps", "guidance", "temperature", "sampler", "speed", "pitch_shift")}
+    made = corpus.speak(model, FLAGS.batch, FLAGS.out, FLAGS.seed, {**options, "lexicon": table or None})
+    for split, about in made.get("splits", {}).items():
+        cluster.say(f"{FLAGS.out}: {split}, {about['records']} utterances, {about['seconds']:.1f} s")
+
+
 def main(argv: list[str]) -> None:
     del argv
     table = lexicon()
@@ -216,6 +239,8 @@ def main(argv: list[str]) -> None:
             raise ValueError("--text is missing: what --say is to show")
         print(say(FLAGS.text, table, FLAGS.language))
         return
+    if FLAGS.batch and Path(FLAGS.batch).is_dir():
+        return speak_corpus(table)
     jobs = read_jobs()
     consent = inference.read_consent(FLAGS.consent) if FLAGS.consent else None
     cluster.start(lambda line: None)

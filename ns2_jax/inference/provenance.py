@@ -82,6 +82,12 @@ class Heard:
     notes: tuple[str, ...] = ()
     consent: Consent | None = None
 
+    def first(self, frames: int) -> Heard:
+        """Only so much of it."""
+        if len(self.codes) <= frames:
+            return self
+        return dataclasses.replace(self, codes=self.codes[:frames], notes=(*self.notes, f"the first {frames} of {len(self.codes)} frames are kept"))
+
     def allowed(self, by: Consent | None) -> Heard:
         """With a consent. Raises ValueError where it is about other recordings."""
         if by is not None:

@@ -24,7 +24,7 @@ import ns2_jax
 from ns2_jax import inference
 from ns2_jax.serve import guard, schema
 from ns2_jax.serve.guard import Refusal
-from ns2_jax.serve.voices import NoConsent, Unknown, Voices
+from ns2_jax.serve.voices import DEFAULT, NoConsent, Unknown, Voices
 from ns2_jax.serve.work import Ask, Busy, Worker
 
 HERE = Path(__file__).parent
@@ -193,7 +193,9 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
     async def life(app: FastAPI):
         del app
         worker.start()
+        early = asyncio.create_task(run_in_threadpool(voices.get, DEFAULT))  # compiles what hears a voice
         yield
+        early.cancel()
         await run_in_threadpool(worker.stop)
         voices.close()
 

@@ -1,6 +1,6 @@
 """The voices of a server: recordings in a folder, NAME.wav (.flac, .ogg, .mp3), and NAME.consent.txt where there is a consent.
 
-`default` comes with the package. Each voice is heard once, and again when its file has changed.
+`default` comes with the package. Each voice is heard once, as long as the model's longest prompt, and again when its file has changed.
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class Voices:
                 found[path.stem] = path
         return [Voice(name, path, self._consent_of(name).is_file()) for name, path in found.items()]
 
+    def _hear(self, path: str | os.PathLike) -> inference.Heard:
+        """No more than the longest prompt of training, or every length of voices would be compiled apart."""
+        return self.model.hear(path).first(self.model.longest_prompt)
+
     def _consent_of(self, name: str) -> Path:
         return self.folder / f"{name}.consent.txt"
 
@@ -81,7 +85,7 @@ class Voices:
         with self._lock:
             known = self._heard.get(name)
         if known is None or known[0] != stamp:
-            heard = self.model.hear(path).allowed(inference.read_consent(consent) if consent.is_file() else None)
+            heard = self._hear(path).allowed(inference.read_consent(consent) if consent.is_file() else None)
             known = stamp, heard
             with self._lock:
                 self._heard[name] = known
@@ -108,7 +112,7 @@ class Voices:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
             try:
-                heard = self.model.hear(temporary).allowed(consent)
+                heard = self._hear(temporary).allowed(consent)
             except ValueError as error:
                 raise ValueError(str(error).replace(temporary, "the recording")) from error
             with self._lock:

@@ -50,7 +50,7 @@ class _Job:
 
 
 class Worker:
-    """The queue and its thread. `start` begins with a warm-up of batches of 1 and `rows` (where `warm`); `ready` says that it is over."""
+    """The queue and its thread. `start` begins with a warm-up (where `warm`); `ready` says that it is over."""
 
     def __init__(self, model: inference.Model, rows: int = 8, waiting: int = 64, window: float = 0.01, timeout: float = 60.0,
                  metrics: Metrics | None = None, steps: int | None = None, warm: bool = True):
@@ -129,8 +129,9 @@ class Worker:
     def _run(self) -> None:
         if self._warm:
             try:
+                sizes = sorted({min(1 << k, self.rows) for k in range(self.rows.bit_length() + 1)})  # what a batch is padded to
                 options = {} if self._steps is None else {"steps": self._steps}
-                for bucket, rows, seconds in self.model.warm_up(sorted({1, self.rows}), **options):
+                for bucket, rows, seconds in self.model.warm_up(sizes, **options):
                     logging.info("bucket %d, %d row(s): compiled and spoken in %.1f s", bucket, rows, seconds)
             except Exception:  # pylint: disable=broad-except
                 logging.exception("the warm-up failed; the first requests will show why")

@@ -9,7 +9,6 @@ letter's name (a bare "a" is the article).
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -198,8 +197,7 @@ def _tidy(text: str) -> str:
 
 
 def protect(text: str, keep: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """Replaces every occurrence of a word in `keep` (any case, whole words) by one letter that no rule touches; what the rules leave as it
-    is stays, because its neighbours are read by it ("Dr. Smith").
+    """Replaces every occurrence of a word in `keep` (any case, whole words) by one letter that no rule touches.
 
     Returns the text and letter -> lower-case word. This is how a user lexicon wins over every rule.
     """
@@ -209,13 +207,7 @@ def protect(text: str, keep: Iterable[str]) -> tuple[str, dict[str, str]]:
     table = {chr(_PLACEHOLDER + index): word for index, word in enumerate(words)}
     letters = {word: letter for letter, word in table.items()}
     pattern = re.compile("(?<![^\\W_])(?:" + "|".join(re.escape(word) for word in words) + ")(?![^\\W_])", re.I)
-    return pattern.sub(lambda m: m[0] if _stays(m[0]) else letters[m[0].lower()], text), table
-
-
-@functools.lru_cache(maxsize=4096)
-def _stays(word: str) -> bool:
-    """Whether a word is spoken as it is written."""
-    return re.fullmatch(r"[A-Za-z]+", word) is not None and normalise(word) == word.lower()
+    return pattern.sub(lambda m: letters[m[0].lower()], text), table
 
 
 def speakable(text: str, keep: Iterable[str] = ()) -> tuple[str, Mapping[str, str]]:

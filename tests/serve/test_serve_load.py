@@ -133,7 +133,7 @@ def test_a_worker_keeps_order_leaves_out_the_gone_and_survives_faults(model):
 
 
 def test_the_load_tester_counts(model):
-    with served.running(model, warm=True) as (address, _):
+    with served.running(model, warm=True, rows=2) as (address, _):
         rows = load.measure(address, [1, 4], 4, {"text": "Hello there."})
     assert [row["clients"] for row in rows] == [1, 4] and all(row["answers"] == 4 and row["refused"] == 0 for row in rows)
     assert all(0 < row["p50"] <= row["p99"] and row["speech_per_second"] > 0 for row in rows)
