@@ -6,7 +6,7 @@
 The folder holds `params.safetensors` (the averaged weights), `config.json` (the resolved config and where the weights
 come from), `phones.json`, `lexicon.txt` where one is given, `programs/*.stablehlo` (read back with `jax.export.deserialize`; the weights are
 arguments, not constants), `README.md` (the model card) and `SHA256SUMS`, which loading checks. It is written beside its place and renamed, so
-it is whole or not there. Programs take any batch size, codec programs any length too, where lowering allows it; else one bucket. The
+it is whole or not there. Programs take any batch size and any length where lowering allows it; else a bucket's. The
 command ends by running the same inputs through the run and through the export and prints the difference in dB, and of audio the mel distance
 (0 for a copy): what rounding the weights costs.
 """
@@ -97,14 +97,15 @@ def program_sizes(program: systems.Program, config: Mapping[str, Any], constants
 
 
 def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, int], platforms: Sequence[str]):
-    """`jax.export.Exported` of `call(params, rest, inputs, seed)`, with a free batch size, and for programs of audio and codes a free length,
-    where the program allows it."""
+    """`jax.export.Exported` of `call(params, rest, inputs, seed)`, with free sizes of batch, frames, phones and prompt where the program allows
+    it, else of the batch alone, else with none."""
     shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
     axes = set("".join(field.axes for field in (*program.inputs.values(), *program.outputs.values())))
+    lengths = [axis for axis in "tpu" if axis in axes or axis == "t" and "s" in axes]
 
-    def attempt(rows: Any, frames: Any = None):
-        letters = {**sizes, "b": rows} | ({} if frames is None else {"t": frames, "s": frames * (sizes["s"] // sizes["t"])})
+    def attempt(free: Mapping[str, Any]):
+        letters = {**sizes, **free} | ({"s": free["t"] * (sizes["s"] // sizes["t"])} if "t" in free else {})
         fn = program.bind(letters)
 
         def call(params, rest, inputs, seed):
@@ -114,21 +115,19 @@ def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, 
         seed = jax.ShapeDtypeStruct((), np.uint32)
         return jax.export.export(jax.jit(call, keep_unused=True), platforms=list(platforms))(shapes(params), shapes(rest), inputs, seed)
 
-    for names in ["b"] if axes & set("pu") else ["b, t", "b"]:
+    for names in (["b", *lengths], ["b"]):
         try:
-            return attempt(*jax.export.symbolic_shape(names))
+            return attempt(dict(zip(names, jax.export.symbolic_shape(", ".join(names)))))
         except Exception:  # pylint: disable=broad-except
             # A program may branch on its sizes (many errors say so); static shapes then tell of any true fault.
             continue
-    return attempt(1)
+    return attempt({"b": 1})
 
 
 def describe(exported: Any, program: systems.Program, sizes: Mapping[str, int]) -> dict[str, Any]:
     """What `config.json` says about a program: shapes with `b` where the batch is free, and `t` where the length is."""
-    free = {str(d) for aval in exported.in_avals for d in aval.shape if not isinstance(d, int)}
-    lengths = {**sizes, "b": "b" if "b" in free else 1}
-    if any("t" in name for name in free):
-        lengths |= {"t": "t", "s": f"{sizes['s'] // sizes['t']}*t"}
+    free = {letter for aval in exported.in_avals for size in aval.shape if not isinstance(size, int) for letter in re.findall("[a-z]+", str(size))}
+    lengths = {**sizes, "b": 1, **{letter: letter for letter in free}} | ({"s": f"{sizes['s'] // sizes['t']}*t"} if "t" in free else {})
     field = lambda f: {"axes": f.axes, "shape": [lengths[a] for a in f.axes], "dtype": f.dtype}
     return {
         "call": "params, rest, inputs, seed (uint32)",
@@ -259,8 +258,9 @@ model = inference.load("path/of/this/folder")
 
 {programs or 'None were written.'}
 
-Shapes are of the inputs and outputs; `b` is any batch size. Read one with `jax.export.deserialize`, call it with the tensors of
-`params.safetensors` (`params/...` and `rest/...`, as nested dicts), the inputs and a seed.
+Shapes are of the inputs and outputs; letters are sizes that are free (`b` batch, `t` frames, `p` phones, `u` frames of prompt). Read one with
+`jax.export.deserialize`, call it with the tensors of `params.safetensors` (`params/...` and `rest/...`, as nested dicts), the inputs and a
+seed.
 
 ## Run against export on a fixed input
 

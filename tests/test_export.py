@@ -137,8 +137,9 @@ def test_codec_by_hash_and_path(speaker, tmp_path):
     assert json.loads((tmp_path / "x" / "phones.json").read_text())["phones"] == list(phones.PHONES)
 
 
-def test_a_lexicon_licences_scores_and_the_data_go_along(speaker, tmp_path):
-    run, _ = speaker
+def test_a_lexicon_licences_scores_and_the_data_go_along(tmp_path):
+    (tmp_path / "model").mkdir()
+    run = tiny.write_model("codec", tmp_path / "model")
     noise_corpus.write_corpus(tmp_path / "data", 4, 1)
     config = json.loads((Path(run) / "config.json").read_text())
     config["data"]["path"] = f"{tmp_path}/data,{tmp_path}/nowhere"

@@ -185,12 +185,13 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
     """({"params", "rest"} in numpy, resolved config) from a run (latest checkpoint, or `step`) or an export.
 
     The params are the average (EMA). An export that names its codec by hash and relative path gets it under
-    `rest/codec`. Raises FileNotFoundError without a checkpoint, ValueError when the codec is another one.
+    `rest/codec`. Raises FileNotFoundError without a checkpoint, ValueError when the codec is another one, or an export's files are not those of
+    its SHA256SUMS.
     """
     path = os.fspath(path)
+    weights.check_sums(path)
     config = read_config(path)
     if os.path.exists(os.path.join(path, weights.FILE)):
-        weights.check_sums(path)
         tree = {"params": {}, "rest": {}, **weights.read_weights(path)}
         codec = config.get("codec")
         if isinstance(codec, Mapping) and codec.get("path") and "codec" not in tree["rest"]:
