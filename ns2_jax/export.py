@@ -101,7 +101,7 @@ def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, 
     it, else of the batch alone, else with none."""
     shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
-    axes = set("".join(field.axes for field in (*program.inputs.values(), *program.outputs.values())))
+    axes = set("".join(field.axes for field in program.inputs.values()))  # a size that no input has can't be told to the program
     lengths = [axis for axis in "tpu" if axis in axes or axis == "t" and "s" in axes]
 
     def attempt(free: Mapping[str, Any]):

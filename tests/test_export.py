@@ -179,6 +179,22 @@ def test_another_codec_is_refused(speaker, runs, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
+@pytest.mark.parametrize("name", ["durations", pytest.param("sample", marks=pytest.mark.slow)])
+def test_a_speaking_program_takes_any_sizes(speaker, name):
+    model = inference.load(speaker[0])
+    program = model.programs[name]
+    exported = export.lower(program, model.params, model.rest, export.program_sizes(program, model.config, model.system.sizes), ["cpu", "cuda", "tpu"])
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    again = jax.export.deserialize(exported.serialize())
+    for p, t, u in ((7, 40, 9), (12, 56, 20)):
+        sizes = {**model.system.sizes, "p": p, "t": t, "u": u, "s": t * model.hop, "b": 1}
+        row = {key: export.fixed_input(key, field, sizes, None, model.hop, model.rate) for key, field in program.inputs.items()}
+        made = again.call(model.params, model.rest, {key: np.asarray(value)[None] for key, value in row.items()}, np.uint32(0))
+        expected = model.run(name, [row], [0], {"p": p, "t": t, "u": u, "s": t * model.hop})[0]
+        for key, value in expected.items():
+            assert export.decibels(value, np.asarray(made[key])[0]) > 60, key
+
+
 @pytest.mark.slow
 def test_speaking_programs_equal_the_jitted_ones(runs, tmp_path):
     lines = export.export(runs["naturalspeech2"], tmp_path / "x")
