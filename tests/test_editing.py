@@ -153,11 +153,13 @@ def test_tokens_in_another_voice(tmp_path_factory):
     config = {**small.config, "data": {**small.config["data"], "buckets": [{"b": 1, "t": 160, "p": 1, "u": 32}]}}
     model = inference.Model(small.system, small.params, small.rest, config)
     audio = files.read(SOURCE, 16000)[: 16000 * 2]
-    plain, rate = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, steps=2)
-    assert rate == 16000 and len(plain) == len(audio) // 200 * 200 and np.isfinite(plain).all()
-    again, _ = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, steps=2)
+    made = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, seed=3, steps=2)
+    plain = made.audio
+    assert made.origin.prompts == (provenance.digest((audio, 16000)), provenance.digest(SOURCE)) and made.origin.seed == 3
+    assert made.rate == 16000 and len(plain) == len(audio) // 200 * 200 and np.isfinite(plain).all()
+    again = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, seed=3, steps=2).audio
     np.testing.assert_array_equal(plain, again)
-    other, _ = revoicing.revoice(model, tokenizer, (audio, 16000), tiny.SPEECH, steps=2)
+    other = revoicing.revoice(model, tokenizer, (audio, 16000), tiny.SPEECH, seed=3, steps=2).audio
     assert np.abs(other - plain).max() > 0
     tokens = revoicing.tokens_of(tokenizer, audio, 16000, 200)
     assert len(tokens) == 160 and len(np.unique(tokens)) > 1
