@@ -12,7 +12,7 @@ from commands import refused, run
 
 from ns2_jax import inference
 from ns2_jax.audio import files
-from ns2_jax.inference import conversion, editing, revoicing
+from ns2_jax.inference import conversion, editing, provenance, revoicing
 from ns2_jax.text import front
 
 NAME = "ns2_jax.synthesize"
@@ -111,6 +111,8 @@ def test_a_recording_goes_on(model, heard, aligner, monkeypatch, tmp_path):
                        f"--out={tmp_path}/a.flac", "--steps=2")
     assert code == 0, err
     np.testing.assert_allclose(files.read(tmp_path / "a.flac", 16000), made.audio, atol=2e-4)
+    mark = inference.read_mark(tmp_path / "a.flac")
+    assert mark["prompts"] == [provenance.digest(SOURCE)] and mark["options"] == {"steps": 2} and mark["model"] == model.hash
 
 
 def test_what_is_too_long_or_cannot_fill_in_is_refused(model, aligner, tmp_path_factory):

@@ -107,7 +107,7 @@ def voice(model: Model, prompt: Prompt | None) -> Heard:
     most = max(model.longest_prompt, int(HEARD_PROMPT * model.rate / model.hop)) if windows else model.longest_prompt
     found, seconds, digests, notes = [], 0.0, [], []
     for recording in parts(prompt):
-        digests.append(provenance.digest(voice_of(recording)))
+        digests.append(provenance.digest(recording.voice if isinstance(recording, Said) else recording))
         audio, note = listen(model, recording)
         notes.append(note)
         seconds += len(audio) / model.rate
@@ -121,10 +121,6 @@ def voice(model: Model, prompt: Prompt | None) -> Heard:
     if (heard := sum(map(len, found)) * model.hop / model.rate) < seconds - 1:
         notes.append(f"the first {heard:.1f} s of {seconds:.1f} are heard")
     return Heard(np.concatenate(found), digests=tuple(digests), notes=tuple(notes))
-
-
-def voice_of(recording: Said | Voice) -> Voice:
-    return recording.voice if isinstance(recording, Said) else recording
 
 
 def times(aligner: Model, audio: np.ndarray, rate: int, words: front.Words) -> tuple[front.Words, np.ndarray]:
@@ -160,8 +156,11 @@ def divide(words: front.Words, phones: int) -> tuple[front.Words, front.Words]:
 
 
 def hear(model: Model, prompt: Prompt | None, lexicon: Any, language: str) -> Heard:
-    """What was heard already, as it is; of a model that does not ask what its prompts say, `voice`. Raises ValueError where a text is needed and missing, where it is not that
-    of its recording, or where a recording must be cut and no aligner says where its words are."""
+    """What was heard already, as it is; of a model that does not ask what its prompts say, `voice`.
+
+    Raises ValueError where a text is needed and missing, where it is not that of its recording, or where a recording must be cut and no aligner
+    says where its words are.
+    """
     if not model.continues:
         return voice(model, prompt)
     untold = f"{model.name} goes on from its prompt and must be told what it says: --prompt_text, or inference.Said(voice, text)"

@@ -36,8 +36,7 @@ class Speech:
 
     `words` are (word, first sample, end sample); `f0` is Hz per frame of `hop` samples, 0 unvoiced (empty where the
     system predicts none); `pieces` are the texts spoken one after the other; `score` says it all in seconds, to be spoken again (None where
-    nobody knows the words, which `revoice` need not);
-    `origin` is what is written beside the audio of the model, the prompts and the seed.
+    nobody knows the words, as of `revoice`); `origin` is what is written beside the audio of the model, the prompts and the seed.
     """
 
     audio: np.ndarray

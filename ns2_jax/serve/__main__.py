@@ -59,6 +59,9 @@ def main(argv: list[str]) -> None:
     model = inference.load(FLAGS.model)
     if not model.speaks:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
+    if model.continues:
+        raise ValueError(f"{model.name} goes on from its prompt and must be told what that says, which the voices of a server do not; "
+                         "use ns2_jax.synthesize with --prompt_text")
     loopback = FLAGS.host in ("localhost", "::1") or FLAGS.host.startswith("127.")
     if not loopback:
         logging.warning("listening at %s: everybody who reaches it may use it; put a proxy with TLS and a login before it", FLAGS.host)
