@@ -7,7 +7,6 @@ killed run loses only unfinished shards, and running twice wastes time but never
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
