@@ -133,7 +133,7 @@ def read_list(path: str) -> list[tuple[str, str, tuple[str, ...]]]:
 
 def fills() -> bool:
     """Whether the source is filled in or gone on with (SoundStorm), rather than a prompt (VALL-E)."""
-    return FLAGS.task == "edit" or FLAGS.task == "continue" and FLAGS.source is not None
+    return FLAGS.task == "edit" or FLAGS.task == "continue" and (FLAGS.source is not None or FLAGS.said is not None)
 
 
 def read_jobs() -> list[Job]:

@@ -126,7 +126,7 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any, workdir
         say(f"resuming from step {int(state['step'])}")
         return state
     # 2. From scratch, on the real first batch, born in its shards ...
-    weights.check_parts(config, getattr(program.system, "parts", {}))
+    weights.check_borrowed(config, getattr(program.system, "borrowed", {}))
     first = meshes.put_batch(program.mesh, next(batches(config, program, 0)))
     state = program.create(first)
     # 3. ... with the parts that other runs or exports give.
@@ -166,10 +166,10 @@ def train(program: Program, config: Any, workdir: str, dataset: str, codec: str,
         bad, mark = int(state["step"]), os.path.join(workdir, "halted.json")
         if cluster.is_first():
             folder.write_json(mark, {"step": bad, "paths": []})  # before the search for the paths, which takes memory
-        paths = not_finite(last[2]) + steps.diagnose(program.system, config, state, last[1])
+        rows, paths = not_finite(last[2]), steps.diagnose(program.system, config, state, last[1])
         if cluster.is_first():
-            folder.write_json(mark, {"step": bad, "paths": paths})
-        print(f"error: not finite at step {bad}; the state is as before it. Offending paths:\n  " + "\n  ".join(paths), file=sys.stderr)
+            folder.write_json(mark, {"step": bad, "paths": paths, "rows": rows})
+        print(f"error: not finite at step {bad}; the state is as before it. Offending paths:\n  " + "\n  ".join(paths + rows), file=sys.stderr)
         return False
 
     while step < end and not preempted:

@@ -18,7 +18,8 @@ import numpy as np
 Lines = Sequence[Mapping[str, Any]]
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
-POINTS = 30  # steps of a band, on a logarithmic grid
+POINTS = 45  # steps of a band, on a logarithmic grid
+LATE = 15  # more, on another from where a term joined the loss
 SHARE, LEAST, MOST = 0.3, 3, 7  # windows that are one value: so much of the steps so far, at least and at most so many
 SIGMAS, FLOOR, NEAR = 4.0, 0.05, 1.2
 ALONE = 2.0  # margins where one run stands behind a step: how seeds differ there is not known
@@ -99,7 +100,12 @@ def make(runs: Sequence[Lines]) -> dict[str, Any]:
     every = max(interval(lines) if lines else 0 for lines in runs)
     if sorted(ends)[-2] < 2 * LEAST * every or not min(ends):
         raise ValueError(f"the runs end at steps {ends}; bands need at least two of {2 * LEAST} logged windows")
-    grid = np.unique(np.round(np.geomspace(LEAST * every, max(ends), POINTS) / every).astype(int) * every)
+    grids = [np.geomspace(LEAST * every, max(ends), POINTS)]
+    for lines in runs:
+        if (begun := lines[phase(lines)]["step"]) > lines[0]["step"]:  # an adversary's first steps are not like those before
+            grids.append(begun + np.geomspace(every, max(max(ends) - begun, every), LATE))
+    grid = np.unique(np.round(np.concatenate(grids) / every).astype(int) * every)
+    grid = grid[grid <= max(ends)]
     standing = np.array([sum(end >= at for end in ends) for at in grid])
     given = [curves(spaced(lines, every)) for lines in runs]
     metrics = {}

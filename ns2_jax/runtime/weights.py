@@ -218,11 +218,11 @@ def check_same(config: Any, name: str, source: str) -> None:
             raise ValueError(f"config.model.{name}.{key} is {a}, the {name} of init_from, {source}, was trained with {b}")
 
 
-def check_parts(config: Any, parts: Mapping[str, str]) -> None:
-    """That `config.init_from` fills the frozen `parts` of a state (path -> their mapping of numbers in config.model): untrained they
+def check_borrowed(config: Any, borrowed: Mapping[str, str]) -> None:
+    """That `config.init_from` fills the `borrowed` parts of a state (path -> their mapping of numbers in config.model): untrained they
     would be noise for ever. Raises ValueError when it does not, or from another kind."""
     given = dict(config.init_from)
-    for path, name in parts.items():
+    for path, name in borrowed.items():
         source = next((given[key] for key in given if path == key or path.startswith(key + "/")), None)
         if not source:
             raise ValueError(f"""system {config.system!r} has a {name} of another run: say whose, with --config.init_from='{{"{path}": "EXPORT"}}'""")

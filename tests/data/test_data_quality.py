@@ -51,20 +51,20 @@ def test_what_is_kept_is_what_the_records_say(rated):
 def test_an_epoch_has_all_that_is_kept_once(rated, caplog):
     data = crop_data(rated, cut=CUT)
     with caplog.at_level("INFO"):
-        plan = feed.plan_of(Dataset.open(rated), data, data["buckets"], "train", 0, phones=False)
+        plan = feed.plan_of(Dataset.open(rated), data, data["buckets"], "train", 0, phones=None)
     ids = np.concatenate([plan.step(k)[1] for k in range(plan.steps_per_epoch)])
     assert sorted(ids[ids != PADDING].tolist()) == np.flatnonzero(truth(rated)).tolist()
     left = 40 - int(truth(rated).sum())
     assert f"config.data.cut leaves out {left} of 40 utterances of train" in caplog.text and "'f0_hz': " in caplog.text
     assert "fit no bucket" not in caplog.text
-    plain = feed.plan_of(Dataset.open(rated), crop_data(rated), data["buckets"], "train", 0, phones=False)
+    plain = feed.plan_of(Dataset.open(rated), crop_data(rated), data["buckets"], "train", 0, phones=None)
     assert plain.left_out == 0 and plan.left_out == left
 
 
 def test_what_fits_no_bucket_is_counted_apart_from_the_cut(rated, caplog):
     data = crop_data(rated, cut=CUT, transform="whole", buckets=[dict(b=8, t=200)])
     with caplog.at_level("INFO"):
-        feed.plan_of(Dataset.open(rated), data, data["buckets"], "train", 0, phones=False)
+        feed.plan_of(Dataset.open(rated), data, data["buckets"], "train", 0, phones=None)
     long = int((truth(rated) & (Dataset.open(rated).frames("train") > 200)).sum())
     assert long and f"{long} of 40 utterances of train" in caplog.text.split("config.data.cut leaves out")[1]
 

@@ -91,7 +91,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "vocoder_istft": (vocoder.Vocoder("istft", rate=16000, hop=200, size=800, mels=C, fmax=0.0, width=16, blocks=1), (FRAMES,)),
     "style_encoder": (style.StyleEncoder(16, dropout=0.0), (FRAMES, MASK, np.arange(B) == 2)),
     "styled_transformer": (style.StyledTransformer(2, 16, 32, 4, kernel=3), (FRAMES, MASK, PROMPT[:, 0])),
-    "unet": (unet.UNet(8, (1, 2), style_channel=True), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
+    "unet": (unet.UNet(16, (1, 2), style_channel=True), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "frame_net": (unet.FrameNet(16, 2), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "lstm": (Lstm(), (FRAMES,)),
     "bilstm": (recurrent.BiLSTM(8, 0.1), (FRAMES, MASK)),
@@ -137,7 +137,8 @@ def started(name: str) -> tuple[OneLayer, Any, dict]:
     layer, given = LAYERS[name]
     one, batch = OneLayer(layer, len(given)), {str(i): x for i, x in enumerate(given)}
     params, _ = one.init(jax.random.key(0), batch)
-    noise: Callable[[Any], Any] = lambda x: np.asarray(x) + 0.05 * RNG.normal(size=x.shape).astype(np.float32)
+    rng = np.random.default_rng(0)  # of its own: the same whichever tests ran before
+    noise: Callable[[Any], Any] = lambda x: np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32)
     return one, jax.tree.map(noise, params), batch
 
 
@@ -154,8 +155,15 @@ IN_SYSTEMS = ("conformer", "phone_encoder", "prompt_encoder", "predictor", "wave
               "style_encoder", "styled_transformer", "frame_net", "bilstm", "conv1d_folded", "text_encoder", "voice_encoder")
 
 
+def without_a_kink(x: jax.Array, slope: float = 0.01) -> jax.Array:
+    """A leaky ReLU whose slope turns over a tenth: at the kink itself a rounding, which any two meshes differ by, flips a
+    whole slope, and among thousands of values one is always that near."""
+    return x * (slope + (1 - slope) * jax.nn.sigmoid(10 * x))
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in IN_SYSTEMS])
-def test_the_same_on_every_mesh(name):
+def test_the_same_on_every_mesh(name, monkeypatch):
+    monkeypatch.setattr(nn, "leaky_relu", without_a_kink)
     one, params, batch = started(name)
     which = [mesh for mesh in meshes.MESHES if name != "rvq_factorised" or mesh != dict(data=4, fsdp=1, tensor=2)]  # cuts no parameter of it
     meshes.check_system(one, params, {}, batch, jax.random.key(0), meshes=which)

@@ -176,7 +176,7 @@ def test_nan_on_one_host_names_it(trainers, tmp_path):
     assert trainers.wait(hosts) == [1, 1], texts(hosts)
     for _, log in hosts:
         assert "error: not finite at step 7; the state is as before it" in log.read_text() and "batch/x: rows [7] of host 2" in log.read_text()
-    assert json.loads((workdir / "halted.json").read_text())["paths"][0] == "batch/x: rows [7] of host 2"
+    assert json.loads((workdir / "halted.json").read_text())["rows"][0] == "batch/x: rows [7] of host 2"
     assert checkpoints.steps(workdir) == [3, 6]
 
 

@@ -544,16 +544,16 @@ def test_an_export_names_its_vocoder_and_is_the_run(tmp_path):
     assert config["codec"]["at"] == "vocoder" and list(tree["rest"]) == ["vocoder"]
     other = get_config("smoke")
     other.init_from = {"rest": folder}
-    weights.check_parts(other, system().parts)
+    weights.check_borrowed(other, system().borrowed)
     other.model.vocoder.size = 400
     with pytest.raises(ValueError, match="model.vocoder.size is 400, the vocoder of init_from, .* with 800"):
-        weights.check_parts(other, system().parts)
+        weights.check_borrowed(other, system().borrowed)
     (tmp_path / "codec").mkdir()
     other.init_from = {"rest/vocoder": tiny.write_model("codec", tmp_path / "codec")}
     with pytest.raises(ValueError, match="is of system 'codec' and has no vocoder"):
-        weights.check_parts(other, system().parts)
+        weights.check_borrowed(other, system().borrowed)
     with pytest.raises(ValueError, match="has a vocoder of another run: say whose"):
-        weights.check_parts(get_config("smoke"), system().parts)
+        weights.check_borrowed(get_config("smoke"), system().borrowed)
 
 
 @pytest.mark.slow

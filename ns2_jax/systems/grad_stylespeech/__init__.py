@@ -92,7 +92,7 @@ class System(Programs, SingleLoss):
     unroll: int = 1
     dtype: str = "float32"
 
-    parts = {"rest/vocoder": "vocoder"}  # of the state: what config.init_from must fill, and the mapping of numbers that must be its own
+    borrowed = {"rest/vocoder": "vocoder"}  # of the state: what config.init_from must fill, and the mapping of numbers that must be its own
 
     def __post_init__(self):
         if (self.prediction, self.weighting) not in (("eps", "eps"), ("v", "eps"), ("v", "v")):
