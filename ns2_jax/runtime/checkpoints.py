@@ -247,9 +247,12 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
     are not those of its SHA256SUMS.
     """
     path = os.fspath(path)
-    weights.check_sums(path)
+    summed = weights.check_sums(path)
     config = read_config(path)
     if os.path.exists(os.path.join(path, weights.FILE)):
+        if "weights" in config and (lost := sorted({weights.FILE, "config.json"} - summed)):  # written by ns2_jax.export, which writes sums
+            reason = f"{weights.SUMS} does not name {lost[0]}" if summed else f"{weights.SUMS} is missing"
+            raise ValueError(f"{path} is damaged: {reason}; copy or export it again")
         tree = {"params": {}, "rest": {}, **weights.read_weights(path)}
         codec = config.get("codec")
         at = codec.get("at", "codec") if isinstance(codec, Mapping) else "codec"

@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any
 
-from absl import logging
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -77,7 +76,7 @@ class Service:
         if len(said.text) > self.limits.text:
             raise Refusal(413, f"the text has {len(said.text)} characters, at most {self.limits.text} are accepted", "too_large")
         if said.steps is not None and said.steps not in self.limits.steps:
-            raise Refusal(400, f"steps={said.steps}; this server offers {list(self.limits.steps) or 'the model''s own alone'}", "invalid_value")
+            raise Refusal(400, f"steps={said.steps}; this server offers {list(self.limits.steps) or 'the usual number alone'}", "invalid_value")
         if said.steps is None and self.limits.steps:
             said = said.model_copy(update={"steps": self.limits.steps[0]})
         usual = (("speed", round(said.speed, 1), 1.0), ("pitch_shift", round(2 * said.pitch_shift) / 2, 0.0), ("steps", said.steps, None))
@@ -195,8 +194,7 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
         worker.start()
         early = asyncio.create_task(run_in_threadpool(voices.get, DEFAULT))  # compiles what hears a voice
         yield
-        early.cancel()
-        await run_in_threadpool(worker.stop)
+        await asyncio.gather(early, run_in_threadpool(worker.stop), return_exceptions=True)
         voices.close()
 
     app = FastAPI(title="ns2_jax", version=ns2_jax.__version__, docs_url=None, redoc_url=None, lifespan=life, responses=ERRORS,
@@ -218,11 +216,6 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
         return await refuse(request, Refusal(error.status_code, str(error.detail), "http"))
-
-    @app.exception_handler(Exception)
-    async def fault(request: Request, error: Exception) -> Response:
-        logging.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return await refuse(request, Refusal(500, "a fault of the server; its log says more", "fault"))
 
     for name, kind in (("page.html", "text/html"), ("page.js", "text/javascript")):
         app.get("/" if name == "page.html" else f"/{name}", include_in_schema=False)(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from absl import logging
+
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob: data:; "
           "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -34,7 +36,7 @@ class Refusal(Exception):
 class Guard:
     """ASGI middleware. A body may have `largest[path]` bytes (else `usual`) and take `patience` seconds to arrive; `hosts` are the names
     under which the server may be called (any, if empty), so that no foreign name can be pointed at a loopback address. `count` is told
-    the route and the status of every answer."""
+    the route and the status of every answer. What nobody expected goes to the log, and the client learns that much of it."""
 
     def __init__(self, app: Any, usual: int, largest: dict[str, int], patience: float, hosts: Sequence[str], count: Callable[[str, int], Any]):
         self.app, self.usual, self.largest, self.patience, self.hosts, self.count = app, usual, largest, patience, tuple(hosts), count
@@ -80,6 +82,11 @@ class Guard:
             if started:
                 raise
             refusal = raised
+        except Exception:
+            if started:
+                raise  # the connection is cut, which says that the answer is not whole
+            logging.exception("%s %s failed", scope["method"], scope["path"])
+            refusal = Refusal(500, "a fault of the server; its log says more", "fault")
         if refusal is not None and not started:
             said, refusal = refusal, None
             body = json.dumps(said.body).encode()
@@ -92,11 +99,19 @@ class Guard:
         if self.hosts and _name(host) not in self.hosts:
             raise Refusal(421, f"this server does not answer to the name {host[:80]!r}; start it with --hosts", "wrong_host")
         origin = headers.get("origin")
-        if origin and urlsplit(origin).netloc != host:
+        if origin and _place(origin) != host:
             raise Refusal(403, f"a page of {origin[:80]!r} may not use this server", "foreign_page")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > most:
+        if not length.isdecimal() or len(length) > 20 or int(length) > most:
             raise Refusal(413, f"the request has {length[:20]} bytes, at most {most} are accepted", "too_large")
+
+
+def _place(origin: str) -> str:
+    """Host and port of an origin, "" of what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _name(host: str) -> str:

@@ -54,7 +54,7 @@ class Voices:
         if not needs_consent:
             logging.warning("voices may be uploaded without a consent: the operator turned it off")
         self._heard: dict[str, tuple[tuple, inference.Heard]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._hearing = threading.Lock(), threading.Lock()
 
     def close(self) -> None:
         if self._own:
@@ -76,20 +76,34 @@ class Voices:
         return self.folder / f"{name}.consent.txt"
 
     def get(self, name: str) -> inference.Heard:
-        """A voice that was listened to. Raises Unknown, ValueError for a recording or a consent that can't be used."""
+        """A voice that was listened to, once for all who ask. Raises Unknown, ValueError for a recording or a consent that can't be used."""
         path = next((voice.path for voice in self.list() if voice.name == name), None) if NAME.fullmatch(name) else None
         if path is None:
             raise Unknown(name)
-        consent = self._consent_of(name)
-        stamp = tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in (path, consent) if p.is_file())
+        try:
+            stamp = self._stamp(path)
+            if (heard := self._known(name, stamp)) is None:
+                with self._hearing:
+                    if (heard := self._known(name, stamp)) is None:
+                        consent = self._consent_of(name)
+                        heard = self._hear(path).allowed(inference.read_consent(consent) if consent.is_file() else None)
+                        with self._lock:
+                            self._heard[name] = stamp, heard
+        except FileNotFoundError:
+            raise Unknown(name) from None  # it was deleted in between
+        except ValueError as error:
+            said = str(error).replace(str(self._consent_of(name)), "its consent").replace(str(path), "its recording")
+            raise ValueError(f"voice {name}: {said}") from error  # a client need not know where files lie
+        return heard
+
+    def _stamp(self, path: Path) -> tuple:
+        """What changes with a recording or its consent."""
+        return tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in (path, self._consent_of(path.stem)) if p.is_file())
+
+    def _known(self, name: str, stamp: tuple) -> inference.Heard | None:
         with self._lock:
             known = self._heard.get(name)
-        if known is None or known[0] != stamp:
-            heard = self._hear(path).allowed(inference.read_consent(consent) if consent.is_file() else None)
-            known = stamp, heard
-            with self._lock:
-                self._heard[name] = known
-        return known[1]
+        return known[1] if known is not None and known[0] == stamp else None
 
     def add(self, name: str, data: bytes, statement: str = "") -> inference.Heard:
         """Registers a recording. `statement` are the words of the speaker's consent, which are bound to it by its hash.
@@ -124,9 +138,10 @@ class Voices:
                 path = self.folder / f"{name}{KINDS.get(data[:4], '.mp3')}"
                 if consent:
                     inference.write_text(self._consent_of(name), text)
+                else:
+                    self._consent_of(name).unlink(missing_ok=True)  # of a voice that the operator took away
                 os.replace(temporary, path)
-                stamp = tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in (path, self._consent_of(name)) if p.is_file())
-                self._heard[name] = stamp, heard
+                self._heard[name] = self._stamp(path), heard
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)

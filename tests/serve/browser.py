@@ -15,8 +15,12 @@ ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key that WebDriver gives 
 HERE = bool(shutil.which("chromium") and shutil.which("chromedriver"))
 
 
+class NoBrowser(Exception):
+    """Chromium or its driver is here and does not start."""
+
+
 class Browser:
-    """A context manager; what is downloaded goes to a folder, `options` are Chromium's."""
+    """A context manager; what is downloaded goes to a folder, `options` are Chromium's. Entering it raises NoBrowser."""
 
     def __init__(self, downloads: Any, *options: str):
         self._downloads = str(downloads)
@@ -30,24 +34,28 @@ class Browser:
         chrome = {"browserName": "chrome", "goog:chromeOptions": {"binary": shutil.which("chromium"), "args": self._options,
                                          "prefs": {"download.default_directory": self._downloads}},
                   "goog:loggingPrefs": {"browser": "ALL"}}
-        for _ in range(100):
+        reason = "chromedriver did not answer"
+        for _ in range(150):
             try:
                 self._url += "/" + self._call("", {"capabilities": {"alwaysMatch": chrome}})["sessionId"]
                 return self
-            except ConnectionError:
+            except AssertionError as error:  # what chromedriver says: another version, a missing library
+                reason = str(error)[:300]
+                break
+            except OSError:  # not yet
                 time.sleep(0.2)
-            except urllib.error.URLError as error:
-                if not isinstance(error.reason, ConnectionError):
-                    raise
-                time.sleep(0.2)
-        raise AssertionError("chromedriver did not start")
+        self._end()
+        raise NoBrowser(reason)
 
     def __exit__(self, *error: Any) -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(self._url, method="DELETE"), timeout=60)
         finally:
-            self._process.terminate()
-            self._process.wait(30)
+            self._end()
+
+    def _end(self) -> None:
+        self._process.terminate()
+        self._process.wait(30)
 
     def _call(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
