@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from ns2_jax.data import dataset, manifest, records
 from ns2_jax.runtime import cluster
 
 GROUPS = ("meta", "audio", "align")
-AT_ONCE = 32  # utterances given to the model together, of each device
+AT_ONCE = 64  # utterances given to the model together: eight for each of eight devices
 PROMPT = 10.0  # seconds of a recording that are heard
 
 
@@ -41,6 +41,19 @@ def finished(out: str | os.PathLike, split: str, shard: int, shards: int, inputs
         except (FileNotFoundError, records.Corrupt):
             return False
     return True
+
+
+def check_out(out: str | os.PathLike, work: Collection[tuple[str, int, int]]) -> None:
+    """Raises ValueError where `out` holds records that are not from here, or of other shards (split, number, how many) than `work`."""
+    for group in GROUPS:
+        expected = {records.shard_path(out, group, *one) for one in work}
+        for path in sorted(pathlib.Path(out).glob(f"{group}/*-of-*.tfrecord")):
+            try:
+                ours = records.load_marker(records.marker_path(path).read_bytes(), path)["tools"].get("synthetic") == "true"
+            except (FileNotFoundError, records.Corrupt):
+                ours = True  # was not finished, or is broken: its name must do
+            if not ours or path not in expected:
+                raise ValueError(f"--out={out} holds another data set ({path.relative_to(out)}), which would be overwritten; choose another folder")
 
 
 def prompts_of(speakers: list[str]) -> list[int]:
@@ -110,6 +123,7 @@ def speak(model: inference.Model, source: str, out: str, seed: int = 0, options:
         raise ValueError(f"--out={out} is the data set that is read; choose another folder")
     pathlib.Path(out).mkdir(parents=True, exist_ok=True)
     work = [(split, shard) for split in data.splits for shard in range(data.manifest["splits"][split]["shards"])]
+    check_out(out, {(split, shard, data.manifest["splits"][split]["shards"]) for split, shard in work})
     shown = json.dumps({"seed": seed, **options}, sort_keys=True, default=str)
     for split, shard in cluster.share(work):
         inputs = {"model": model.hash, "options": shown, **{group: data.marker(group, split, shard)["sha256"] for group in ("meta", "audio")}}

@@ -13,6 +13,7 @@ from data_pipelines import shards
 from ns2_jax import corpus, inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import phones
+from tests.data import noise_corpus
 
 TEXTS = ("The river was quiet.", "Hello there.", "?!", "Good night to you all.", "Where are the boats?")
 
@@ -97,6 +98,13 @@ def test_what_can_not_be_is_refused(source, tmp_path):
     for model, out, message in ((tiny.toy(rate=4000), tmp_path / "out", "speaks at 4000 Hz"), (tiny.toy(), source, "is the data set that is read")):
         with pytest.raises(ValueError, match=message):
             corpus.speak(model, str(source), str(out))
+    for name, count, splits in (("recordings", 2, ["train"]), ("other", 3, ["valid"])):  # the first has shards of the same names
+        noise_corpus.write_corpus(tmp_path / name, 4, count, splits=splits)
+        content = lambda: {path: path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        before = content()
+        with pytest.raises(ValueError, match="holds another data set"):
+            corpus.speak(tiny.toy(), str(source), str(tmp_path / name))
+        assert content() == before
     folder = tiny.write_model("naturalspeech2", tmp_path)
     name, given = "ns2_jax.synthesize", [f"--model={folder}", f"--batch={source}", f"--out={tmp_path}/out"]
     assert "800 Hz" in refused(name, *given) and "--out=DIR is missing" in refused(name, *given[:2])

@@ -254,7 +254,7 @@ def replacing(path: str | os.PathLike, suffixes: Sequence[str]) -> Iterator[str]
     os.close(handle)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -356,9 +356,13 @@ def read_tags(source: str | os.PathLike | BinaryIO) -> dict[str, str]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    """It can only be read by setting it, which is the whole process's: once, before there are threads."""
+    mask = os.umask(0o77)
     os.umask(mask)
     return mask
+
+
+UMASK = _umask()
 
 
 def frame_rms(audio: np.ndarray, rate: int, window: float = 0.02) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""The one place through which generated audio leaves: as a file, as bytes, as a stream. Each has the mark of `provenance`."""
+"""The one place through which generated audio leaves: as a file, as bytes, as a stream. Each has the mark of `provenance`.
+
+What `recordings` decodes is a recording again and has no mark; the blind pages of listening tests have none either, for it would tell.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from ns2_jax import inference
 from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
+CONNECTIONS = 500  # at once: more are told 503 before anything is read, or there would be no file left to open
 
 
 def define_flags() -> None:
@@ -75,7 +76,8 @@ def main(argv: list[str]) -> None:
     made = app.create(worker, voices.Voices(model, FLAGS.voices, FLAGS.require_consent), limits)
     print(f"http://{FLAGS.host}:{listener.getsockname()[1]} serves {FLAGS.model} ({model.config['system']}, {model.hash}); the first requests wait "
           "until it is warm", flush=True)
-    config = uvicorn.Config(made, log_level="warning", server_header=False, ws="none", timeout_keep_alive=10, timeout_graceful_shutdown=10)
+    config = uvicorn.Config(made, log_level="warning", server_header=False, ws="none", timeout_keep_alive=10, timeout_graceful_shutdown=10,
+                            limit_concurrency=CONNECTIONS)
     uvicorn.Server(config).run(sockets=[listener])
 
 

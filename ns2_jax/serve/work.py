@@ -148,8 +148,10 @@ class Worker:
         except Exception as error:  # pylint: disable=broad-except
             if not isinstance(error, ValueError):
                 logging.exception("a batch of %d failed", len(batch))
-            for job in batch:
-                job.future.set_exception(error)
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+            for job in batch if len(batch) > 1 else ():  # one's fault, or too much at once: not the others' fault
+                self._speak([job])
             return
         self.metrics.batch.observe(len(batch))
         self.metrics.speaking.observe(time.monotonic() - begin)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import hashlib
 import io
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -128,6 +130,23 @@ def test_other_refusals(client):
         assert message in problem(answer, status)
 
 
+def test_a_fault_is_counted_and_tells_nothing(client, model, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise RuntimeError("secret of /home/operator")
+
+    monkeypatch.setattr(model, "speak_batch", broken)
+    for _ in range(2):
+        answer = client.post("/v1/speech", json={"text": "Hello there."})
+        assert "its log says more" in problem(answer, 500) and "secret" not in answer.text and answer.headers["x-content-type-options"] == "nosniff"
+    assert "secret of /home/operator" in caplog.text and 'route="/v1/speech",status="500"} 2.0' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "http://localhost.evil.example", "http://localhost:81"])
+def test_pages_of_others_are_kept_out(client, origin):
+    assert "may not use" in problem(client.post("/v1/say", json={"text": "Hi."}, headers={"origin": origin}), 403)
+    assert client.post("/v1/say", json={"text": "Hi."}, headers={"origin": "http://localhost"}).status_code == 200
+
+
 def upload(client, name, data, **form):
     return client.post("/v1/voices", data={"name": name, **form}, files={"recording": ("x", data)})
 
@@ -149,6 +168,9 @@ def test_a_voice_needs_consent_is_kept_and_goes(client, model, folder):
     assert said["provenance"]["consent"] == inference.read_consent(folder / "ann.consent.txt").sha256
     (folder / "ann.wav").write_bytes(served.recording(pitch=90))  # another recording than the consent is about
     assert "not about the recording" in problem(client.post("/v1/speech", json={"text": "Hello.", "voice": "ann"}), 400)
+    (folder / "ann.wav").write_bytes(b"no audio")
+    said = problem(client.post("/v1/speech", json={"text": "Hello.", "voice": "ann"}), 400)
+    assert "voice ann: its recording: not an audio file" in said and str(folder) not in said
     assert client.delete("/v1/voices/ann").status_code == 204 and not list(folder.iterdir())
     assert "no voice" in problem(client.delete("/v1/voices/ann"), 404) and "can't be deleted" in problem(client.delete("/v1/voices/default"), 400)
 
@@ -168,6 +190,29 @@ def test_an_operator_may_do_without_consent_and_that_is_logged(model, caplog):
         assert upload(free, "bob", served.recording()).json()["consent"] is False
         assert free.get("/health").json()["needs_consent"] is False
     assert "the operator turned it off" in caplog.text and "bob was uploaded without a consent" in caplog.text
+
+
+def test_a_consent_left_behind_is_not_the_next_voices(model, tmp_path):
+    known = voices.Voices(model, tmp_path, needs_consent=False)
+    known.add("ann", served.recording(), served.CONSENT)
+    (tmp_path / "ann.wav").unlink()  # by the operator
+    assert known.add("ann", served.recording(pitch=90)).consent is None and known.get("ann").consent is None
+    with pytest.raises(voices.Unknown):
+        known.get("../ann")
+    known.remove("ann")
+    with pytest.raises(voices.Unknown):
+        known.get("ann")
+
+
+def test_a_voice_is_heard_once_for_all_who_ask(model, tmp_path, monkeypatch):
+    (tmp_path / "ann.wav").write_bytes(served.recording())
+    known, times, real = voices.Voices(model, tmp_path), [], voices.Voices._hear
+    monkeypatch.setattr(voices.Voices, "_hear", lambda self, path: times.append(path) or time.sleep(0.05) or real(self, path))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert len({id(heard) for heard in pool.map(known.get, ["ann"] * 8)}) == 1 and len(times) == 1
+    (tmp_path / "ann.wav").write_bytes(served.recording(pitch=90))
+    known.get("ann")
+    assert len(times) == 2
 
 
 odd = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=40), st.lists(st.integers(), max_size=3),

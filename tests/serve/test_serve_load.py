@@ -122,6 +122,18 @@ def test_a_worker_keeps_order_leaves_out_the_gone_and_survives_faults(model):
     np.testing.assert_array_equal(done[1].audio, model("Hello there.", voice, 2).audio)
     with pytest.raises(ValueError, match="colour"):
         broken.result(60)
+    real = slow._model.speak_batch
+
+    def poisoned(requests, seeds, **options):
+        return real(requests, seeds, **options) if 66 not in seeds else 1 / 0
+
+    slow._model = type("Poisoned", (), {"speak_batch": staticmethod(poisoned)})()
+    with worker._wake:  # so that they are one batch
+        together = [worker.submit(ask("Hello there.", seed=seed)) for seed in (65, 66, 67)]
+    assert [together[k].result(60).seconds > 0 for k in (0, 2)] == [True, True]
+    with pytest.raises(ZeroDivisionError):
+        together[1].result(60)
+    slow._model = model
     slow.speak_batch = lambda *_, **__: 1 / 0
     with pytest.raises(ZeroDivisionError):
         worker.submit(ask("Hello there.")).result(60)
