@@ -63,7 +63,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ns2_jax", "ns2_jax.*", "configs", "configs.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"data_pipelines": ["text/*.txt", "text/*.tsv"], "ns2_jax": ["evals/*.html", "evals/*.txt", "serve/*.html", "serve/*.js", "serve/*.flac", "py.typed"]},
+    package_data={"data_pipelines": ["text/*.txt", "text/*.tsv"], "ns2_jax": [
+        "evals/*.html", "evals/*.txt", "serve/*.html", "serve/*.js", "serve/*.flac", "py.typed"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

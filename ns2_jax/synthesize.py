@@ -250,7 +250,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("prompt_text", None, "What the prompt says, once for each; for a model that goes on from it.")
     flags.DEFINE_alias("ref_audio", "prompt")
     flags.DEFINE_alias("ref_text", "prompt_text")
-    flags.DEFINE_string("consent", None, "Text file with the speaker's consent and the SHA-256 of every prompt, or of a source that is edited or goes on.")
+    flags.DEFINE_string("consent", None, "Text file with the speaker's consent and the SHA-256 of every prompt, or of a source that is "
+                        "edited or goes on.")
     flags.DEFINE_bool("say", False, "Only print what the text is spoken as, word by word; needs no model.")
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment. "

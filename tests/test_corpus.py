@@ -23,7 +23,8 @@ def source(tmp_path_factory):
     """Two shards of train and one of test at 800 Hz; the third text can't be spoken."""
     root, rng = tmp_path_factory.mktemp("in"), np.random.default_rng(0)
     for split, count in (("train", 2), ("test", 1)):
-        rows = [{"utt_id": f"{split}{i}", "speaker": "ab"[i % 2], "source": "flite", "voice": "v", "text": text, "text_norm": ""} for i, text in enumerate(TEXTS)]
+        rows = [{"utt_id": f"{split}{i}", "speaker": "ab"[i % 2], "source": "flite", "voice": "v", "text": text, "text_norm": ""}
+                for i, text in enumerate(TEXTS)]  # fmt: skip
         sounds = [(rng.normal(size=1600 + 200 * i) * 3000).astype(np.int16) for i in range(len(rows))]
         for shard in range(count):
             with shards.ShardWriter(root, "meta", split, shard, count) as meta, shards.ShardWriter(root, "audio", split, shard, count) as audio:

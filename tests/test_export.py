@@ -183,7 +183,8 @@ def test_another_codec_is_refused(speaker, runs, tmp_path):
 def test_a_speaking_program_takes_any_sizes(speaker, name):
     model = inference.load(speaker[0])
     program = model.programs[name]
-    exported = export.lower(program, model.params, model.rest, export.program_sizes(program, model.config, model.system.sizes), ["cpu", "cuda", "tpu"])
+    sizes = export.program_sizes(program, model.config, model.system.sizes)
+    exported = export.lower(program, model.params, model.rest, sizes, ["cpu", "cuda", "tpu"])
     assert exported.platforms == ("cpu", "cuda", "tpu")
     again = jax.export.deserialize(exported.serialize())
     for p, t, u in ((7, 40, 9), (12, 56, 20)):

@@ -85,8 +85,8 @@ function draw() {
     for (let y = 0; y < height; y++) {
       const level = levels[x][Math.floor((height - 1 - y) / height * size / 2)];
       const part = Math.max(0, Math.min(1, 1 + (level - loudest) / 70)), i = 4 * (y * width + x);
-      image.data[i] = 255 * Math.min(1, 1.6 * part); image.data[i + 1] = 255 * part ** 2; image.data[i + 2] = 255 * (0.25 + 0.5 * part) * (1 - part ** 4);
-      image.data[i + 3] = 255;
+      const colour = [Math.min(1, 1.6 * part), part ** 2, (0.25 + 0.5 * part) * (1 - part ** 4), 1];
+      for (let k = 0; k < 4; k++) image.data[i + k] = 255 * colour[k];
     }
   }
   pen.fillStyle = "#111"; pen.fillRect(0, 0, width, canvas.height); pen.putImageData(image, 0, 0);
@@ -97,7 +97,8 @@ function draw() {
     pen.beginPath(); pen.moveTo(a, 0); pen.lineTo(a, canvas.height); pen.stroke();
     pen.fillText(word.text, a + 2, height + 2 + (i % 2) * 19, Math.max(b - a - 2, 30));
   });
-  canvas.setAttribute("aria-label", `Spectrogram, ${seconds.toFixed(2)} s: ${words.map((word) => `${word.text} ${word.start.toFixed(2)}`).join(", ")}`);
+  const told = words.map((word) => `${word.text} ${word.start.toFixed(2)}`).join(", ");
+  canvas.setAttribute("aria-label", `Spectrogram, ${seconds.toFixed(2)} s: ${told}`);
   canvas.dataset.drawn = String(words.length);
 }
 

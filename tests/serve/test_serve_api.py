@@ -79,7 +79,8 @@ def test_openais_route_in_every_format(client, model):
     assert client.post("/v1/audio/speech", json={"input": "Hello there.", "voice": "default"}).headers["content-type"] == "audio/mpeg"
 
 
-@pytest.mark.parametrize("path, body", [("/v1/speech/stream", {"text": TEXT}), ("/v1/audio/speech", {"input": TEXT, "stream": True, "response_format": "wav"})])
+@pytest.mark.parametrize("path, body", [
+    ("/v1/speech/stream", {"text": TEXT}), ("/v1/audio/speech", {"input": TEXT, "stream": True, "response_format": "wav"})])
 def test_a_stream_is_the_models(client, model, path, body):
     answer = client.post(path, json=body)
     assert answer.status_code == 200, answer.text
