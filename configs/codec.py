@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         small=dict(
             levels=16, codes=1024, mel_scales=((256, 20), (512, 40), (1024, 80), (2048, 128)), judge="1d",
             judge_sizes=(512, 1024), judge_filters=192, adversarial_from=8_500, commitment_weight=1.0, complex_weight=4.0,
-            adversarial_weight=0.3, feature_weight=0.6),
+            adversarial_weight=0.5, feature_weight=1.0),
         base=dict(
             levels=16, codes=1024, mel_scales=((128, 10), (256, 20), (512, 40), (1024, 80), (2048, 128)), judge="2d",
             judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25, complex_weight=0.0),
@@ -82,9 +82,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="constant")
     config.optim.b1, config.optim.b2 = 0.8, 0.99
     config.optim.clip = 10.0
-    disc = {"peak": common.choose(size, smoke=1e-3, small=3e-4, base=2e-4)}
-    config.optim.by_key = {"disc": disc | ({"schedule": "constant"} if size == "small" else {})}  # they join when the others slow down
-    config.train.steps = common.choose(size, smoke=60, small=10_000, base=440_000)
+    config.optim.by_key = {"disc": {"peak": common.choose(size, smoke=1e-3, small=4e-4, base=2e-4)}}
+    config.train.steps = common.choose(size, smoke=60, small=17_000, base=440_000)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
     return common.finish(config, overrides)

@@ -5,7 +5,7 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  7.9 M, 16 kHz, hop 200, the data's exact durations, a score network over frames; meant to train on two CPU cores within
+    small  7.7 M (8 MB as int8), 16 kHz, hop 200, the data's exact durations, a score network over frames; meant to train on two CPU cores within
            four hours. Not trained yet.
     base   the layout of the paper's parts, 55.4 M: four transformer blocks of width 256 for text and four for the average mel, a U-Net
            of width 128, an aligner learned on the way; 22.05 kHz, hop 256, HiFi-GAN. Wants a data set made at 22.05 kHz. Not trained here.
@@ -20,6 +20,7 @@ Variants, as words in the argument:
     adapt      fine-tunes a trained model on some twenty recordings of a voice, all but text encoder and aligner, for 100 steps;
     preserve   beside it: every second batch is of the old corpus, `--config.data.path=VOICE,CORPUS`.
 
+    python -m data_pipelines.voice --data=runs/data/default --split=heldout --speaker=NAME --train=10 --out=VOICE
     python -m ns2_jax.train --config=configs/grad_stylespeech.py:small,adapt --config.data.path=VOICE --workdir=runs/adapted \
         --config.init_from='{"params": "results/grad_stylespeech/model", "rest/vocoder": "results/vocoder/model"}'
 
@@ -46,8 +47,8 @@ def model_numbers(size: str, words: tuple[str, ...]) -> dict:
         aligner, binarise_from = dict(width=256, blocks=2, text_width=128, channels=80), 6000
     elif size == "small":
         encoder = dict(hidden=384, heads=2, kernel=5)
-        score = dict(kind="unet", width=32) if "unet" in words else dict(kind="frames", width=256, blocks=6)
-        numbers = dict(width=192, text=dict(layers=2, **encoder), prior=dict(layers=3, **encoder), style=dict(width=128, heads=2),
+        score = dict(kind="unet", width=32) if "unet" in words else dict(kind="frames", width=256, blocks=6, kernel=13)
+        numbers = dict(width=192, text=dict(layers=2, **encoder | {"hidden": 320}), prior=dict(layers=3, **encoder), style=dict(width=128, heads=2),
                        duration=dict(width=192), score=score, crop=160, given="r", mel_mean=-5.0, prediction="v", weighting="v",
                        unroll=4)
         aligner, binarise_from = dict(width=192, blocks=2, text_width=96, channels=64), 150
@@ -73,7 +74,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.buckets = common.choose(
         size,
         smoke=(dict(b=8, t=64, p=24, u=32),),
-        small=(dict(b=12, t=160, p=32, u=80), dict(b=7, t=256, p=56, u=128), dict(b=4, t=448, p=96, u=224), dict(b=2, t=800, p=160, u=240)),
+        small=(dict(b=12, t=160, p=32, u=80), dict(b=7, t=256, p=56, u=128), dict(b=4, t=448, p=96, u=224), dict(b=2, t=800, p=160, u=240),
+               dict(b=1, t=1200, p=240, u=240)),
         base=(dict(b=128, t=344, p=96, u=258), dict(b=64, t=688, p=176, u=430), dict(b=32, t=1376, p=352, u=860)))
     config.optim.peak = common.choose(size, smoke=2e-3, small=1e-3, base=2e-4)
     config.optim.warmup = common.choose(size, smoke=10, small=300, base=5000)

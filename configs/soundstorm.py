@@ -41,7 +41,7 @@ def model_numbers(size: str) -> dict:
         encoder = dict(hidden=256, heads=4)
         predictor = dict(every=3, width=128, heads=4, dropout=0.2, attention_dropout=0.1)
         return dict(
-            levels=6, codec_levels=16, codes=1024, width=160, prenet=0, encoder_dropout=0.1, pitch_bins=256,
+            levels=6, codec_levels=16, codes=1024, width=160, prenet=0, encoder_dropout=0.1, pitch_bins=64,
             decoder=dict(layers=4, width=224, hidden=512, heads=4, kernel=5, expansion=1, dropout=0.1, level_vector=True, remat=False),
             phone_encoder=dict(layers=2, kernel=5, **encoder), prompt_encoder=dict(layers=1, kernel=3, **encoder),
             duration=dict(layers=6, kernel=3, **predictor), pitch=dict(layers=3, kernel=5, **predictor))
@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     condition = words[0] if words else "phones"
     config.model = ml_collections.ConfigDict(model_numbers(size) | {
         "codec": codec_numbers(size, hop), "condition": condition, "semantic": common.choose(size, smoke=16, small=256, base=1024),
-        "level_law": "linear", "infill": 0.3, "hide_text": 0.5, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "steps": 16,
+        "level_law": "linear", "infill": 0.15, "hide_text": 0.7, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "steps": 16,
         "temperature": 1.0, "top_p": 0.95, "choice": 4.5, "unroll": 4 if size == "small" else 1})
     if condition == "semantic":
         for name in ("phone_encoder", "prompt_encoder", "duration", "pitch"):
@@ -71,7 +71,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.buckets = common.choose(  # u is the longest prompt of synthesis: 3 s
         size,
         smoke=(dict(b=8, t=64, p=24, u=32),),
-        small=(dict(b=12, t=208, p=40, u=240), dict(b=8, t=320, p=64, u=240), dict(b=5, t=512, p=104, u=240), dict(b=3, t=816, p=168, u=240)),
+        small=(dict(b=12, t=208, p=40, u=240), dict(b=8, t=320, p=64, u=240), dict(b=5, t=512, p=104, u=240), dict(b=3, t=816, p=168, u=240),
+               dict(b=2, t=1264, p=224, u=240)),
         base=(dict(b=256, t=320, p=128, u=160), dict(b=160, t=512, p=192, u=160), dict(b=80, t=1008, p=400, u=160), dict(b=48, t=1504, p=600, u=160)))
     config.optim.peak = common.choose(size, smoke=2e-3, small=1e-3, base=3e-4)
     config.optim.warmup = common.choose(size, smoke=10, small=500, base=10_000)

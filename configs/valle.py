@@ -5,7 +5,7 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  7.5 M, float32, the codec's first 6 levels: meant for two CPU cores and an afternoon (10,000 steps). Not trained yet.
+    small  7.5 M, float32, the codec's first 6 levels: 5,500 steps, meant for four hours on two CPU cores. Not trained yet.
     base   the paper's layout (AR 152 M, NAR 212 M), batch (16 x 6,000 frames), rate and steps (AdamW to 5e-4 in 32 K steps, then down
            linearly, 800 K steps). For a pod or 16 GPUs; not trained here.
 
@@ -59,7 +59,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.buckets = common.choose(
         size,
         smoke=(dict(b=8, t=160, p=32, u=32),),
-        small=(dict(b=12, t=160, p=32, u=96), dict(b=8, t=256, p=56, u=160), dict(b=5, t=448, p=96, u=240), dict(b=2, t=800, p=160, u=800)),
+        small=(dict(b=8, t=256, p=56, u=240), dict(b=5, t=448, p=96, u=240), dict(b=3, t=800, p=160, u=400)),  # 3 s before short ones too
         base=(dict(b=256, t=400, p=100, u=240), dict(b=128, t=800, p=200, u=240), dict(b=64, t=1600, p=400, u=400)))
     config.train.micro_batches = common.choose(size, smoke=1, small=1, base=2)
     config.train.frozen = tuple(f"params/{part}/.*" for part in ("ar", "nar") if part not in parts)
@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.optim.schedule = common.choose(size, smoke="constant", small="cosine", base="linear")
     config.optim.b1, config.optim.b2 = 0.9, 0.95
     config.optim.weight_decay = common.choose(size, smoke=0.0, small=0.01, base=0.01)
-    config.train.steps = common.choose(size, smoke=60, small=10_000, base=800_000)
+    config.train.steps = common.choose(size, smoke=60, small=5_500, base=800_000)
     config.train.ema = common.choose(size, smoke=0.9, small=0.999, base=0.9999)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=500, base=5000)

@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         size,
         smoke=dict(mel_scales=((256, 20), (800, 20)), judge="1d", judge_sizes=(256,), judge_filters=16, mel_weight=15.0, adversarial_from=10),
         small=dict(mel_scales=((256, 20), (512, 40), (800, 80), (2048, 128)), judge="1d", judge_sizes=(256, 512, 1024), judge_filters=192,
-                   mel_weight=15.0, adversarial_from=500),
+                   mel_weight=15.0, adversarial_from=5000, adversarial_weight=0.3, feature_weight=0.6),
         base=dict(mel_scales=((1024, 80),), judge="hifigan", judge_sizes=(1, 2, 4), judge_filters=32, mel_weight=45.0, adversarial_from=0),
     )
     if "hifigan" in words and size != "base":

@@ -25,6 +25,7 @@ class Expressive:
 
     range: tuple[float, float]
     rate: tuple[float, float]
+    command: str = "expressive"
     word: str = "expressive"
     refused: str = "nothing_voiced"
 
@@ -39,8 +40,9 @@ class Expressive:
             return None
         speaker, number = utterance.meta["speaker"], int(rng.integers(STYLES))
         wider, faster = self.manner(speaker, number)
-        old = np.concatenate([[0], utterance.ends]).astype(float)
-        new = np.rint(old / faster)
+        timed = len(utterance.ends) > 0  # what no aligner could align is stretched as a whole
+        old = np.array([0, *(utterance.ends if timed else [len(utterance.audio)])], float)
+        new = remade.rounded(old / faster)
         centre = (np.arange(int(new[-1]) // place.period) + 0.5) * place.period
         source = f0[np.minimum((np.interp(centre, new, old) // place.period).astype(int), len(f0) - 1)]
         middle = np.median(f0[f0 > 0])
@@ -50,7 +52,8 @@ class Expressive:
             return None
         audio = singing.psola(utterance.audio, place.rate, f0, place.period, old, new, target)
         about = f"range x{wider:.2f}, tempo x{faster:.2f}: {utterance.meta['source']}"
-        return Utterance(utterance.meta | {"speaker": f"{speaker}~{number}", "source": about}, audio, utterance.phones, new[1:].astype(np.int64), target)
+        return Utterance(utterance.meta | {"speaker": f"{speaker}~{number}", "source": about}, audio, utterance.phones,
+                         new[1:].astype(np.int64) if timed else utterance.ends, target)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:

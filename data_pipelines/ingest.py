@@ -8,12 +8,11 @@ What can't be used is never mended in silence: every file and every transcript l
 `DIR/rejects.jsonl` with its reason. `--trim=40` cuts silence off both ends. Running the command again goes on where it stopped.
 
 This is the short way in for a folder of recordings; `python -m data_pipelines.run` brings in whole corpora with the same functions:
-`plan` lists what each shard holds, `ingest_shard` makes one shard of `meta` and `audio`.
+`plans.plan` lists what each shard holds, `ingest_shard` makes one shard of `meta` and `audio`.
 """
 
 from __future__ import annotations
 
-import array
 import collections
 import dataclasses
 import functools
@@ -23,14 +22,14 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import soundfile
 from absl import flags, logging
 
-from data_pipelines import corpora, pauses, shards, transcripts
+from data_pipelines import corpora, pauses, plans, shards, transcripts
 from data_pipelines.corpora import Reject, Utterance
 from data_pipelines.shards import Rejected
 from ns2_jax.audio import files
@@ -39,10 +38,8 @@ from ns2_jax.text import front, phones, sphinx
 
 ALIGNERS = ("pocketsphinx", "none")
 FULL_SCALE, CLIPPED = 0.999, 1e-3  # a recording with more than this share of samples at full scale is distorted
-PER_SHARD = 500
 FEW = 10  # rejects for one reason that are never too many
 OVERHANG = 0.05  # seconds that a segment may reach beyond its recording: lists are rounded
-SPLITS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +66,12 @@ def settled(about: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in about.items() if key != "lexicon" and (value or key not in ("trim", "split_seconds"))}
 
 
+def check_seconds(least: float, most: float) -> None:
+    """Raises ValueError where no recording can be as long as that."""
+    if not 0 < least < most < math.inf:
+        raise ValueError(f"min_seconds={least} and max_seconds={most}; expected 0 < min_seconds < max_seconds, and finite")
+
+
 def find(wavs: str | os.PathLike, texts: str | os.PathLike, speaker: str = "") -> tuple[list[Utterance], list[dict[str, str]], int]:
     """(items, rejects, inputs): files paired with texts, in order of their ids; see `corpora.transcribed`.
 
@@ -89,114 +92,6 @@ def assign_splits(items: list[Utterance], valid: int) -> list[Utterance]:
     held = set(sorted((hashlib.sha256(item.utt_id.encode()).digest(), item.utt_id) for item in items)[:number])
     names = {name for _, name in held}
     return [dataclasses.replace(item, split="valid" if item.utt_id in names else "train") for item in items]
-
-
-def _digest(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-
-
-def bucket(name: str) -> int:
-    """A number from 0 to 999 that belongs to a name for ever: which split a speaker (or an utterance) is in."""
-    return _digest(name) % 1000
-
-
-def split_of(item: Utterance, by: str, valid: int, test: int) -> str:
-    """The split of an utterance: `valid` thousandths of the speakers are in valid, the next `test` in test.
-
-    `by` is what is hashed, "speaker" or "utterance" (for a corpus of one speaker), or "corpus": the corpus's own split, and the
-    speaker's hash for what has none. Adding data moves nobody. Raises ValueError for a split that is not ours.
-    """
-    if by == "corpus" and item.split:
-        if item.split not in SPLITS:
-            raise ValueError(f"{item.utt_id}: the corpus puts it into split {item.split!r}, which is none of {SPLITS}")
-        return item.split
-    place = bucket(item.utt_id if by == "utterance" else item.speaker)
-    return "valid" if place < valid else "test" if place < valid + test else "train"
-
-
-_USUAL = {field.name: field.default for field in dataclasses.fields(Utterance)}
-
-
-def _line(item: Utterance) -> str:
-    return json.dumps({key: value for key, value in vars(item).items() if value != _USUAL[key]}) + "\n"
-
-
-def _repeated(lines: Iterable[str], suspects: set[int], seen: dict[str, str], rejects: list[dict]) -> Iterator[str]:
-    """`lines` without those whose id came before."""
-    if not suspects:
-        yield from lines
-        return
-    for line in lines:
-        name = json.loads(line)["utt_id"]
-        if _digest(name) in suspects:
-            if name in seen:
-                rejects.append({"item": json.loads(line)["path"], "reason": "duplicate_id", "detail": f"{name} is also {seen[name]}"})
-                continue
-            seen[name] = json.loads(line)["path"]
-        yield line
-
-
-def _plans(path: pathlib.Path) -> bool:
-    """Whether a plan that was interrupted leaves this."""
-    return path.name == "plan" or path.name.startswith(".plan.json.tmp-")
-
-
-def list_path(root: str | os.PathLike, split: str, shard: int, total: int) -> pathlib.Path:
-    """What a shard is made of, one utterance a line."""
-    return pathlib.Path(root) / "plan" / f"{split}-{shard:05d}-of-{total:05d}.jsonl"
-
-
-def plan(
-    out: str | os.PathLike, found: Iterable[Utterance | Reject], about: Mapping[str, Any], split: Callable[[Utterance], str],
-    per_shard: int = PER_SHARD,
-) -> dict[str, Any]:  # fmt: skip
-    """Writes which utterances each shard holds (`<out>/plan/`), and `<out>/plan.json` last; returns what that says.
-
-    The plan is written once. A later call with the same `about` returns it without looking at `found`, so that a run that goes on
-    does not walk through the corpus again. Memory: 8 bytes an utterance. Raises ValueError when `out` holds something else.
-    """
-    root, path = pathlib.Path(out), pathlib.Path(out) / "plan.json"
-    if root.exists() and not path.exists() and (not root.is_dir() or any(not _plans(child) for child in root.iterdir())):
-        raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
-    if path.exists():
-        old = json.loads(path.read_text())
-        now = json.loads(json.dumps(about))
-        if differing := sorted(key for key in {*old, *now} - {"splits", "inputs", "languages"} if old.get(key) != now.get(key)):
-            what = "; ".join(f"{key} was {old.get(key)!r:.60}, is {now.get(key)!r:.60}" for key in differing)
-            raise ValueError(f"--out={out} was made from other recordings, transcripts or settings ({what}); choose another folder or delete it")
-        return old
-    folder = root / "plan"
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.iterdir():
-        left.unlink()  # of a plan that was interrupted
-    spools = {name: open(folder / f"{name}.spool", "w+", encoding="utf8") for name in SPLITS}
-    ids, rejects, languages, inputs = array.array("Q"), [], set(), 0
-    for item in found:
-        inputs += 1
-        if isinstance(item, Reject):
-            rejects.append(dataclasses.asdict(item))
-            continue
-        ids.append(_digest(item.utt_id))
-        languages.add(item.lang)
-        spools[split(item)].write(_line(item))
-    values, counts = np.unique(np.frombuffer(ids, np.uint64) if ids else np.zeros(0, np.uint64), return_counts=True)
-    suspects, seen, splits = {int(value) for value in values[counts > 1]}, {}, {}
-    for name, spool in spools.items():
-        spool.seek(0)
-        total = sum(1 for _ in _repeated(spool, suspects, dict(seen), []))
-        spool.seek(0)
-        lines = _repeated(spool, suspects, seen, rejects)
-        for k in range(shards.shards_for(total, per_shard) if total else 0):
-            part = [line for _, line in zip(range(per_shard), lines)]
-            list_path(root, name, k, shards.shards_for(total, per_shard)).write_text("".join(part), encoding="utf8")
-        splits |= {name: {"shards": shards.shards_for(total, per_shard), "utterances": total}} if total else {}
-        collections.deque(lines, maxlen=0)  # duplicates behind the last
-        spool.close()
-        os.unlink(spool.name)
-    shards.write_lines(folder / "rejects.jsonl", rejects)
-    made = {**about, "splits": splits, "inputs": inputs, "languages": sorted(languages)}
-    records.write_atomic(path, json.dumps(made, indent=1).encode() + b"\n")
-    return made
 
 
 # One shard -----------------------------------------------------------------------------------------------------------
@@ -271,9 +166,10 @@ def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: i
     """Writes one shard of `meta` and `audio` (and `align`, when `settings` says so) and its list of rejects."""
     groups = ["audio", "meta"] + (["align"] if settings.align != "none" else [])
     lists = [shards.rejects_path(root, split, shard)] + ([pieces_path(root, split, shard)] if settings.split_seconds else [])
-    if shards.committed(root, groups, split, shard, total) and all(path.exists() for path in lists) and _agree(root, groups, split, shard, total):
-        return
-    lines = list_path(root, split, shard, total).read_text(encoding="utf8").splitlines()
+    if shards.committed(root, groups, split, shard, total) and _agree(root, groups, split, shard, total):
+        if shards.listed(root, "meta", split, shard, total) and all(path.exists() for path in lists):
+            return
+    lines = plans.read_list(plans.list_path(root, split, shard, total))
     sphinx.restart()  # the recogniser adapts to what it hears: a shard must not depend on the shard before it
     tools = {"soundfile": soundfile.__version__}
     writers = {group: shards.ShardWriter(root, group, split, shard, total, tools=tools) for group in groups}
@@ -334,11 +230,16 @@ def task(function: Callable[..., Any], root: str, settings: Any, splits: Mapping
 
 
 def _rows(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
-    """Raises ValueError when `ingest` has not written all of them."""
-    try:
-        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename} is missing: ingest has not ended; run it again") from error
+    """Raises ValueError when `ingest` has not written all of them, and records.Corrupt when one is damaged."""
+    found = []
+    for path in paths:
+        try:
+            found += [json.loads(line) for line in path.read_text().splitlines()]
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.filename} is missing: ingest has not ended; run it again") from error
+        except ValueError as error:
+            raise records.Corrupt(f"{path} is damaged; delete it and run ingest again") from error
+    return found
 
 
 def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[str] = ()) -> dict[str, int]:
@@ -403,6 +304,7 @@ def ingest(
         raise ValueError(f"--align={settings.align} is not one of {ALIGNERS}")
     if not 0 <= settings.trim < math.inf:
         raise ValueError(f"--trim={settings.trim}: expected a finite number of dB, e.g. 40, or 0 to cut nothing")
+    check_seconds(settings.min_seconds, settings.max_seconds)
     front.phonemise("one")  # a package that is missing is no reason to reject every recording
     if settings.align == "pocketsphinx" and importlib.util.find_spec("pocketsphinx") is None:
         raise ImportError("--align=pocketsphinx needs the package pocketsphinx: pip install -e '.[eval]'; or give --align=none")
@@ -410,7 +312,7 @@ def ingest(
     digest = hashlib.sha256(json.dumps([dataclasses.astuple(item) for item in items]).encode()).hexdigest()
     about = {"command": "ingest", "items": digest, **settled(dataclasses.asdict(settings))}
     found = [*assign_splits(items, settings.valid), *(Reject(**row) for row in rejects)]
-    made = plan(out, found, about, lambda item: item.split)
+    made = plans.plan(out, found, about, lambda item: item.split)
     splits = {split: about["shards"] for split, about in made["splits"].items()}
     work = functools.partial(task, ingest_shard, str(out), settings, splits)
     shards.run_shards(work, sum(splits.values()), workers, "recordings")

@@ -1,7 +1,8 @@
 """A corpus made of another one, utterance by utterance: what `singing`, `rooms` and `expressive` share.
 
 The new corpus has the groups `meta`, `audio`, `align` and `f0` of at most `--utterances` of every split, chosen by a fixed draw; texts
-and splits stay. It is made shard by shard like any other: killed, the same command goes on.
+and splits stay. It is made shard by shard like any other: killed, the same command goes on, and where the times or the pitch of the old
+corpus have been made again, it makes the shards again. `corpus.json` says of what it was made, and how.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import os
+import pathlib
 from typing import Any, Protocol
 
 import numpy as np
 from absl import flags, logging
 
 from data_pipelines import batches, ingest, shards
+from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 
 PER_SHARD = 200
@@ -65,6 +69,7 @@ class Place:
 class Change(Protocol):
     """A frozen dataclass of numbers; they go into the markers, so that other numbers make other shards."""
 
+    command: str  # whose it is, "singing"
     word: str  # of what was changed, "sung": in names and the bar
     refused: str  # the reason for rejects, "cannot_be_sung"
 
@@ -75,6 +80,12 @@ class Change(Protocol):
 def drawn(*names: Any) -> np.random.Generator:
     """A generator that is the same for the same names on every machine."""
     return np.random.default_rng(list(hashlib.sha256("/".join(map(str, names)).encode()).digest()))
+
+
+def rounded(times: np.ndarray) -> np.ndarray:
+    """`times [p + 1]` in samples, rising from 0, to whole ones, float64: the shortest phone keeps a sample."""
+    places = np.arange(len(times))
+    return np.maximum.accumulate(np.rint(times) - places) + places
 
 
 def read(place: Place) -> Utterance:
@@ -90,17 +101,16 @@ def values(made: Utterance) -> dict[str, dict[str, Any]]:
             "align": {"phones": made.phones, "ends": made.ends}, "f0": {"f0": made.f0.astype(np.float16)}}
 
 
-def remake_shard(out: str, settings: tuple[str, int, Change], split: str, shard: int, total: int) -> int:
-    """Writes one shard of the new corpus and returns how many utterances were left out."""
-    root, count, change = settings
-    dataset, left = batches.open_dataset(root), 0
-    made_of = {"fingerprint": dataset.fingerprint, "utterances": str(count), "change": repr(change),
-               **{f"source {group}": dataset.marker(group, split, 0)["sha256"] for group in ("align", "f0")}}
-    if shards.committed(out, GROUPS, split, shard, total, inputs=made_of):
-        return 0
+def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], split: str, shard: int, total: int) -> None:
+    """Writes one shard of the new corpus and the list of what was left out. `settings`: the old corpus, how many utterances of a
+    split, the change, and what the shards are made of."""
+    root, count, change, made_of = settings
+    dataset, rejects = batches.open_dataset(root), []
+    if shards.committed(out, GROUPS, split, shard, total, inputs=made_of) and shards.listed(out, "meta", split, shard, total):
+        return
     rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
-    writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info={"period": dataset.f0_period} if group == "f0" else None)
-               for group in GROUPS}
+    info = {"f0": {"period": dataset.f0_period}}
+    writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info=info.get(group)) for group in GROUPS}
     try:
         for i in sorted(rows.tolist()):
             place = Place(dataset, split, i)
@@ -108,34 +118,58 @@ def remake_shard(out: str, settings: tuple[str, int, Change], split: str, shard:
             made = change(old, place, np.random.default_rng([1, i]))
             if made is None:
                 writers["meta"].reject(change.refused)
-                left += 1
+                rejects.append({"item": old.meta["utt_id"], "reason": change.refused, "detail": f"left out by {change.word}"})
                 continue
             meta = made.meta | {"utt_id": f"{old.meta['utt_id']}-{change.word}", "source": f"{change.word} {made.meta['source']}"}
             made = dataclasses.replace(made, meta=meta, ends=made.ends.astype(old.ends.dtype))
             for group, value in values(made).items():
                 writers[group].write(value, len(made.audio))
+        shards.write_lines(shards.rejects_path(out, split, shard), rejects)
         for writer in writers.values():
             writer.commit()
     except BaseException:
         for writer in writers.values():
             writer.discard()
         raise
-    return left
+
+
+def _claim(out: pathlib.Path, asked: dict[str, str]) -> None:
+    """Writes `corpus.json`, or checks that the folder holds what was asked for; where the old corpus lies does not matter. Raises ValueError."""
+    path = out / "corpus.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if differing := sorted(key for key in {*found, *asked} - {"data"} if found.get(key) != asked.get(key)):
+            what = "; ".join(f"{key} was {found.get(key)}, is {asked.get(key)}" for key in differing)
+            raise ValueError(f"--out={out} was made from another corpus or with other flags ({what}); choose another folder or delete it")
+        return
+    begun = lambda child: child.name.startswith(f".{path.name}.tmp-")  # by a command that was killed
+    if out.exists() and (not out.is_dir() or not all(map(begun, out.iterdir()))):
+        raise ValueError(f"--out={out} exists and was not made by this command; choose a new or empty folder")
+    out.mkdir(parents=True, exist_ok=True)
+    records.write_atomic(path, json.dumps(asked, indent=1).encode() + b"\n")
 
 
 def build(data: str | os.PathLike, out: str | os.PathLike, change: Change, utterances: int, workers: int = 0) -> dict[str, Any]:
     """The corpus at `out` of at most so many utterances of every split of `data`; returns its manifest. Raises as `Dataset.open`, and
-    ValueError where `data` has no phone times or pitch."""
+    ValueError where `data` has no phone times or pitch, where `out` holds something else, and where nothing can be made."""
     dataset = Dataset.open(data)
     for group in ("align", "f0"):
         dataset.check_group(group)
+    made_of = {"command": change.command, "fingerprint": dataset.fingerprint, "utterances": str(utterances), "change": repr(change)}
+    _claim(pathlib.Path(out), {**made_of, "data": str(data) if dataset.remote else os.path.abspath(data)})
+    made_of |= {f"source {group}": dataset.contents(group) for group in ("align", "f0")}
     splits = {split: shards.shards_for(min(utterances, dataset.records(split)), PER_SHARD) for split in dataset.splits}
-    work = functools.partial(ingest.task, remake_shard, str(out), (str(data), utterances, change), splits)
-    left = sum(shards.run_shards(work, sum(splits.values()), workers, change.word))
+    work = functools.partial(ingest.task, remake_shard, str(out), (str(data), utterances, change, made_of), splits)
+    shards.run_shards(work, sum(splits.values()), workers, change.word)
+    left = [line for split, n in splits.items() for k in range(n) for line in shards.rejects_path(out, split, k).read_text().splitlines()]
+    shards.write_lines(pathlib.Path(out) / "rejects.jsonl", map(json.loads, left))
     if left:
-        logging.info("%d utterances were left out: %s", left, change.refused)
-    return shards.write_manifest(out, name=f"{dataset.manifest['name']}, {change.word}", sample_rate=dataset.sample_rate, base_hop=dataset.base_hop,
-                                 f0_period=dataset.f0_period, phones=dataset.manifest["phones"], needed=["align", "f0"])  # fmt: skip
+        logging.info("%d utterances were left out: %s", len(left), change.refused)
+    about = {key: dataset.manifest[key] for key in ("sample_rate", "base_hop", "f0_period", "phones")}
+    manifest = shards.write_manifest(out, name=f"{dataset.manifest['name']}, {change.word}", **about, needed=["align", "f0"])
+    if not any(about["records"] for about in manifest["splits"].values()):
+        raise ValueError(f"--data={data}: all of its utterances were left out, for {change.refused}")
+    return manifest
 
 
 def define_flags() -> None:

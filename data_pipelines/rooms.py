@@ -4,8 +4,8 @@ Every speaker is heard in ENVIRONMENTS places. A place is a reverberation time, 
 speaker (`anna@2`), so that a prompt from another recording of the same speaker has the same room and the same noise around it. Phone times
 and pitch are those of the clean recording: the direct sound stays where it was.
 
-Rooms are exponentially decaying noise behind the direct sound (Polack 1988), at a ratio of direct to reverberant energy of 0 to 10 dB. Noise is
-white, pink or brown, the hum of mains, or four to eight others of the split talking. SNR is of the powers of all speech and all noise.
+Rooms and mixing are those of `ns2_jax.audio.acoustics`, at a ratio of direct to reverberant energy of 0 to 10 dB. Noise is white, pink or brown,
+the hum of mains, or four to eight others of the split talking. SNR is of the powers of all speech and all noise.
 """
 
 from __future__ import annotations
@@ -17,32 +17,15 @@ from absl import flags
 
 from data_pipelines import remade
 from data_pipelines.remade import Place, Utterance
+from ns2_jax.audio import acoustics
 
 ENVIRONMENTS = 4
 NOISES = {"white": 0.0, "pink": -0.5, "brown": -1.0, "hum": 0.0, "babble": 0.0}
 """Kinds, and the power of frequency that their amplitudes follow."""
 FLOOR = 40.0  # Hz under which coloured noise is flat: nobody hears it, and its power would be all there is
-GAP = 0.0025  # seconds between the direct sound and the room's
 DIRECT = (0.0, 10.0)  # dB over the reverberation
 MAINS = (50.0, 60.0)
 VOICES = (4, 8)
-
-
-def impulse(rate: int, rt60: float, direct: float, rng: np.random.Generator) -> np.ndarray:
-    """Impulse response float64 `[s]` whose tail falls by 60 dB in `rt60` seconds and has `direct` dB less energy than its first sample, 1."""
-    n = int(round(rt60 * rate))
-    t = np.arange(n) / rate
-    tail = rng.standard_normal(n) * 10 ** (-3 * t / rt60) * (t >= GAP)
-    tail *= 10 ** (-direct / 20) / np.sqrt(np.square(tail).sum())
-    tail[0] = 1.0
-    return tail
-
-
-def reverberate(audio: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """`audio [s]` in the room, as long as it was and as loud on average: float32."""
-    size = 1 << (len(audio) + len(response) - 1).bit_length()
-    wet = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[: len(audio)]
-    return (wet * np.sqrt(np.square(audio).mean() / max(np.square(wet).mean(), 1e-12))).astype(np.float32)
 
 
 def noise(kind: str, samples: int, place: Place, speaker: str, rng: np.random.Generator) -> np.ndarray:
@@ -61,12 +44,6 @@ def noise(kind: str, samples: int, place: Place, speaker: str, rng: np.random.Ge
     spectrum = np.fft.rfft(rng.standard_normal(samples))
     hz = np.maximum(np.fft.rfftfreq(samples, 1 / place.rate), FLOOR)
     return np.fft.irfft(spectrum * hz ** NOISES[kind], samples)
-
-
-def mix(audio: np.ndarray, other: np.ndarray, snr: float) -> np.ndarray:
-    """`audio [s]` with `other [s]` at `snr` dB under it: float32."""
-    level = np.sqrt(np.square(audio).mean() / max(np.square(other).mean(), 1e-12)) * 10 ** (-snr / 20)
-    return (audio + level * other).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +68,7 @@ class Rooms:
     rt60: tuple[float, float]
     noisy: float
     reverberant: float
+    command: str = "rooms"
     word: str = "room"
     refused: str = "no_signal"
 
@@ -109,9 +87,9 @@ class Rooms:
         speaker, number = utterance.meta["speaker"], int(rng.integers(ENVIRONMENTS))
         where, audio = self.environment(speaker, number), utterance.audio
         if where.rt60:  # the room itself is the same for all that is said there
-            audio = reverberate(audio, impulse(place.rate, where.rt60, where.direct, remade.drawn("room", speaker, number)))
+            audio = acoustics.reverberate(audio, acoustics.impulse(place.rate, where.rt60, where.direct, remade.drawn("room", speaker, number)))
         if where.noise:
-            audio = mix(audio, noise(where.noise, len(audio), place, speaker, rng), where.snr)
+            audio = acoustics.mix(audio, noise(where.noise, len(audio), place, speaker, rng), where.snr)
         meta = utterance.meta | {"speaker": f"{speaker}@{number}", "source": f"{where}: {utterance.meta['source']}"}
         return dataclasses.replace(utterance, audio=audio, meta=meta)
 
@@ -119,8 +97,8 @@ class Rooms:
 def main(argv: list[str]) -> None:
     del argv
     given = flags.FLAGS
-    if not given.noisy and not given.reverberant:
-        raise ValueError("--noisy=0 and --reverberant=0 leave the recordings as they are")
+    if not given.noisy + given.reverberant > 0:
+        raise ValueError(f"--noisy={given.noisy:g} and --reverberant={given.reverberant:g} leave the recordings as they are")
     remade.command(Rooms(remade.between("snr", -20, 60), remade.between("rt60", 0.05, 3), given.noisy, given.reverberant))
 
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
@@ -38,7 +37,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from data_pipelines import corpora, ingest, shards, transcripts, verify
+from data_pipelines import corpora, ingest, plans, shards, transcripts, verify
 from ns2_jax.data import records, speakers
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import phones
@@ -85,20 +84,20 @@ class Job:
         """What the data set is made of: listed by `ingest`, known afterwards. Raises ValueError for a plan of something else."""
         config, path = self.config, pathlib.Path(self.root, "plan.json")
         if not config["root"] and path.exists():
-            self.made = json.loads(path.read_text())
+            self.made = plans.read_plan(path)
             return
         if config["split_seconds"] and config["transcribed"] and config["corpus"] not in corpora.TIMED:
             raise ValueError(f"config.split_seconds={config['split_seconds']:g}: the texts of {config['corpus']!r} do not say when their words are "
                              "spoken, and a text cannot be split without; leave it at 0, or take the recordings alone with transcribed=False")
         where = os.path.abspath(config["root"]) if config["root"] else ""
         about = ingest.settled({"command": "run", **{name: config[name] for name in FIXED}, "root": where})
-        split = functools.partial(ingest.split_of, by=config["split_by"], valid=config["valid"], test=config["test"])
+        split = functools.partial(plans.split_of, by=config["split_by"], valid=config["valid"], test=config["test"])
         found = corpora.find(config["corpus"], config["root"], **config["layout"])
-        self.made = ingest.plan(self.root, found, about, split, config["per_shard"])
+        self.made = plans.plan(self.root, found, about, split, config["per_shard"])
 
     def splits(self) -> dict[str, int]:
         """Split -> shards, of the plan; of a data set that another command made, from its manifest."""
-        about = self.made.get("splits") or Dataset.open(self.root).manifest["splits"]
+        about = self.made["splits"] if "splits" in self.made else Dataset.open(self.root).manifest["splits"]
         return {split: numbers["shards"] for split, numbers in about.items()}
 
     def each(self, function: Callable[..., Any], settings: Any, description: str, device: bool = False) -> None:
@@ -244,9 +243,12 @@ def run(config: Mapping[str, Any], stages: Sequence[str], runner: Runner) -> Non
         raise ValueError(f"--stages is empty; there are {','.join(STAGES)}")
     if not config["out"]:
         raise ValueError("config.out is empty: name the data set to make, e.g. --config.out=data/ljspeech")
-    for name, least in (("per_shard", 1), ("rate", 8000), ("trim", 0), ("split_seconds", 0), ("max_rejects", 0)):
+    for name, least in (("per_shard", 1), ("rate", 8000), ("trim", 0), ("split_seconds", 0), ("max_rejects", 0), ("batch_seconds", 1)):
         if not least <= config[name] < math.inf:
             raise ValueError(f"config.{name}={config[name]}; expected at least {least}, and finite")
+    ingest.check_seconds(config["min_seconds"], config["max_seconds"])
+    if not (config["valid"] >= 0 and config["test"] >= 0 and config["valid"] + config["test"] <= 1000):
+        raise ValueError(f"config.valid={config['valid']} and config.test={config['test']}; they are thousandths, at most 1000 together")
     if config["split_by"] not in ("speaker", "utterance", "corpus"):
         raise ValueError(f"config.split_by={config['split_by']!r}; expected speaker, utterance or corpus")
     if "://" in config["out"]:

@@ -6,6 +6,7 @@ killed run loses only unfinished shards, and running twice wastes time but never
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import json
 import multiprocessing
@@ -25,7 +26,8 @@ from ns2_jax.data.manifest import manifest_of, write_manifest  # every command t
 from ns2_jax.data.records import ShardWriter  # stages write through it; re-exported so that they need one import
 
 __all__ = [
-    "Rejected", "ShardWriter", "committed", "derive", "manifest_of", "rejects_path", "run_shards", "shards_for", "write_lines", "write_manifest"]
+    "Rejected", "ShardWriter", "committed", "derive", "listed", "manifest_of", "rejects_path", "run_shards", "shards_for", "write_lines",
+    "write_manifest"]
 
 
 class Rejected(ValueError):
@@ -79,6 +81,16 @@ def rejects_path(root: str | os.PathLike, split: str, shard: int, group: str = "
     return pathlib.Path(root) / "rejects" / group / f"{split}-{shard:05d}.jsonl"
 
 
+def listed(root: str | os.PathLike, counted: str, split: str, shard: int, shards: int, group: str = "") -> bool:
+    """Whether the list of a shard's rejects (of `rejects_path`) holds what the marker of the finished group `counted` counts."""
+    marker = records.marker_path(records.shard_path(root, counted, split, shard, shards))
+    try:
+        reasons = [json.loads(line)["reason"] for line in rejects_path(root, split, shard, group).read_text(encoding="utf8").splitlines()]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    return collections.Counter(reasons) == records.load_marker(marker.read_bytes(), marker)["rejects"]
+
+
 def derive(
     root: str | os.PathLike, group: str, split: str, shard: int, shards: int, make: Callable[..., Any], *, empty: Mapping[str, Any],
     sources: Sequence[str] = (), info: Mapping[str, Any] | None = None, tools: Mapping[str, str] | None = None, at_once: int = 0,
@@ -100,7 +112,7 @@ def derive(
 
     readers = {name: records.ShardReader(records.shard_path(root, name, split, shard, shards), name) for name in ("meta", *sources)}
     inputs = {name: reader.marker["sha256"] for name, reader in readers.items()}
-    if committed(root, [group], split, shard, shards, info=info or {}, inputs=inputs):
+    if committed(root, [group], split, shard, shards, info=info or {}, inputs=inputs) and listed(root, group, split, shard, shards, group):
         return 0
     rejects = []
     try:
@@ -157,7 +169,8 @@ def run_shards(process_shard: Callable[[int], Any], n: int, workers: int, descri
     RuntimeError with its traceback for anything else; the other workers are stopped, finished shards stay.
     """
     if workers == 0:
-        return [process_shard(shard) for shard in tqdm.tqdm(range(n), description, mininterval=2)]
+        with tqdm.tqdm(range(n), description, mininterval=2) as progress:  # closed before an error is told: a line of its own
+            return [process_shard(shard) for shard in progress]
     context = multiprocessing.get_context("spawn")
     results: dict[int, Any] = {}
     running: dict[multiprocessing.connection.Connection, tuple[int, Any]] = {}

@@ -116,6 +116,7 @@ def melody(count: int, middle: float, rng: np.random.Generator) -> np.ndarray:
 class Singing:
     """Every utterance on a melody of its own; what cannot be held, or would be longer than LONGEST, is left out."""
 
+    command: str = "singing"
     word: str = "sung"
     refused: str = "cannot_be_sung"
 
@@ -129,7 +130,7 @@ class Singing:
         lengths = np.diff(old) / rate
         for i in vowels:
             lengths[i] = max(lengths[i], rng.choice(NOTES, p=OFTEN) - 0.08)
-        new = np.rint(np.concatenate([[0], np.cumsum(lengths)]) * rate)
+        new = remade.rounded(np.concatenate([[0], np.cumsum(lengths)]) * rate)
         if new[-1] > LONGEST * rate:
             return None
         middle = 69 + 12 * np.log2(np.median(f0[f0 > 0]) / 440)
@@ -146,7 +147,8 @@ class Singing:
         target = np.where(f0[source] > 0, 440 * 2 ** ((tone - 69) / 12), 0.0)
         if not (target > 0).any():
             return None
-        return Utterance(utterance.meta, psola(utterance.audio, rate, f0, period, old, new, target), utterance.phones, new[1:].astype(np.int64), target)
+        audio = psola(utterance.audio, rate, f0, period, old, new, target)
+        return Utterance(utterance.meta, audio, utterance.phones, new[1:].astype(np.int64), target)
 
 
 def main(argv: list[str]) -> None:

@@ -42,7 +42,9 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _made(folder: pathlib.Path) -> dict[str, Any]:
     """The command and its settings, from what it left."""
     plan, corpus = _read(folder / "plan.json"), _read(folder / "corpus.json")
-    return {key: value for key, value in plan.items() if key != "splits"} if plan else {"command": "synth", **corpus} if corpus else {}
+    if plan:
+        return {key: value for key, value in plan.items() if key not in ("splits", "checksum")}
+    return {"command": "synth", **corpus} if corpus else {}
 
 
 def _rejects(root: pathlib.Path, dataset: Dataset) -> dict[str, dict[str, Any]]:

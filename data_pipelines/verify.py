@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import quality, shards
+from data_pipelines import plans, quality, shards
 from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.data.frames import frame_count
@@ -72,8 +72,25 @@ def groups(root: str | os.PathLike) -> list[str]:
     """All that a data set has or should have: what its manifest names, and what lies there."""
     top = pathlib.Path(root)
     there = {path.parent.name for kind in ("json", "tfrecord") for path in top.glob(f"*/*-of-*.{kind}")}
-    manifest = top / "manifest.json"
-    return sorted({"meta", "audio", *there, *(json.loads(manifest.read_text())["groups"] if manifest.exists() else ())})
+    try:
+        there |= set(json.loads((top / "manifest.json").read_bytes())["groups"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        pass  # `collect` says so
+    return sorted({"meta", "audio", *there})
+
+
+def _settled(root: pathlib.Path) -> str:
+    """What the manifest says wrong, "" for nothing. Raises as `shards.manifest_of`."""
+    manifest, plan = root / "manifest.json", root / "plan.json"
+    said = shards.manifest_of(root)  # a rate that only the manifest says is taken from there
+    if not manifest.exists() or json.loads(manifest.read_text()) != said:
+        return f"{manifest}: it does not say what the shards do; stage index writes it again"
+    period = said["groups"].get("f0", {}).get("period", said["f0_period"])
+    rate = plans.read_plan(plan).get("rate", said["sample_rate"]) if plan.exists() else said["sample_rate"]
+    if (period, rate) != (said["f0_period"], said["sample_rate"]):
+        return (f"{manifest}: a rate of {said['sample_rate']} Hz and F0 every {said['f0_period']} samples, but it was made with {rate} and "
+                f"{period}; stage index writes it again")
+    return ""
 
 
 def verify_shard(root: str, settings: Sequence[str], split: str, shard: int, total: int) -> None:
@@ -94,6 +111,11 @@ def verify_shard(root: str, settings: Sequence[str], split: str, shard: int, tot
     for group, marker in made.items():
         for source in sorted(name for name, sha in marker.get("inputs", {}).items() if name in made and made[name]["sha256"] != sha):
             problems.append(f"{records.shard_path(root, group, split, shard, total)}: it was made from another shard of {source!r}")
+    if (pathlib.Path(root) / "plan").is_dir():
+        try:
+            plans.read_list(plans.list_path(root, split, shard, total))
+        except (records.Corrupt, FileNotFoundError) as error:
+            problems.append(str(error))
     if not problems and len({tuple(samples) for samples in lengths.values()}) > 1:
         problems.append(f"{root}: the groups disagree on the lengths of the utterances of {split} {shard}")
     path.parent.mkdir(exist_ok=True)
@@ -104,9 +126,8 @@ def collect(root: str) -> dict[str, int]:
     """Records checked, by group. Raises ValueError with the problems of all shards."""
     found = [json.loads(path.read_text()) for path in sorted((pathlib.Path(root) / "verify").glob("*.json"))]
     problems = [problem for shard in found for problem in shard["problems"]]
-    manifest = pathlib.Path(root) / "manifest.json"
-    if not problems and (not manifest.exists() or json.loads(manifest.read_text()) != shards.manifest_of(root)):
-        problems = [f"{manifest}: it does not say what the shards do; stage index writes it again"]
+    if not problems and (wrong := _settled(pathlib.Path(root))):
+        problems = [wrong]
     if not problems and "quality" in groups(root) and not quality.whole(Dataset.open(root)):
         problems = [f"{root}/index: the quality columns are not those of the records; stage quality writes them again"]
     if problems:

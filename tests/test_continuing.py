@@ -106,6 +106,24 @@ def test_a_prompt_is_cut_between_phones(model, even):
     assert 0 < len(short.codes) <= 16
 
 
+def test_every_phone_of_a_prompt_has_a_frame(model, monkeypatch):
+    """Also where the aligner's are shorter than the model's: two phones that end inside one frame share it with their neighbours."""
+    ends = np.array([60, 130, 300, 6300, 6390, 6400])
+
+    def align(aligner, audio, phones):
+        return aligning.Aligned(np.diff(ends, prepend=0), ends, 1.0)
+
+    monkeypatch.setattr(aligning, "align", align)
+    monkeypatch.setattr(model, "listen", lambda voice: VOICE[0])
+    monkeypatch.setattr(model, "encode", lambda audio: np.zeros((len(audio) // 200, 3), np.int32))
+    model.aligner = Even()
+    heard = prompts.hear(model, SAID, None, "en")
+    assert heard.durations == (1, 1, 1, 27, 1, 1) and len(heard.codes) == 32
+    monkeypatch.setattr(model, "listen", lambda voice: VOICE[0][:1000])
+    with pytest.raises(ValueError, match="0.06 s are 5 frames and the text has 6 phones"):
+        prompts.hear(model, SAID, None, "en")
+
+
 def test_words_are_divided_at_a_phone():
     words = front.words("one two")
     first, second = prompts.divide(words, 3)

@@ -10,8 +10,10 @@ import pytest
 import tiny
 from commands import refused, run
 
+from data_pipelines import tokens as pipeline
 from ns2_jax import inference
 from ns2_jax.audio import files
+from ns2_jax.data import frames
 from ns2_jax.inference import conversion, editing, provenance, revoicing
 from ns2_jax.text import front
 
@@ -163,8 +165,13 @@ def test_tokens_in_another_voice(tmp_path_factory):
     np.testing.assert_array_equal(plain, again)
     other = revoicing.revoice(model, tokenizer, (audio, 16000), tiny.SPEECH, seed=3, steps=2).audio
     assert np.abs(other - plain).max() > 0
-    tokens = revoicing.tokens_of(tokenizer, audio, 16000, 200)
-    assert len(tokens) == 160 and len(np.unique(tokens)) > 1
+    uneven = audio[: len(audio) - 300]  # ends inside a token's frame: tokens are those that a data set has of it
+    tokens, made = revoicing.tokens_of(tokenizer, uneven, 16000, 200), pipeline.Tokenizer(tokenizer)
+    row = np.zeros((made.devices, len(uneven) // 640 * 640), np.float32)
+    row[0] = uneven[: row.shape[1]]
+    stored = made(row, np.array([len(uneven)] + [640] * (made.devices - 1)))[0]
+    np.testing.assert_array_equal(tokens, frames.tokens_at_frames(stored, 640, 200, len(uneven) // 200))
+    assert len(tokens) == 158 and len(np.unique(tokens)) > 1
     with pytest.raises(ValueError, match="does not speak from semantic tokens"):
         revoicing.revoice(tokenizer, tokenizer, SOURCE, None)
     with pytest.raises(ValueError, match="makes no tokens"):

@@ -21,7 +21,7 @@ from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import scores
-from ns2_jax.evaluate import judges, material
+from ns2_jax.evaluate import job, judges, material
 from ns2_jax.runtime import checkpoints
 from ns2_jax.text import phones
 
@@ -75,6 +75,38 @@ def test_choice_goes_round_the_speakers_and_a_prompt_is_another_utterance(corpus
 def test_choice_follows_the_seed(corpus):
     ids = lambda seed: [item["id"] for item in material.choose(Dataset.open(corpus), "test", 0, seed)]
     assert ids(1) == ids(1) and len({tuple(ids(seed)) for seed in range(8)}) > 1
+
+
+def test_what_is_gone_on_with_must_be_longer_than_what_is_kept(corpus):
+    """Ann takes 5.0 s for the sentence, Bob 4.8 s: `least` leaves him out, and nobody has six."""
+    items = material.choose(Dataset.open(corpus), "test", 0, seed=0, least=4.9)
+    assert [item["speaker"] for item in items] == ["ann"] * 3 and len({item["prompt"] for item in items}) > 1
+    with pytest.raises(ValueError, match="no utterance of split 'test' has 6 s.*--seconds"):
+        material.from_dataset(Dataset.open(corpus), "test", 0, 0, least=6.0)
+    asked = job.Ask(task="continue", data=str(corpus), limit=0, seconds=3.85)
+    assert {item["speaker"] for item in job.gather(asked, None, None).items} == {"ann"}
+    assert "--seconds=2 goes with --task=continue" in refused(NAME, "--model=M", "--data=D", "--seconds=2")
+
+
+def test_prompts_have_the_seconds_that_are_asked_for(corpus):
+    """Three are cut from one recording, seven from two by the same speaker, whose texts go along; Bob has no seven beside an utterance."""
+    data = Dataset.open(corpus)
+    short = material.from_dataset(data, "test", 0, 0, heard=3.0)
+    assert {len(prompt) for prompt in short.prompts} == {48000} and len(short.items) == 5 and short.about["prompt"] == "3 s"
+    assert all(len(said) == 1 and said[0].seconds == 3.0 and said[0].text == TEXT for said in short.voices)
+    long = material.from_dataset(data, "test", 0, 0, heard=7.0)
+    assert {item["speaker"] for item in long.items} == {"ann"} and {len(prompt) for prompt in long.prompts} == {112000}
+    for item, prompt, said in zip(long.items, long.prompts, long.voices):
+        first, second = (material.read_audio(data, "test", i) for i in item["prompt_indices"])
+        assert item["index"] not in item["prompt_indices"] and item["prompt"].count("+") == 1
+        np.testing.assert_array_equal(prompt, np.concatenate([first, second])[:112000])
+        assert (said[0].voice[0] == first).all() and said[0].seconds == 0 and said[1].seconds == pytest.approx(7 - len(first) / 16000)
+    assert short.about["items"] != long.about["items"] and "prompt_indices" not in material.choose(data, "test", 0, 0)[0]
+    with pytest.raises(ValueError, match="20 s by its speaker"):
+        material.choose(data, "test", 0, 0, heard=20.0)
+    common = ["--model=M", "--data=D", "--prompt_seconds=3"]
+    assert "does not go with prosody" in refused(NAME, *common, "--evals=prosody")
+    assert "does not go with --task=continue" in refused(NAME, *common, "--task=continue")
 
 
 def test_table_and_summary():

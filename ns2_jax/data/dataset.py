@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
@@ -97,6 +98,11 @@ class Dataset:
         if found is None:
             raise records.unfinished(f"{self.root}/{name}", group)
         return records.load_marker(found, f"{self.root}/{name}")
+
+    def contents(self, group: str) -> str:
+        """A hash of what the shards of `group` hold, of all splits, from their markers. Raises as `marker` does."""
+        held = [self.marker(group, split, k)["sha256"] for split in self.splits for k in range(self.manifest["splits"][split]["shards"])]
+        return hashlib.sha256("".join(held).encode()).hexdigest()[:16]
 
     def records(self, split: str) -> int:
         """How many utterances `split` has."""

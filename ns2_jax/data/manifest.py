@@ -74,8 +74,16 @@ def manifest_of(
     root = pathlib.Path(root)
     found = _markers(root, {"meta", "audio", *needed})
     path = root / "manifest.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
     given = {"name": name, "sample_rate": sample_rate, "base_hop": base_hop, "f0_period": f0_period, "phones": phones}
+    try:
+        old = {}
+        if path.exists():
+            old = json.loads(path.read_bytes())
+            old["sample_rate"]  # noqa: B018  it has one
+    except (ValueError, TypeError, KeyError) as error:
+        if sample_rate is None:  # what nobody says but the command that made the data set
+            raise records.Corrupt(f"{path} is damaged; run the command that made {root} again") from error
+        old = {}
     defaults = {"name": root.name, "sample_rate": 16000, "base_hop": records.BASE_HOP, "f0_period": 160, "phones": ""}
     head = {key: old.get(key, defaults[key]) if value is None else value for key, value in given.items()}
     names = sorted({split for _, split in found}, key=lambda split: (order.index(split) if split in order else len(order), split))

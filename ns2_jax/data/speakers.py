@@ -67,7 +67,7 @@ def load(dataset: Dataset, split: str) -> Speakers:
             stored: Any = np.load(io.BytesIO(data))
             if str(stored["fingerprint"]) == dataset.fingerprint:
                 return Speakers(stored["names"], stored["starts"], stored["members"])
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError):  # RuntimeError: it seems encrypted, or packed otherwise
             pass  # not whole: made again like one of another data set
     spoken_by: list[str] = []
     for start in tqdm.trange(0, dataset.records(split), CHUNK, desc=f"speakers of {split}", mininterval=2, leave=False):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ns2_jax.audio import files
+from ns2_jax.audio import acoustics, files
 
 KINDS = {"reverberant": (0.1, 3.0, "seconds"), "noisy": (0.0, 40.0, "decibels")}
 
@@ -23,24 +23,13 @@ def _rng(audio: np.ndarray) -> np.random.Generator:
 
 def reverberant(audio: np.ndarray, rate: int, seconds: float) -> np.ndarray:
     """`audio [s]` in a room of RT60 `seconds`: direct sound and a tail of exponentially decaying noise of the same energy. float32 `[s]`."""
-    length = int(1.2 * seconds * rate)
-    tail = _rng(audio).normal(size=length) * 10 ** (-3 * np.arange(length) / (seconds * rate))
-    tail[: int(0.002 * rate)] = 0.0
-    response = np.concatenate([[1.0], tail / np.sqrt(np.square(tail).sum())])
-    size = 1 << int(len(audio) + length).bit_length()
-    wet = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[: len(audio)]
-    return _level(wet, audio)
+    return acoustics.reverberate(audio, acoustics.impulse(rate, seconds, 0.0, _rng(audio)))
 
 
 def noisy(audio: np.ndarray, rate: int, decibels: float) -> np.ndarray:
     """`audio [s]` with white noise `decibels` below the speech's active level. float32 `[s]`."""
-    noise = _rng(audio).normal(size=len(audio)) * files.active_rms(audio, rate) * 10 ** (-decibels / 20)
-    return _level(audio + noise, audio)
-
-
-def _level(made: np.ndarray, like: np.ndarray) -> np.ndarray:
-    rms = lambda x: np.sqrt(np.mean(np.square(x, dtype=np.float64)))
-    return (made * rms(like) / max(rms(made), 1e-12)).astype(np.float32)
+    white = _rng(audio).standard_normal(len(audio))
+    return acoustics.as_loud_as(acoustics.mix(audio, white, decibels, files.active_rms(audio, rate)), audio)
 
 
 def read(spec: str) -> Callable[[np.ndarray, int], np.ndarray]:

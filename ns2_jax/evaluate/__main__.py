@@ -57,6 +57,10 @@ def define_flags() -> None:
     flags.DEFINE_enum("task", None, ["tts", "continue", "codec", "recordings", *changed.TASKS], "What is scored; tts where the model speaks, else "
                       "codec. convert gives every recording the voice of another speaker's prompt, enhance takes a corpus made by "
                       "data_pipelines.rooms (and --clean), sing one made by data_pipelines.singing.")
+    flags.DEFINE_float("seconds", 3.0, "Of every recording, which --task=continue keeps; those that have not a second more are left out.",
+                       lower_bound=0.1)
+    flags.DEFINE_float("prompt_seconds", 0.0, "Of a prompt from a data set, joined of several recordings where one is shorter; 0 is one recording.",
+                       lower_bound=0.0)
     flags.DEFINE_string("clean", None, "The data set that --data was made of, for --task=enhance.")
     flags.DEFINE_string("aligner", str(inference.ALIGNER), "Run or export of an aligner, for --task=convert and enhance.")
     flags.DEFINE_string("prompt_text", None, "What the prompt of --list=hard:PROMPT says, for a model that goes on from it.")
@@ -96,6 +100,12 @@ def read_flags() -> tuple[str | None, Path | None]:
         raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(judges.EVALS)}")
     if "speed" in (FLAGS.evals or ()) and (len(FLAGS.evals) > 1 or FLAGS.follow or not path):
         raise ValueError("--evals=speed is timed alone, with --model=DIR or --workdir=DIR: nothing else may use the machine")
+    if FLAGS["seconds"].present and FLAGS.task != "continue":
+        raise ValueError(f"--seconds={FLAGS.seconds:g} goes with --task=continue")
+    wrong = [name for name in ("list", "prompts") if FLAGS[name].value] + [name for name in ("speed", "prosody") if name in (FLAGS.evals or ())]
+    if FLAGS.prompt_seconds and (wrong or FLAGS.task not in (None, "tts")):
+        raise ValueError(f"--prompt_seconds={FLAGS.prompt_seconds:g} is about speech in the voice of a data set's prompts; it does not go with "
+                         f"{(wrong or [f'--task={FLAGS.task}'])[0]}")
     if FLAGS.prompts:
         surroundings.read(FLAGS.prompts)
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
@@ -168,7 +178,7 @@ def main(argv: list[str]) -> None:
         evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
         sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option),
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
-                                              "save_audio", "clean", "aligner", "prompt_text", "prompts", "rerank")})
+                                              "save_audio", "clean", "aligner", "prompt_text", "prompts", "rerank", "seconds", "prompt_seconds")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)

@@ -24,7 +24,7 @@ from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import boundaries, lists, pictures, recognisers, rivals, scores, speed, statistics
 from ns2_jax.evals import takes as best_takes
 from ns2_jax.evaluate import changed, denoising, judges
-from ns2_jax.evaluate.material import Material, from_dataset, from_list
+from ns2_jax.evaluate.material import GOES_ON, Material, from_dataset, from_list
 from ns2_jax.inference import aligning
 from ns2_jax.inference.continuation import SECONDS
 from ns2_jax.runtime import checkpoints, cluster, metrics, weights
@@ -57,6 +57,8 @@ class Ask:
     prompt_text: str | None = None
     prompts: str | None = None
     rerank: int = 1
+    seconds: float = SECONDS
+    prompt_seconds: float = 0.0
 
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
@@ -106,8 +108,8 @@ def make_rivals(specs: Sequence[str], recordings: Sequence[np.ndarray], rate: in
 
 
 def synthesise(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any],
-               condition: str = "synthesis", continued: bool = False) -> tuple[list[inference.Speech | None], float]:
-    """The items' texts in the voices of their prompts, or `continued` after the first seconds of their own recordings (None where it failed: its
+               condition: str = "synthesis", continued: float = 0.0) -> tuple[list[inference.Speech | None], float]:
+    """The items' texts in the voices of their prompts, or after the first `continued` seconds of their own recordings (None where it failed: its
     item says why), and the seconds it took."""
     made: list[inference.Speech | None] = []
     start, rows = time.monotonic(), inference.ROWS * jax.local_device_count()
@@ -117,7 +119,7 @@ def synthesise(model: inference.Model, material: Material, seed: int, options: M
         failures: dict[int, str] = {}
         if continued:
             recordings = [(audio, model.rate) for audio in material.recordings[part]]
-            made += inference.continue_all(model, list(zip(recordings, texts)), seeds, failures=failures, **options)
+            made += inference.continue_all(model, list(zip(recordings, texts)), seeds, continued, failures=failures, **options)
         else:
             voices = material.voices[part] if model.continues else [(prompt, model.rate) for prompt in material.prompts[part]]
             made += model.speak_batch(list(zip(texts, voices)), seeds, failures=failures, **options)
@@ -157,7 +159,8 @@ def gather(ask: Ask, path: str | None, config: Mapping[str, Any] | None) -> Mate
     dataset.check_split(ask.split)
     if rate not in (None, dataset.sample_rate):
         raise ValueError(f"{path} works at {rate} Hz, {dataset.root} is at {dataset.sample_rate} Hz; give --data at the model's rate")
-    return from_dataset(dataset, ask.split, 120 if ask.limit is None else ask.limit, ask.seed)
+    least = ask.seconds + GOES_ON if ask.task == "continue" else 0.0
+    return from_dataset(dataset, ask.split, 120 if ask.limit is None else ask.limit, ask.seed, least, ask.prompt_seconds)
 
 
 def time_speed(ask: Ask, path: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -213,7 +216,8 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
         material = material.surrounded(ask.prompts)
     if ask.task == "continue" and any(not item["source"] for item in material.every):
         raise ValueError(f"--task=continue needs recordings to go on from; {ask.list} has none")
-    if task == "tts" and ask.task != "continue" and model.continues and (mute := next((one for one in material.voices if not one.text), None)):
+    voices = [] if ask.prompt_seconds or ask.task == "continue" else material.voices
+    if task == "tts" and model.continues and (mute := next((one for one in voices if not one.text), None)):
         raise ValueError(f"{model.name} must be told what its prompts say: {mute.voice} has no text in --list={ask.list} (--prompt_text gives one)")
     if ask.rerank > 1 and task != "tts":
         raise ValueError(f"--rerank={ask.rerank} chooses among syntheses; it needs a model that speaks")
@@ -229,7 +233,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if denoising.EVALS.keys() & set(ask.evals):
         return score_denoising(ask, path, model, out)
     task, evals, material = cluster.together(prepare, ask, path, model, out)
-    continued = ask.task == "continue"
+    continued = ask.seconds if ask.task == "continue" else 0.0
     if task == "tts" and (continued or model.continues):
         model.aligner = inference.load(inference.ALIGNER)
     items, rate = material.items, material.rate
@@ -255,7 +259,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         spoken_with["aligner"] = weights.weights_hash(ask.aligner)
     if task in changed.TASKS:
         spoken_with["task"] = task
-    spoken_with |= {"continued": f"after {SECONDS:g} s of the recording"} if continued else {}
+    spoken_with |= {"continued": f"after {continued:g} s of the recording"} if continued else {}
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)
         if not any(cluster.gather([audio is not None for audio in made["wavs"]])):

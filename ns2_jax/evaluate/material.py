@@ -15,6 +15,8 @@ from ns2_jax.evals import lists, prosody, statistics, surroundings
 from ns2_jax.runtime import cluster
 
 PROMPT_SECONDS = 2.0
+GOES_ON = 1.0
+"""Seconds that a recording has at least behind the beginning which is kept, where it is to be gone on with (VALL-E, section 5.1: 3 s of 4 to 10)."""
 
 
 @dataclasses.dataclass
@@ -34,7 +36,7 @@ class Material:
     every: list[dict[str, Any]]  # the items of all hosts
     dataset: Dataset | None = None
     split: str = ""
-    voices: list[inference.Said] = dataclasses.field(default_factory=list)  # the prompts with what they say, for models that ask
+    voices: list[Any] = dataclasses.field(default_factory=list)  # the prompts with what they say (one or several `Said`), for models that ask
     sources: list[np.ndarray] | None = None  # what a task hears in place of the recordings, which its outputs are to be like
 
     def surrounded(self, spec: str) -> Material:
@@ -73,11 +75,12 @@ def read_audio(dataset: Dataset, split: str, i: int) -> np.ndarray:
     return dataset.read(split, "audio", i)["audio"].astype(np.float32) / 32768
 
 
-def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str, Any]]:
-    """Utterances spread over the speakers in turn, each with its prompt: another one of the same speaker.
+def choose(dataset: Dataset, split: str, limit: int, seed: int, least: float = 0.0, heard: float = 0.0) -> list[dict[str, Any]]:
+    """Utterances of at least `least` seconds spread over the speakers in turn, each with its prompt: another one of the same speaker.
 
-    The choice depends on the names of the utterances and the seed, not on their order. Speakers with a single utterance are left
-    out. Raises ValueError when nobody is left.
+    With `heard` the prompt is as many others, one after the other, as hold so many seconds (`prompt_indices`). The choice depends on the names of
+    the utterances and the seed, not on their order. Speakers with a single utterance, or too little for a prompt, are left out. Raises ValueError
+    when nobody is left.
     """
     people: dict[str, list[tuple[str, int, dict]]] = {}
     for i in range(dataset.records(split)):
@@ -88,27 +91,45 @@ def choose(dataset: Dataset, split: str, limit: int, seed: int) -> list[dict[str
     if not queues:
         raise ValueError(f"{dataset.root}: no speaker of split {split!r} has two utterances, so there is no prompt; pick another --split")
     enough = PROMPT_SECONDS * dataset.sample_rate
+    seconds = lambda some: sum(o[2]["num_samples"] for o in some) / dataset.sample_rate
     items = []
     for turn in range(max(map(len, queues.values()))):
         for speaker, mine in queues.items():
-            if turn < len(mine) and (not limit or len(items) < limit):
+            if turn < len(mine) and (not limit or len(items) < limit) and mine[turn][2]["num_samples"] >= least * dataset.sample_rate:
                 others = mine[turn + 1 :] + mine[:turn]  # from the next on, round the circle
                 prompt = next((o for o in others if o[2]["num_samples"] >= enough), max(others, key=lambda o: o[2]["num_samples"]))
+                several = [prompt]
+                for other in (o for o in others if o is not prompt):
+                    if seconds(several) < heard:
+                        several.append(other)
+                if seconds(several) < heard:
+                    continue
+                name = "+".join(o[2]["utt_id"] for o in several)
                 items.append({"id": mine[turn][2]["utt_id"], "index": mine[turn][1], "speaker": speaker, "voice": mine[turn][2]["voice"],
-                              "text": mine[turn][2]["text"], "prompt": prompt[2]["utt_id"], "prompt_index": prompt[1],
-                              "source": mine[turn][2]["utt_id"], "prompt_source": prompt[2]["utt_id"]})
+                              "text": mine[turn][2]["text"], "prompt": name, "prompt_index": prompt[1],
+                              "source": mine[turn][2]["utt_id"], "prompt_source": name}
+                             | ({"prompt_indices": [o[1] for o in several]} if heard else {}))
+    if not items:
+        raise ValueError(f"{dataset.root}: no utterance of split {split!r} has {least:g} s (--seconds) and {heard:g} s by its speaker beside it "
+                         "(--prompt_seconds); pick another --split, or ask for less")
     return items
 
 
-def from_dataset(dataset: Dataset, split: str, limit: int, seed: int) -> Material:
-    """Utterances of a split, `choose` has which."""
-    items = choose(dataset, split, limit, seed)
+def from_dataset(dataset: Dataset, split: str, limit: int, seed: int, least: float = 0.0, heard: float = 0.0) -> Material:
+    """Utterances of a split, `choose` has which; with `heard` prompts have so many seconds, and a fingerprint that says so."""
+    items, rate = choose(dataset, split, limit, seed, least, heard), dataset.sample_rate
     mine = [dict(item) for item in cluster.share(items)]
-    recordings, prompts = ([read_audio(dataset, split, item[key]) for item in mine] for key in ("index", "prompt_index"))
-    about = {"data": dataset.fingerprint, "split": split, "items": digest(items)}
-    texts = [dataset.read(split, "meta", item["prompt_index"])["text"] for item in mine]
-    voices = [inference.Said((prompt, dataset.sample_rate), text) for prompt, text in zip(prompts, texts)]
-    return Material(mine, recordings, prompts, dataset.sample_rate, about, items, dataset, split, voices)
+    recordings, prompts, voices = [read_audio(dataset, split, item["index"]) for item in mine], [], []
+    for item in mine:
+        parts, said = [], []
+        for i in item.get("prompt_indices", [item["prompt_index"]]):
+            audio, left = read_audio(dataset, split, i), heard - sum(map(len, parts)) / rate
+            said.append(inference.Said((audio, rate), dataset.read(split, "meta", i)["text"], left * (0 < left < len(audio) / rate)))
+            parts.append(audio[: round(left * rate)] if heard else audio)
+        prompts.append(np.concatenate(parts))
+        voices.append(said if heard else said[0])
+    about = {"data": dataset.fingerprint, "split": split, "items": digest(items)} | ({"prompt": f"{heard:g} s"} if heard else {})
+    return Material(mine, recordings, prompts, rate, about, items, dataset, split, voices)
 
 
 def from_list(spec: str, rate: int, limit: int, seed: int, prompt_text: str = "") -> Material:

@@ -194,8 +194,12 @@ def cut(model: Model, said: Said, words: front.Words, frames: int, phones: int) 
                              "a shorter recording with its text, or an aligner (Model.aligner), which finds where to cut")
         return Heard(model.encode(audio), list(words), digests=known, notes=(note,)), []
     words, ends = times(model.aligner, audio, model.rate, words)
-    edges = np.rint(ends / model.hop).astype(int)
-    edges[-1] = min(edges[-1], len(audio) // model.hop)
+    edges, at, total = np.rint(ends / model.hop).astype(int), np.arange(1, len(ends) + 1), len(audio) // model.hop
+    if total < len(edges):
+        raise ValueError(f"{len(audio) / model.rate:.2f} s are {total} frames and the text has {len(edges)} phones; is it the text of this "
+                         "recording?")
+    edges = np.maximum.accumulate(np.maximum(edges, at) - at) + at  # the aligner's frames may be shorter: each phone has one of ours at least,
+    edges = np.minimum(edges, total - len(edges) + at)  # and all leave room for those that follow
     kept = min(int(np.searchsorted(edges, limit, side="right")), phones)
     if not kept:
         return Heard(np.zeros((0, model.system.sizes["q"]), np.int32), digests=known, notes=(note,)), list(words)

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 def tokens_of(tokenizer: Model, audio: np.ndarray, rate: int, hop: int) -> np.ndarray:
-    """The tokens that hold at the centres of the frames of `hop` samples of `audio [s]` at `rate`: int32 `[s // hop]`."""
+    """The tokens that hold at the centres of the frames of `hop` samples of `audio [s]` at `rate`: int32 `[s // hop]`.
+
+    As a data set has them: of the tokenizer's whole frames, the last one to the end.
+    """
     heard = files.resample(audio, rate, tokenizer.rate)
-    t = max(-(-len(heard) // tokenizer.hop), 1)
-    row = {"audio": np.pad(heard, (0, t * tokenizer.hop - len(heard))).astype(np.float32), "frames": np.int32(t)}
+    t = max(len(heard) // tokenizer.hop, 1)
+    row = {"audio": np.pad(heard, (0, max(t * tokenizer.hop - len(heard), 0)))[: t * tokenizer.hop].astype(np.float32), "frames": np.int32(t)}
     (out,) = tokenizer.run("tokenise", [row], sizes={"s": t * tokenizer.hop, "t": t})
     at = (np.arange(len(audio) // hop) + 0.5) * hop / rate * tokenizer.rate / tokenizer.hop
     return out["tokens"][np.minimum(at.astype(int), t - 1)].astype(np.int32)

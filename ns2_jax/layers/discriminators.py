@@ -4,10 +4,13 @@
 three times, dilated in time). `kind="dac"` are DAC's: HiFi-GAN's periods and a multi-band complex STFT. `kind="hifigan"` are HiFi-GAN's
 periods and scales. `kind="1d"` sees a frame's whole spectrum as channels and convolves over time only: a tenth of the cost on a CPU, and not
 equivariant to pitch.
+
+Below them what both sides lose by them, for the codec and the vocoder alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -182,6 +185,7 @@ class Discriminators(nn.Module):
 
 
 Judged = list[tuple[jax.Array, list[jax.Array]]]
+Judge = Callable[[jax.Array], Judged]  # audio `[b, s]` -> what the judges say of it
 
 
 def adversarial(judged: Judged) -> jax.Array:
@@ -189,12 +193,41 @@ def adversarial(judged: Judged) -> jax.Array:
     return sum(jnp.square(1 - logits).mean(1) for logits, _ in judged)
 
 
-def feature_matching(real: Judged, fake: Judged) -> jax.Array:
-    """Mean absolute difference of the judges' features, summed over layers and judges: `[b]` (equation 4). No derivative by `real`."""
-    distance = lambda r, f: jnp.abs(jax.lax.stop_gradient(r).astype(jnp.float32) - f).mean(tuple(range(1, r.ndim)))
-    return sum(distance(r, f) for (_, rs), (_, fs) in zip(real, fake) for r, f in zip(rs, fs))
+def feature_matching(real: Judged, fake: Judged, relative: bool = False) -> jax.Array:
+    """Mean absolute difference of the judges' features, summed over layers and judges: `[b]` (equation 4). No derivative by `real`.
+
+    `relative`: each over the mean magnitude of what is real, and the mean over layers and judges (EnCodec, section 3.4).
+    """
+
+    def distance(r: jax.Array, f: jax.Array) -> jax.Array:
+        r, axes = jax.lax.stop_gradient(r.astype(jnp.float32)), tuple(range(1, r.ndim))
+        off = jnp.abs(r - f).mean(axes)
+        return off / (jnp.abs(r).mean(axes) + 1e-6) if relative else off
+
+    distances = [distance(r, f) for (_, rs), (_, fs) in zip(real, fake) for r, f in zip(rs, fs)]
+    return sum(distances) / len(distances) if relative else sum(distances)
 
 
 def discrimination(real: Judged, fake: Judged) -> jax.Array:
     """What the judges lose, least squares, summed: `[b]` (equation 1)."""
     return sum(jnp.square(1 - r).mean(1) + jnp.square(f).mean(1) for (r, _), (f, _) in zip(real, fake))
+
+
+def opinion(judge: Judge, real_bs: jax.Array, fake_bs: jax.Array, judged: jax.Array, relative: bool = False) -> tuple[jax.Array, jax.Array]:
+    """(`adversarial`, `feature_matching`) of what a generator made, each `[b]`: zero, and no work, unless `judged`."""
+    none = jnp.zeros(real_bs.shape[:1])
+
+    def hear(fake_bs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        fake, real = judge(fake_bs), judge(real_bs)
+        return adversarial(fake), feature_matching(real, fake, relative)
+
+    return jax.lax.cond(judged, hear, lambda _: (none, none), fake_bs)
+
+
+def lesson(judge: Callable[[Any, jax.Array], Judged], disc: Any, real_bs: jax.Array, fake_bs: jax.Array, weight_b: jax.Array,
+           judged: jax.Array) -> tuple[jax.Array, Any]:
+    """(`discrimination` as a sum over rows by their weights, its gradient by `disc`, the judges' parameters): zero, and no work, unless
+    `judged`. Nothing is learned by what made `fake_bs`."""
+    fake_bs = jax.lax.stop_gradient(fake_bs)
+    loss = lambda disc: (discrimination(judge(disc, real_bs), judge(disc, fake_bs)) * weight_b).sum()
+    return jax.lax.cond(judged, lambda: jax.value_and_grad(loss)(disc), lambda: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, disc)))

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ns2_jax.layers import quantize
+from ns2_jax.layers import discriminators, quantize
 from ns2_jax.layers.codec import Codec
 from ns2_jax.layers.discriminators import Discriminators
 from ns2_jax.maths import spectral
@@ -133,23 +133,14 @@ class System(Base):
             total += 0.5 * spectral.magnitude((real - fake) * bend, 1e-4).mean((1, 2))
         return total
 
-    def judgement(self, disc: Tree, real_bs: jax.Array, fake_bs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(adversarial `[b]`, relative feature matching `[b]`) as the generator sees them (least squares)."""
-        fakes = self.judges.apply({"params": disc}, fake_bs)
-        reals = self.judges.apply({"params": disc}, real_bs)
-        adversarial = sum(jnp.square(1 - logits).mean(1) for logits, _ in fakes) / len(fakes)
-        distance = []
-        for (_, real), (_, fake) in zip(reals, fakes):
-            for r, f in zip(real, fake):
-                r, axes = jax.lax.stop_gradient(r.astype(jnp.float32)), tuple(range(1, r.ndim))
-                distance.append(jnp.abs(r - f).mean(axes) / (jnp.abs(r).mean(axes) + 1e-6))
-        return adversarial, sum(distance) / len(distance)
+    def verdict(self, disc: Tree, audio_bs: jax.Array) -> discriminators.Judged:
+        """What the discriminators say of audio."""
+        return self.judges.apply({"params": disc}, audio_bs)
 
     def losses(self, disc: Tree, audio_bs: jax.Array, fake_bs: jax.Array, judged: jax.Array) -> dict[str, jax.Array]:
-        """What the decoded waveform is held to, each `[b]`; the discriminators only where `judged`."""
-        none = jnp.zeros(audio_bs.shape[:1])
-        adversarial, features = jax.lax.cond(judged, lambda x: self.judgement(disc, audio_bs, x), lambda x: (none, none), fake_bs)
-        parts = {"mel": self.mel_loss(audio_bs, fake_bs), "adversarial": adversarial, "features": features}
+        """What the decoded waveform is held to, each `[b]`; the discriminators only where `judged`, their mean."""
+        adversarial, features = discriminators.opinion(lambda x: self.verdict(disc, x), audio_bs, fake_bs, judged, relative=True)
+        parts = {"mel": self.mel_loss(audio_bs, fake_bs), "adversarial": adversarial / self.judges.number, "features": features}
         return parts | ({"complex": self.complex_loss(audio_bs, fake_bs)} if self.complex_weight else {})
 
     @property
@@ -207,18 +198,10 @@ class System(Base):
             stats |= {"mean": sums[0], "square": sums[1], "rows": weight.sum()}
             return (fake, commitment, following), (stats, error / jnp.maximum(full.mean(), 1e-6))
 
-        def discriminator(disc: Tree, fake: jax.Array):
-            pairs = zip(self.judges.apply({"params": disc}, audio), self.judges.apply({"params": disc}, fake))
-            loss = sum(jnp.square(1 - real).mean(1) + jnp.square(fake).mean(1) for (real, _), (fake, _) in pairs)
-            return (loss / self.judges.number * weight).sum()
-
         (fake, commitment, following), back, (stats, error) = jax.vjp(generator, params["gen"], has_aux=True)
         gradient, parts, norms = self.pull(params["disc"], rest, audio, fake, weight, judged)
         (gen_grads,) = back((gradient, self.commitment_weight * weight, self.codebook_weight * weight))
-        fake = jax.lax.stop_gradient(fake)
-        disc_loss, disc_grads = jax.lax.cond(
-            judged, lambda: jax.value_and_grad(discriminator)(params["disc"], fake),
-            lambda: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params["disc"])))
+        disc_loss, disc_grads = discriminators.lesson(self.verdict, params["disc"], audio, fake, weight / self.judges.number, judged)
         loss = sum(self.weights[name] * part for name, part in parts.items()) + self.commitment_weight * commitment
         parts |= {"commitment": commitment, "quantisation_error": error}
         if self.network.code_width:

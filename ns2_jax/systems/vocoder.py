@@ -79,26 +79,15 @@ class System(Base):
         mel, judged = self.network.encode(audio), step >= self.adversarial_from
         judge = lambda disc, x: self.judges.apply({"params": disc}, x)
 
-        def opinion(fake: jax.Array) -> tuple[jax.Array, jax.Array]:
-            real, made = judge(params["disc"], audio), judge(params["disc"], fake)
-            return discriminators.adversarial(made), discriminators.feature_matching(real, made)
-
         def generator(gen: Tree):
             fake = self.network.apply({"params": gen}, mel)
-            none = jnp.zeros_like(weight)
-            adversarial, features = jax.lax.cond(judged, opinion, lambda _: (none, none), fake)
+            adversarial, features = discriminators.opinion(lambda x: judge(params["disc"], x), audio, fake, judged)
             parts = {"mel": self.mel_loss(audio, fake), "adversarial": adversarial, "features": features}
             loss = self.mel_weight * parts["mel"] + self.adversarial_weight * adversarial + self.feature_weight * features
             return (loss * weight).sum(), (fake, parts | {"loss": loss})
 
-        def discriminator(disc: Tree) -> jax.Array:
-            return (discriminators.discrimination(judge(disc, audio), judge(disc, fake)) * weight).sum()
-
         gen_grads, (fake, parts) = jax.grad(generator, has_aux=True)(params["gen"])
-        fake = jax.lax.stop_gradient(fake)
-        disc_loss, disc_grads = jax.lax.cond(
-            judged, lambda: jax.value_and_grad(discriminator)(params["disc"]),
-            lambda: (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params["disc"])))
+        disc_loss, disc_grads = discriminators.lesson(judge, params["disc"], audio, fake, weight, judged)
         metrics = {name: (part * weight).sum() for name, part in parts.items()}
         return {"gen": gen_grads, "disc": disc_grads}, {}, metrics | {"discriminator": disc_loss, "weight": weight.sum()}
 

@@ -20,6 +20,7 @@ import tiny
 from configs.data import ljspeech
 from data_pipelines import run
 from ns2_jax.data import records
+from ns2_jax.runtime import cluster
 from tests import sessions
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -183,6 +184,33 @@ def test_one_damaged_file_is_named_and_made_again_alone(corpus, built, kind, dam
         build(corpus, built, STAGES + ",verify")
         assert tree(built) == want and states(built) == after
         before = after
+
+
+def lists(root: pathlib.Path) -> list[str]:
+    """Files of `built` that are no group's."""
+    return [name for name in tree(root) if "-of-" not in name or name.startswith("plan/")]
+
+
+@pytest.mark.parametrize("damage", [flip, cut, pathlib.Path.unlink], ids=["flipped", "cut", "deleted"])
+def test_a_damaged_list_is_written_again_or_named(corpus, built, tmp_path, damage):
+    """Plans cannot be made again when the corpus may have changed; all else is. No traceback, no shard written."""
+    root = pathlib.Path(shutil.copytree(built, tmp_path / "out"))
+    want, before, named = tree(root), states(root), set()
+    for name in lists(root):
+        if not want[name] and damage is not pathlib.Path.unlink:
+            continue
+        damage(root / name)
+        try:
+            build(corpus, root, STAGES + ",verify")
+        except (ValueError, FileNotFoundError) as error:
+            assert cluster.is_user_error(error) and pathlib.Path(name).name in str(error), name
+            named.add(name)
+            (root / name).write_bytes(want[name])
+            build(corpus, root, STAGES + ",verify")
+        if name.endswith("speakers.npz") and damage is flip:  # of a zip file's bits some say nothing
+            (root / name).write_bytes(want[name])
+        assert tree(root) == want and states(root) == before, name
+    assert named == {name for name in want if name.startswith("plan")}
 
 
 def test_two_thousand_flipped_bits_are_named(built, tmp_path):

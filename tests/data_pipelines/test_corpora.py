@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import corpora, ingest, run, shards, tfds_builder, transcripts
+from data_pipelines import corpora, plans, run, shards, tfds_builder, transcripts
 from data_pipelines.corpora import Reject, Utterance
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import front, phones
@@ -380,29 +380,29 @@ def test_tfds_audio_feature_as_libritts_has_it(tmp_path):
 def test_adding_data_moves_no_speaker():
     names = [f"speaker{i}" for i in range(3000)]
     items = [Utterance(f"u{i}", "p", name, "t") for i, name in enumerate(names)]
-    splits = {item.speaker: ingest.split_of(item, "speaker", 20, 50) for item in items}
-    again = {item.speaker: ingest.split_of(Utterance("other", "q", item.speaker, "x"), "speaker", 20, 50) for item in reversed(items[::7])}
+    splits = {item.speaker: plans.split_of(item, "speaker", 20, 50) for item in items}
+    again = {item.speaker: plans.split_of(Utterance("other", "q", item.speaker, "x"), "speaker", 20, 50) for item in reversed(items[::7])}
     assert all(splits[name] == split for name, split in again.items())
     share = {split: list(splits.values()).count(split) / 3000 for split in ("train", "valid", "test")}
     np.testing.assert_allclose([share["valid"], share["test"]], [0.02, 0.05], atol=0.012)
-    assert ingest.bucket("LJ") == int.from_bytes(hashlib.blake2b(b"LJ", digest_size=8).digest(), "big") % 1000
+    assert plans.bucket("LJ") == int.from_bytes(hashlib.blake2b(b"LJ", digest_size=8).digest(), "big") % 1000
 
 
 def test_plan_is_written_once_and_rejects_what_is_twice(tmp_path):
     items = [Utterance(f"u{i}", f"{i}.wav", f"s{i % 3}", "t") for i in range(10)]
     found = [*items, Utterance("u3", "again.wav", "s1", "t"), Reject("x", "bad_line", "y"), Utterance("u3", "third.wav", "s0", "t")]
     split = lambda item: {"s0": "train", "s1": "valid", "s2": "test"}[item.speaker]
-    made = ingest.plan(tmp_path / "out", iter(found), {"rate": 1}, split, 3)
+    made = plans.plan(tmp_path / "out", iter(found), {"rate": 1}, split, 3)
     assert made["inputs"] == 13 and made["splits"] == {
         "train": {"shards": 2, "utterances": 4}, "valid": {"shards": 1, "utterances": 3}, "test": {"shards": 1, "utterances": 3}}
-    lines = [line for path in (tmp_path / "out" / "plan").glob("*-of-*.jsonl") for line in path.read_text().splitlines()]
+    lines = [line for path in (tmp_path / "out" / "plan").glob("*-of-*.jsonl") for line in plans.read_list(path)]
     assert sorted(json.loads(line)["path"] for line in lines) == sorted(item.path for item in items)
     rejects = [json.loads(line) for line in (tmp_path / "out" / "plan" / "rejects.jsonl").read_text().splitlines()]
     assert sorted((row["reason"], row["item"]) for row in rejects) == [
         ("bad_line", "x"), ("duplicate_id", "again.wav"), ("duplicate_id", "third.wav")]
-    assert ingest.plan(tmp_path / "out", iter(()), {"rate": 1}, split, 3) == made  # not looked at again
+    assert plans.plan(tmp_path / "out", iter(()), {"rate": 1}, split, 3) == made  # not looked at again
     with pytest.raises(ValueError, match="made from other recordings"):
-        ingest.plan(tmp_path / "out", iter(found), {"rate": 2}, split, 3)
+        plans.plan(tmp_path / "out", iter(found), {"rate": 2}, split, 3)
 
 
 def test_unknown_layout():

@@ -266,6 +266,14 @@ def test_inputs_that_are_refused(tmp_path, change, error, words):
         ingest.ingest(tmp_path / "c" / "wavs", tmp_path / "t.csv", tmp_path / "out", settings=KEEP, workers=0, f0=False)
 
 
+@pytest.mark.parametrize(("least", "most"), [(0.5, float("nan")), (2.0, 1.0), (0.0, 30.0), (0.5, float("inf"))])
+def test_lengths_that_no_recording_has(tmp_path, least, most):
+    (tmp_path / "t.csv").write_text("\n".join(good(tmp_path / "c" / "wavs", 2)))
+    with pytest.raises(ValueError, match=f"min_seconds={least} and max_seconds={most}; expected 0 < min_seconds < max_seconds, and finite"):
+        ingest.ingest(tmp_path / "c" / "wavs", tmp_path / "t.csv", tmp_path / "out", settings=ingest.Settings(min_seconds=least, max_seconds=most))
+    assert not (tmp_path / "out").exists()
+
+
 # Spoken by flite 2.2, which prints the end of every phone (`flite -voice rms -t TEXT -o x.wav -psdur`).
 HERE = pathlib.Path(__file__).parent
 SPOKEN = json.loads((HERE / "sentences.json").read_text())

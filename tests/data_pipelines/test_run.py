@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import align, corpora, ingest, run, shards, transcripts, verify
+from data_pipelines import align, ingest, plans, run, shards, transcripts, verify
 from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import front, phones, units
@@ -71,7 +71,7 @@ def test_ljspeech_through_all_stages(lj, tmp_path):
     for split in dataset.splits:
         for i in range(dataset.records(split)):
             meta, text, spoken, ends, audio, f0 = (dataset.read(split, g, i) for g in ("meta", "text", "phones", "align", "audio", "f0"))
-            place = ingest.bucket(meta["utt_id"])
+            place = plans.bucket(meta["utt_id"])
             assert split == ("valid" if place < 200 else "test" if place < 300 else "train")
             assert meta["speaker"] == "LJ" and meta["lang"] == "en" and text["text_norm"] == front.normalise(meta["text"])
             assert phones.names(spoken["phones"]) == front.phonemise(meta["text"])
@@ -168,11 +168,57 @@ def test_a_data_set_goes_on_as_it_was_begun(lj, tmp_path):
 @pytest.mark.parametrize(("changed", "words"), [
     ({"per_shard": 0}, "config.per_shard=0; expected at least 1"), ({"rate": 0}, "config.rate=0"),
     ({"split_by": "gender"}, "expected speaker"), ({"trim": float("nan")}, "config.trim=nan; expected at least 0, and finite"),
-    ({"trim": float("inf")}, "config.trim=inf; expected")])
+    ({"trim": float("inf")}, "config.trim=inf; expected"), ({"batch_seconds": 0.0}, "config.batch_seconds=0.0; expected at least 1"),
+    ({"max_seconds": float("nan")}, "max_seconds=nan; expected 0 < min_seconds < max_seconds"),
+    ({"min_seconds": 40.0}, "min_seconds=40.0 and max_seconds=30.0; expected"),
+    ({"valid": 900, "test": 900}, "config.valid=900 and config.test=900; they are thousandths, at most 1000 together")])
 def test_numbers_that_cannot_be(lj, tmp_path, changed, words):
     with pytest.raises(ValueError, match=words):
         stages({**config("ljspeech", lj, tmp_path / "out"), **changed}, "ingest")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_of_another_command(lj, tmp_path):
+    """One difference explains all others."""
+    ingest.ingest(lj / "wavs", lj / "metadata.csv", tmp_path / "out", settings=ingest.Settings(align="none"), workers=0, f0=False)
+    with pytest.raises(ValueError, match="or settings .command was 'ingest', is 'run'.; choose another folder or delete it"):
+        stages(config("ljspeech", lj, tmp_path / "out"), "ingest")
+
+
+def test_a_corpus_of_nothing(tmp_path):
+    """No recording, and none that can be used: said of the corpus, and what comes into it later is found."""
+    root, out = tmp_path / "recordings", tmp_path / "out"
+    root.mkdir()
+    with pytest.raises(ValueError, match=f"{root} has no recordings"):
+        stages(config("folder", root, out), "ingest,index,verify")
+    (root / "a.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="no recording can be used; see .*rejects.jsonl ..'unreadable': 1"):
+        stages(config("folder", root, out), "ingest,index,verify")
+    (tmp_path / "list.csv").write_text("path,id\n,b\n")
+    with pytest.raises(ValueError, match="no recording can be used; see .*rejects.jsonl"):
+        stages(config("manifest", tmp_path / "list.csv", tmp_path / "other"), "ingest")
+
+
+def test_a_lost_manifest_is_written_again_by_whom_knows(lj, tmp_path):
+    """A rate that nobody else tells is not guessed; and one that the manifest tells alone is compared with what else there is."""
+    settings = config("ljspeech", lj, tmp_path / "out")
+    stages({**settings, "rate": 24000}, "ingest,f0,index,verify")
+    manifest, root = tmp_path / "out" / "manifest.json", tmp_path / "out"
+    whole = manifest.read_bytes()
+    for damage in (b"{", b"[]", b"{}", b"\xff"):
+        manifest.write_bytes(damage)
+        with pytest.raises(ValueError, match="manifest.json is damaged; run the command that made"):
+            shards.write_manifest(root)
+        stages({**settings, "root": "", "rate": 24000}, "index,verify")
+        assert manifest.read_bytes() == whole
+    for was, now in ((b'"sample_rate": 24000', b'"sample_rate": 25000'), (b'"f0_period": 240', b'"f0_period": 160')):
+        assert whole.count(was) == 1
+        manifest.write_bytes(whole.replace(was, now))
+        shards.write_manifest(root)  # seconds follow the rate
+        with pytest.raises(ValueError, match="but it was made with 24000 and 240; stage index writes it again"):
+            stages({**settings, "root": "", "rate": 24000}, "verify")
+    stages({**settings, "root": "", "rate": 24000}, "index,verify")
+    assert manifest.read_bytes() == whole
 
 
 def test_a_lexicon_speaks_where_nobody_else_can(tmp_path):

@@ -120,6 +120,7 @@ def test_the_command_makes_a_corpus(sentences, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert command(f"--data={tmp_path / 'in'}", f"--out={tmp_path / 'out'}", "--workers=1").returncode == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
-    assert command(f"--data={tmp_path / 'in'}", f"--out={tmp_path / 'out'}", "--workers=1", "--utterances=2").returncode == 0
-    assert Dataset.open(tmp_path / "out").records("train") == 2
+    assert "utterances was 2000, is 2" in command(f"--data={tmp_path / 'in'}", f"--out={tmp_path / 'out'}", "--utterances=2").stderr
+    assert command(f"--data={tmp_path / 'in'}", f"--out={tmp_path / 'two'}", "--workers=1", "--utterances=2").returncode == 0
+    assert Dataset.open(tmp_path / "two").records("train") == 2
     assert "--out is --data" in command(f"--data={tmp_path / 'in'}", f"--out={tmp_path / 'in'}").stderr

@@ -152,3 +152,36 @@ def test_an_unknown_kind_and_a_window_too_short_are_named():
         discriminators.Bands(128, 2, np.float32).init(jax.random.key(0), AUDIO)
     with pytest.raises(ValueError, match="discriminator kind='3d'"):
         discriminators.Discriminators("3d", (64,), 2).init(jax.random.key(0), AUDIO)
+
+
+def hears(audio):
+    """Judges without parameters: two that know simple things of audio `[b, s]`."""
+    return [(audio[:, ::2], [audio[:, :4], audio[:, 4:]]), (audio[:, 1::2] ** 2, [audio[:, None] ** 2])]
+
+
+@pytest.mark.parametrize("relative", [False, True], ids=["hifigan", "relative"])
+def test_what_generators_lose_by_judges_is_the_equations_and_nothing_before_they_listen(relative):
+    real, fake = AUDIO[:, :12] + 0.5, AUDIO[:, 12:24]
+    reals, fakes = ([(np.asarray(logits), [np.asarray(f) for f in features]) for logits, features in hears(x)] for x in (real, fake))
+    adversarial = sum(((1 - logits) ** 2).mean(1) for logits, _ in fakes)
+    away = [np.abs(r - f).reshape(2, -1).mean(1) / (np.abs(r).reshape(2, -1).mean(1) + 1e-6 if relative else 1)
+            for (_, rs), (_, fs) in zip(reals, fakes) for r, f in zip(rs, fs)]
+    features = sum(away) / (len(away) if relative else 1)
+    found = discriminators.opinion(hears, real, fake, True, relative)
+    np.testing.assert_allclose(found, [adversarial, features], rtol=1e-5)
+    np.testing.assert_array_equal(discriminators.opinion(hears, real, fake, False, relative), np.zeros((2, 2)))
+
+
+def test_judges_learn_to_tell_and_teach_nobody():
+    real, fake, weight = AUDIO[:, :12], AUDIO[:, 12:24], np.array([1.0, 0.5], np.float32)
+    judge = lambda disc, audio: [(disc["gain"] * audio, []), (audio + disc["bias"], [])]
+    disc = {"gain": np.float32(0.7), "bias": np.float32(0.1)}
+    loss, slopes = discriminators.lesson(judge, disc, real, fake, weight, True)
+    by_row = sum(((1 - made(real)) ** 2).mean(1) + (made(fake) ** 2).mean(1) for made in (lambda x: 0.7 * x, lambda x: x + 0.1))
+    np.testing.assert_allclose(loss, (by_row * weight).sum(), rtol=1e-5)
+    gain = ((-2 * real * (1 - 0.7 * real)).mean(1) + (2 * fake * 0.7 * fake).mean(1)) * weight
+    np.testing.assert_allclose(slopes["gain"], gain.sum(), rtol=1e-4)
+    quiet, still = discriminators.lesson(judge, disc, real, fake, weight, False)
+    assert float(quiet) == 0 and float(still["gain"]) == float(still["bias"]) == 0
+    taught = jax.grad(lambda x: discriminators.lesson(judge, disc, real, x, weight, True)[0])(fake)
+    assert not np.asarray(taught).any()

@@ -101,10 +101,13 @@ def test_the_u_net_and_the_style_encoder_have_the_published_counts():
     assert count(like) == 437_632 - 128 + 128
 
 
-def test_small_has_seven_million():
+def test_small_has_seven_million_and_fits_beside_the_results(tmp_path):
+    """As int8 without its vocoder, which has an export of its own: at most 8 MB."""
     one = system("small")
     params, rest = jax.eval_shape(one.init, jax.random.key(0), shapes(one.fields, {**SIZES, "c": 80}))
     assert 7.0e6 < count(params) < 8.0e6 and count(rest) == 3_623_091
+    weights.write_weights(tmp_path, {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)}, "int8")
+    assert (tmp_path / weights.FILE).stat().st_size < 8e6
 
 
 def test_wrong_numbers_are_named():

@@ -43,7 +43,7 @@ from ns2_jax.layers.aligner import Aligner
 from ns2_jax.layers.style import PriorEncoder, StyledPredictor, StyleEncoder, TextEncoder
 from ns2_jax.layers.unet import NETWORKS
 from ns2_jax.layers.vocoder import Vocoder
-from ns2_jax.maths import alignment, process
+from ns2_jax.maths import alignment, process, prosody
 from ns2_jax.systems.grad_stylespeech import cost
 from ns2_jax.systems.grad_stylespeech.programs import Programs
 from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
@@ -255,7 +255,7 @@ class System(Programs, SingleLoss):
         else:
             durations = batch["durations"]
         log_duration = self.apply(params, "duration", jax.lax.stop_gradient(h), there, s, rng=rng)
-        off = jnp.square(log_duration - jnp.log1p(durations.astype(jnp.float32))) * there
+        off = jnp.square(prosody.duration_error(log_duration, durations)) * there
         terms["duration"] = off.sum(-1) / jnp.maximum(there.sum(-1), 1)
 
         mu, _ = self.average(params, h, durations, s, size, rng)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ns2_jax.maths import alignment, samplers
+from ns2_jax.maths import alignment, prosody, samplers
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
 
 LOUDEST = 3.0
-"""Log-mel in nats that no recording reaches: a sine at full scale has 1 to 2."""
+"""Log-mel in nats that no recording reaches: a sine at full scale has at most 2, as has a square wave."""
 
 
 class Programs:
@@ -43,8 +43,7 @@ class Programs:
         real = inputs["phones"] > 0
         s = self._styles(params, inputs, jnp.zeros(real.shape[:1], bool), window)
         log_duration = self.apply(params, "duration", self.apply(params, "text", inputs["phones"]), real, s)
-        frames = jnp.round(jnp.expm1(jnp.minimum(log_duration, 7.0)) / speed)
-        return {"durations": jnp.where(real, jnp.maximum(frames, 1), 0).astype(jnp.int32)}
+        return {"durations": prosody.whole_frames(log_duration, real, speed)}
 
     def sample(
         self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, steps: int, guidance: float, temperature: float,

@@ -25,7 +25,6 @@ The paper's ablations: `prompt_in_denoiser`, `prompt_in_predictors`, `ce_weight=
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +37,7 @@ from ns2_jax.layers.codec import Codec
 from ns2_jax.layers.predictors import Predictor
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder, Transformer
 from ns2_jax.layers.wavenet import WaveNet
-from ns2_jax.maths import alignment, process, samplers
+from ns2_jax.maths import alignment, process, prosody, samplers
 from ns2_jax.systems.naturalspeech2 import cost
 from ns2_jax.systems.naturalspeech2.programs import Programs
 from ns2_jax.systems.naturalspeech2.rvq import ce_rvq
@@ -232,10 +231,7 @@ class System(Programs, SingleLoss):
 
     def pitch_ids(self, f0_bt: jax.Array) -> jax.Array:
         """F0 in Hz -> rows of the pitch table: 0 unvoiced, then `pitch_bins - 1` log-spaced bins over `pitch_range`."""
-        low, high = self.pitch_range
-        bins = self.pitch_bins - 1
-        place = jnp.log(jnp.maximum(f0_bt, low) / low) / math.log(high / low) * bins
-        return jnp.where(f0_bt > 0, 1 + jnp.clip(place.astype(jnp.int32), 0, bins - 1), 0)
+        return prosody.pitch_bins(f0_bt, self.pitch_bins, *self.pitch_range)
 
     def frames(self, params: Tree, h_bpc: jax.Array, durations_bp: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         """Phone vectors -> (frames `[b, size, c]` with their place in the phone, mask `[b, size]`)."""
@@ -326,16 +322,10 @@ class System(Programs, SingleLoss):
     def prior_terms(self, log_duration_bp: jax.Array, pitch_bt2: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Equation 7's L1 losses, as `[b, t]`."""
         real = (batch["phones"] > 0).astype(jnp.float32)
-        off = jnp.abs(log_duration_bp - jnp.log1p(batch["durations"].astype(jnp.float32))) * real
+        off = prosody.duration_error(log_duration_bp, batch["durations"]) * real
         per_phone = off.sum(-1) / jnp.maximum(real.sum(-1), 1.0)
-        voiced = (batch["f0"] > 0).astype(jnp.float32)
-        target = (jnp.log(jnp.maximum(batch["f0"], 1.0)) - self.pitch_mean) / self.pitch_deviation
-        value, logit = pitch_bt2[..., 0], pitch_bt2[..., 1]
-        return {
-            "duration": jnp.broadcast_to(per_phone[:, None], voiced.shape),
-            "pitch": jnp.abs(value - target) * voiced,
-            "voicing": nn.softplus(logit) - logit * voiced,  # cross entropy of a logit
-        }
+        pitch, voicing = prosody.pitch_errors(pitch_bt2, batch["f0"], self.pitch_mean, self.pitch_deviation)
+        return {"duration": jnp.broadcast_to(per_phone[:, None], pitch.shape), "pitch": pitch, "voicing": voicing}
 
     def flops(self, sizes: Sizes) -> float:
         """Analytic forward FLOPs of one training batch: 2 per multiply-add of every matrix product and convolution."""

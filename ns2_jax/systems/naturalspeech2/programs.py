@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ns2_jax.layers import quantize
-from ns2_jax.maths import samplers
+from ns2_jax.maths import prosody, samplers
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
 
 
@@ -40,8 +40,7 @@ class Programs:
         prompt = self.prompts(params, rest, inputs, jnp.zeros(real.shape[:1], bool), window=window)["predictors"]
         h = self.apply(params, "phones", inputs["phones"])
         log_duration = self.apply(params, "duration", h, real, *prompt)[..., 0]
-        frames = jnp.round(jnp.expm1(jnp.minimum(log_duration, 7.0)) / speed)
-        return {"durations": jnp.where(real, jnp.maximum(frames, 1), 0).astype(jnp.int32)}
+        return {"durations": prosody.whole_frames(log_duration, real, speed)}
 
     def contour(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, window: int) -> dict[str, jax.Array]:
         """Program: the pitch of every frame in Hz, 0 where unvoiced and past the end, float32 `[b, t]`."""
@@ -50,8 +49,7 @@ class Programs:
         h = self.apply(params, "phones", inputs["phones"])
         c, mask = self.frames(params, h, inputs["durations"], sizes["t"])
         pitch = self.apply(params, "pitch", c, mask, *prompt)
-        hertz = jnp.exp(pitch[..., 0] * self.pitch_deviation + self.pitch_mean)
-        return {"f0": jnp.where((pitch[..., 1] > 0) & mask, jnp.clip(hertz, *self.pitch_range), 0.0)}
+        return {"f0": prosody.hertz(pitch, mask, self.pitch_mean, self.pitch_deviation, *self.pitch_range)}
 
     def sample(
         self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, steps: int, guidance: float, temperature: float,

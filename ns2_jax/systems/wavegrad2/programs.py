@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ns2_jax.maths import samplers, schedules
+from ns2_jax.maths import prosody, samplers, schedules
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
 
 DEVIATION = 2.4
@@ -33,8 +33,7 @@ class Programs:
         real = inputs["phones"] > 0
         voice = self.voices(params, inputs, jnp.zeros(real.shape[:1], bool))
         log_duration = self.apply(params, "duration", self.text(params, inputs["phones"], voice), real)
-        frames = jnp.round(jnp.expm1(jnp.clip(log_duration, 0.0, 7.0)) / speed)
-        return {"durations": jnp.where(real, jnp.maximum(frames, 1), 0).astype(jnp.int32)}
+        return {"durations": prosody.whole_frames(log_duration, real, speed)}
 
     def sample(
         self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, steps: int, guidance: float, temperature: float,
