@@ -23,7 +23,9 @@ def run(monkeypatch, capsys, change) -> tuple[dict, list[np.ndarray], str]:
     heard: list[np.ndarray] = []
     display = types.ModuleType("IPython.display")
     display.Audio, display.display = lambda audio, rate: (audio, rate), lambda shown: heard.append(shown[0])
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    shell = types.ModuleType("IPython")
+    shell.get_ipython = lambda: None  # matplotlib asks whether it is in one
+    monkeypatch.setitem(sys.modules, "IPython", shell)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setenv("NS2_JAX_CACHE", "off")
     monkeypatch.chdir(ROOT / "launch")
