@@ -40,7 +40,7 @@ EXTRAS = {
     "beam": ["apache-beam>=2.69,<3"],
     "log": ["tensorboardX>=2.6.4,<3", "wandb>=0.22"],
     "export": ["flatbuffers>=25"],
-    "serve": [],  # nothing beyond the core so far
+    "serve": ["fastapi>=0.165,<1", "uvicorn>=0.54,<1", "python-multipart>=0.0.34", "prometheus-client>=0.26,<1"],
 }
 # What the quickstart needs of `eval` and `export`: no C compiler, which pesq asks for.
 EXTRAS["quickstart"] = ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "matplotlib>=3.10,<4", "flatbuffers>=25"]
@@ -49,7 +49,8 @@ EXTRAS["quickstart"] = ["pocketsphinx>=5.1,<6", "jiwer>=4,<5", "matplotlib>=3.10
 EXTRAS["test"] = [
     "pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.130,<7", "scipy>=1.15,<2", "safetensors>=0.6,<1",
     "libtpu==0.0.42.*",  # compiles for TPU without one
-    *EXTRAS["text"], *EXTRAS["eval"], *EXTRAS["export"], *EXTRAS["music"], "tensorboardX>=2.6.4,<3",
+    *EXTRAS["text"], *EXTRAS["eval"], *EXTRAS["export"], *EXTRAS["music"], *EXTRAS["serve"], "httpx2>=2.16,<3",
+    "tensorboardX>=2.6.4,<3",
 ]
 
 setup(
@@ -62,7 +63,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ns2_jax", "ns2_jax.*", "configs", "configs.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"data_pipelines": ["text/*.txt", "text/*.tsv"], "ns2_jax": ["evals/*.html", "evals/*.txt"]},
+    package_data={"data_pipelines": ["text/*.txt", "text/*.tsv"], "ns2_jax": [
+        "evals/*.html", "evals/*.txt", "serve/*.html", "serve/*.js", "serve/*.flac", "py.typed"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -4,14 +4,16 @@
     python -m ns2_jax.export --workdir=runs/naturalspeech2 --out=DIR --quantize=bf16 --codec=exports/codec   codec by hash
 
 The folder holds `params.safetensors` (the averaged weights), `config.json` (the resolved config and where the weights
-come from), `phones.json`, `programs/*.stablehlo` (read back with `jax.export.deserialize`; the weights are arguments, not
-constants), `README.md` and `SHA256SUMS`. It is written beside its place and renamed, so it is whole or not there. The
-command ends by running the same inputs through the run and through the export and prints the difference in dB.
+come from), `phones.json`, `lexicon.txt` where one is given, `programs/*.stablehlo` (read back with `jax.export.deserialize`; the weights are
+arguments, not constants), `README.md` (the model card) and `SHA256SUMS`, which loading checks. It is written beside its place and renamed, so
+it is whole or not there. Programs take any batch size and any length where lowering allows it; else a bucket's. The
+command ends by running the same inputs through the run and through the export and prints the difference in dB, and of audio the mel distance
+(0 for a copy): what rounding the weights costs.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import os
 import re
@@ -26,12 +28,38 @@ import numpy as np
 from absl import flags
 
 from ns2_jax import inference
+from ns2_jax.data import dataset
+from ns2_jax.evals import scores, spectral_distance
 from ns2_jax.runtime import cluster, state, weights
 from ns2_jax.systems import system as systems
 
 FLAGS = flags.FLAGS
 SECONDS = 4.0  # programs are lowered for the smallest bucket of at least so much audio
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What goes along with the weights: a `lexicon` file, the `licence` of the weights and that of the data, a folder of `scores`."""
+
+    lexicon: str = ""
+    licence: str = ""
+    data_licence: str = ""
+    scores: str = ""
+
+
+def data_of(path: str) -> list[dict[str, Any]]:
+    """What a run was trained on, from the manifests of the data sets (one, or several with commas between); [] where they are not here."""
+    found = []
+    for root in filter(None, path.split(",")):
+        try:
+            manifest = dataset.Dataset.open(root).manifest
+        except (FileNotFoundError, ValueError):
+            continue
+        hours = {split: round(about["seconds"] / 3600, 2) for split, about in manifest["splits"].items()}
+        speakers = {split: len(names) for split, names in manifest["speakers"].items()}
+        found.append({"name": manifest["name"], "fingerprint": manifest["fingerprint"], "hours": hours, "speakers": speakers})
+    return found
 
 
 def select(tree: Mapping[str, Any], patterns: Sequence[str]) -> dict[str, Any]:
@@ -73,11 +101,15 @@ def program_sizes(program: systems.Program, config: Mapping[str, Any], constants
 
 
 def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, int], platforms: Sequence[str]):
-    """`jax.export.Exported` of `call(params, rest, inputs, seed)`, with a free batch size where the program allows it."""
+    """`jax.export.Exported` of `call(params, rest, inputs, seed)`, with free sizes of batch, frames, phones and prompt where the program allows
+    it, else of the batch alone, else with none."""
     shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
-    def attempt(rows: Any):
-        letters = {**sizes, "b": rows}
+    axes = set("".join(field.axes for field in program.inputs.values()))  # a size that no input has can't be told to the program
+    lengths = [axis for axis in "tpu" if axis in axes or axis == "t" and "s" in axes]
+
+    def attempt(free: Mapping[str, Any]):
+        letters = {**sizes, **free} | ({"s": free["t"] * (sizes["s"] // sizes["t"])} if "t" in free else {})
         fn = program.bind(letters)
 
         def call(params, rest, inputs, seed):
@@ -87,18 +119,19 @@ def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, 
         seed = jax.ShapeDtypeStruct((), np.uint32)
         return jax.export.export(jax.jit(call, keep_unused=True), platforms=list(platforms))(shapes(params), shapes(rest), inputs, seed)
 
-    try:
-        (rows,) = jax.export.symbolic_shape("b")
-        return attempt(rows)
-    except Exception:  # pylint: disable=broad-except
-        # A program may branch on its batch size (many errors say so); static shapes then tell of any true fault.
-        return attempt(1)
+    for names in (["b", *lengths], ["b"]):
+        try:
+            return attempt(dict(zip(names, jax.export.symbolic_shape(", ".join(names)))))
+        except Exception:  # pylint: disable=broad-except
+            # A program may branch on its sizes (many errors say so); static shapes then tell of any true fault.
+            continue
+    return attempt({"b": 1})
 
 
 def describe(exported: Any, program: systems.Program, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """What `config.json` says about a program: shapes with `b` where the batch is free."""
-    symbolic = any(not isinstance(d, int) for aval in exported.in_avals for d in aval.shape)
-    lengths = {**sizes, "b": "b" if symbolic else 1}
+    """What `config.json` says about a program: shapes with `b` where the batch is free, and `t` where the length is."""
+    free = {letter for aval in exported.in_avals for size in aval.shape if not isinstance(size, int) for letter in re.findall("[a-z]+", str(size))}
+    lengths = {**sizes, "b": 1, **{letter: letter for letter in free}} | ({"s": f"{sizes['s'] // sizes['t']}*t"} if "t" in free else {})
     field = lambda f: {"axes": f.axes, "shape": [lengths[a] for a in f.axes], "dtype": f.dtype}
     return {
         "call": "params, rest, inputs, seed (uint32)",
@@ -152,6 +185,9 @@ def compare(run: inference.Model, export: inference.Model, folder: Path, describ
         if name == "encode" and "codes" in first:
             codes = first["codes"]
         parts = [f"{k} {_difference(first[k], second[k])}" for k in sorted(first)]
+        if "audio" in first and not np.array_equal(first["audio"], second["audio"]) and run.rate >= spectral_distance.RATE // 2:
+            (far,) = spectral_distance.measure([first["audio"]], [second["audio"]], run.rate, progress=False)
+            parts.append(f"mel distance of the audio {far['mel']:.3f}")
         if name in described:
             exported = jax.export.deserialize((folder / "programs" / f"{name}.stablehlo").read_bytes())
             batch = {k: np.asarray(v)[None] for k, v in row.items()}
@@ -180,7 +216,27 @@ USES = {
 """Program -> what a card shows of the model that has it."""
 
 
-def card(config: Mapping[str, Any], provenance: Mapping[str, Any], numbers: int, size: int, parity: Sequence[str], quantize: str) -> str:
+def _scores(folder: str) -> str:
+    """Scores with what measured them, as a Markdown table."""
+    if not folder:
+        return "None were given to the export (`--scores=DIR` of `python -m ns2_jax.evaluate`)."
+    rows = []
+    for line in scores.read(folder):
+        said, (low, high) = line["fingerprint"], line["interval"]
+        judge = "; ".join(str(said[key]) for key in ("evaluator", "normaliser", "list", "averaging") if said.get(key))
+        rows.append(f"| {line['name']} | {line['value']:.3f} {line['unit']} ({low:.3f} to {high:.3f}) | {line['n']} | {judge} |")
+    return "\n".join(["| | value (95 % interval) | items | measured by |", "|---|---|---|---|", *rows])
+
+
+def _trained_on(provenance: Mapping[str, Any], about: About) -> str:
+    one = lambda data: f"{data['hours'].get('train', 0)} h, {data['speakers'].get('train', 0)} speakers, fingerprint `{data['fingerprint'][:12]}`"
+    rows = [f"- {data['name']}: {one(data)}" for data in provenance.get("data", [])]
+    rows = rows or [f"- data set `{provenance.get('dataset', 'unknown')}`, which was not there when this was exported"]
+    return "\n".join([*rows, f"- licence of the data: {about.data_licence or 'not stated by who exported this'}"])
+
+
+def card(config: Mapping[str, Any], provenance: Mapping[str, Any], numbers: int, size: int, parity: Sequence[str], quantize: str,
+         about: About = About()) -> str:
     """The model card, README.md."""
     use = next((text for program, text in USES.items() if program in config["programs"]), SPEAKS)
     rows = [("system", config["system"]), ("size", config.get("size", "")), ("parameters", f"{numbers:,}"),
@@ -207,21 +263,35 @@ model = inference.load("path/of/this/folder")
 
 {programs or 'None were written.'}
 
-Shapes are of the inputs and outputs; `b` is any batch size. Read one with `jax.export.deserialize`, call it with the tensors of
-`params.safetensors` (`params/...` and `rest/...`, as nested dicts), the inputs and a seed.
+Shapes are of the inputs and outputs; letters are sizes that are free (`b` batch, `t` frames, `p` phones, `u` frames of prompt). Read one with
+`jax.export.deserialize`, call it with the tensors of `params.safetensors` (`params/...` and `rest/...`, as nested dicts), the inputs and a
+seed.
 
 ## Run against export on a fixed input
 
 {chr(10).join('- ' + line for line in parity)}
 
+## Trained on
+
+{_trained_on(provenance, about)}
+
+## Scores
+
+{_scores(about.scores)}
+
 ## Use
 
-The voice of a real person may be imitated only with that person's consent, and generated speech must be named as generated.
-What the model may be used for also depends on the licence of the recordings it was trained on.
+Licence of the weights: {about.licence or 'not stated by who exported this'}.
+
+Meant for research and for products whose listeners are told that they hear a machine. The voice of a real person may be imitated only with that
+person's consent; audio made with ns2_jax says in its file that it is synthetic, and that must not be taken out. What the model may be used for
+also depends on the licence of the recordings it was trained on. It speaks as well as those recordings let it: other languages, voices unlike
+them, noise, and sentences much longer than theirs are beyond what the scores measured.
 """
 
 
-def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Sequence[str], codec: str | None, programs: bool) -> list[str]:
+def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Sequence[str], codec: str | None, programs: bool,
+          about: About) -> list[str]:
     """Fills `folder` with what will be `out`; returns the lines of the comparison."""
     run = inference.load(workdir)
     flat = select(jax.device_get({"params": run.params, "rest": run.rest}), getattr(run.system, "exported", (".*",)))
@@ -236,7 +306,15 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     provenance = json.loads(history.read_text()) if history.is_file() else dict(run.config.get("provenance", {}))
     if run.step is not None:
         provenance["step"] = run.step
+    if data := data_of(str(config["data"].get("path", ""))):
+        provenance["data"] = data
+    about = dataclasses.replace(about, **{key: getattr(about, key) or provenance.get(key, "") for key in ("licence", "data_licence")})
+    provenance |= {key: getattr(about, key) for key in ("licence", "data_licence") if getattr(about, key)}
     config["provenance"] = provenance
+    lexicon = about.lexicon or (str(Path(workdir) / inference.LEXICON) if run.lexicon else "")
+    if lexicon:
+        inference.read_lexicon(lexicon)
+        shutil.copyfile(lexicon, folder / inference.LEXICON)
     rounded = {"params": {}, "rest": {}, **weights.read_weights(folder)}
     if codec:
         rounded["rest"][config["codec"].get("at", "codec")] = {"params": {}, "rest": {}, **weights.read_weights(codec)}
@@ -255,25 +333,25 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     (folder / "phones.json").write_text(json.dumps(inference.phones_of(run), ensure_ascii=False) + "\n", encoding="utf-8")
     parity = compare(run, export, folder, config["programs"])
     size = (folder / weights.FILE).stat().st_size
-    (folder / "README.md").write_text(card(config, provenance, state.count(kept), size, parity, quantize), encoding="utf-8")
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in names]
-    (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    (folder / "README.md").write_text(card(config, provenance, state.count(kept), size, parity, quantize, about), encoding="utf-8")
+    weights.write_sums(folder)
     return parity
 
 
 def is_export(path: Path) -> bool:
-    return (path / "SHA256SUMS").is_file() and (path / weights.FILE).is_file()
+    return (path / weights.SUMS).is_file() and (path / weights.FILE).is_file()
 
 
 def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platforms: Sequence[str] = ("cpu",), codec: str | None = None,
-           programs: bool = True) -> list[str]:
+           programs: bool = True, about: About = About()) -> list[str]:
     """Writes the export of `workdir` to `out` and returns the lines of the comparison.
 
-    Raises ValueError for a folder at `out` that is no export, an unknown platform or another codec than the model's,
-    FileNotFoundError for a missing run, checkpoint or codec.
+    Raises ValueError for a folder at `out` that is no export, an unknown platform, another codec than the model's or a poor lexicon,
+    FileNotFoundError for a missing run, checkpoint, codec, lexicon or folder of scores.
     """
     out = Path(out)
+    if about.scores:
+        scores.read(about.scores)
     if codec and (Path(codec).resolve() == out.resolve() or out.resolve() in Path(codec).resolve().parents):
         raise ValueError(f"--out={out} would replace --codec={codec}; write to another folder")
     if out.exists() and not is_export(out) and not (out.is_dir() and not any(out.iterdir())):
@@ -284,7 +362,7 @@ def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platfor
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
     try:
-        lines = build(workdir, out, folder, quantize, platforms, codec, programs)
+        lines = build(workdir, out, folder, quantize, platforms, codec, programs, about)
         folder.chmod(0o755)
         old = folder.with_name(folder.name + ".old")
         if out.exists():
@@ -305,6 +383,10 @@ def define_flags() -> None:
     flags.DEFINE_list("platforms", ["cpu"], f"What the programs are lowered for: some of {', '.join(PLATFORMS)}.")
     flags.DEFINE_string("codec", None, "An export of the codec or vocoder: refer to it by hash and relative path instead of containing it.")
     flags.DEFINE_bool("programs", True, "Whether to write programs/*.stablehlo.")
+    flags.DEFINE_string("lexicon", "", "File of pronunciations that go along and are used wherever the export speaks.")
+    flags.DEFINE_string("licence", "", "Licence of the weights, for the card.")
+    flags.DEFINE_string("data_licence", "", "Licence of the recordings it was trained on, for the card.")
+    flags.DEFINE_string("scores", "", "Folder with scores.jsonl of python -m ns2_jax.evaluate, for the card.")
 
 
 def main(argv: list[str]) -> None:
@@ -315,7 +397,8 @@ def main(argv: list[str]) -> None:
     cluster.start(lambda line: None)
     # Programs name the source lines they came from: without the folders of this machine.
     jax.config.update("jax_hlo_source_file_canonicalization_regex", r".*/(?=(ns2_jax|site-packages)/)")
-    lines = export(FLAGS.workdir, FLAGS.out, FLAGS.quantize, FLAGS.platforms, FLAGS.codec, FLAGS.programs)
+    lines = export(FLAGS.workdir, FLAGS.out, FLAGS.quantize, FLAGS.platforms, FLAGS.codec, FLAGS.programs,
+                   About(FLAGS.lexicon, FLAGS.licence, FLAGS.data_licence, FLAGS.scores))
     print(f"{FLAGS.out}: {weights.weights_hash(FLAGS.out)}, {sum(p.stat().st_size for p in Path(FLAGS.out).rglob('*')) / 1e6:.1f} MB")
     print("run against export, on a fixed input:")
     for line in lines:

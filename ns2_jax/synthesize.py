@@ -7,6 +7,19 @@ The prompt is 2 to 30 seconds of the voice to imitate: WAV, FLAC, OGG or MP3 at 
 several recordings of it. The same command with the same seed writes the same samples. A text longer than the model speaks at once is
 spoken sentence by sentence, and the command says so. The format of the output follows its name: .wav, .flac or .ogg.
 
+    python -m ns2_jax.synthesize --model=DIR --batch=DATA --out=CORPUS         a data set's texts, each in the voice of another of its recordings
+
+DATA is a folder of records as `data_pipelines` makes them, and so is CORPUS. Stopped, the same command goes on; on several hosts, each takes
+its share of the shards.
+
+Beside every output lies `NAME.json`: hashes of model and prompts, seed; the audio itself is marked as synthetic. `--consent=FILE` adds the
+words with which the speaker allows it, and holds for the recordings whose SHA-256 stand in FILE.
+
+    python -m ns2_jax.synthesize --say --text="Dr. Smith paid $3.50."
+
+`--say` prints what will be spoken, a word and its phones a line, without a model. Its lines, changed, are a lexicon: `--lexicon=FILE`, or one
+word on the command line, `--word="gif=JH IH F"`.
+
 `--times=json,TextGrid,srt` writes beside the audio when each word and phone is said, and at which pitch. Change `seconds` or `hz` in the
 JSON and give it back with `--score=out.json` instead of `--text`.
 
@@ -37,11 +50,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
 
-from ns2_jax import inference
+from ns2_jax import corpus, inference
 from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
@@ -70,6 +84,30 @@ class Job:
     @property
     def beside(self) -> dict[str, Path]:
         return {kind: Path(self.out).with_suffix(f".{kind}") for kind in self.times}
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        return (Path(self.out), inference.sidecar_of(self.out), *self.beside.values())
+
+
+def lexicon() -> dict[str, tuple[str, ...]]:
+    """--lexicon with the words of --word over it. Raises ValueError for a --word without phones, FileNotFoundError for no file."""
+    if FLAGS.lexicon and not Path(FLAGS.lexicon).is_file():
+        raise FileNotFoundError(f"--lexicon={FLAGS.lexicon}: no such file")
+    words = {}
+    for given in FLAGS.word or ():
+        word, equals, phones = given.partition("=")
+        if not equals or not word.strip() or not phones.strip():
+            raise ValueError(f'--word={given}: expected a word and its phones, as in --word="gif=JH IH F"')
+        words[word.strip()] = phones
+    return {**inference.read_lexicon(FLAGS.lexicon or None), **inference.read_lexicon(words)}
+
+
+def say(text: str, table: Mapping[str, tuple[str, ...]], language: str = "en") -> str:
+    """What will be spoken: word, tab, phones; pauses as comments. Raises ValueError for a text that cannot be spoken."""
+    words = inference.spoken(text, table, language)
+    lines = [f"# pause {word.text}".rstrip() if word.phones == inference.PAUSE else f"{word.text}\t{' '.join(word.phones)}" for word in words]
+    return "\n".join(lines)
 
 
 def read_list(path: str) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -157,7 +195,7 @@ def read_jobs() -> list[Job]:
         if missing:
             raise ValueError(f"--{missing[0]} is missing (or give --batch=list.tsv)")
         if singing:
-            text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, FLAGS.lexicon)
+            text = inference.sung(inference.read_song(FLAGS.score), FLAGS.text, lexicon())
         else:
             text = FLAGS.text if FLAGS.score is None else inference.read_score(FLAGS.score)
         texts = tuple(FLAGS.prompt_text or ())
@@ -177,7 +215,7 @@ def read_jobs() -> list[Job]:
     if continuing and (several := next((job for job in jobs if len(job.prompts) > 1), None)):
         raise ValueError(f"--task=continue goes on from one recording, {several.out} has {len(several.prompts)} prompts")
     for job in jobs:
-        for path in (Path(job.out), *job.beside.values()):
+        for path in job.written:
             if path.resolve() in read:
                 raise ValueError(f"{path} is also read (as a prompt, a score or a list): it would be overwritten; choose another name")
             if path.is_dir():
@@ -210,8 +248,14 @@ def define_flags() -> None:
     flags.DEFINE_string("score", None, "Instead of text: a JSON file as --times=json writes it, with the length and pitch of each phone; a song for --task=sing.")
     flags.DEFINE_multi_string("prompt", None, "Audio file with the voice to imitate; several times for several.")
     flags.DEFINE_multi_string("prompt_text", None, "What the prompt says, once for each; for a model that goes on from it.")
+    flags.DEFINE_alias("ref_audio", "prompt")
+    flags.DEFINE_alias("ref_text", "prompt_text")
+    flags.DEFINE_string("consent", None, "Text file with the speaker's consent and the SHA-256 of every prompt, or of a source that is "
+                        "edited or goes on.")
+    flags.DEFINE_bool("say", False, "Only print what the text is spoken as, word by word; needs no model.")
     flags.DEFINE_string("out", None, "Audio file to write.")
-    flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment.")
+    flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment. "
+                        "Or, with --out=DIR, a data set whose texts are spoken.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
     flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance", "edit", "continue", "dialogue"],
                       "What to do: speak, sing, change a source, go on from a recording, hold a conversation.")
@@ -229,28 +273,72 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", None, "Scale of the starting noise; the system's own if left out.", lower_bound=0.0)
     flags.DEFINE_float("speed", None, "Tempo, as a factor; 1.2 speaks faster.", lower_bound=0.25, upper_bound=4.0)
     flags.DEFINE_float("pitch_shift", None, "Semitones to add to the pitch that the system predicts.")
+    flags.DEFINE_alias("pitch", "pitch_shift")
     flags.DEFINE_string("sampler", None, "Name of the sampler; the system's own if left out.")
     flags.DEFINE_string("lexicon", None, "File of pronunciations that win over every other source.")
+    flags.DEFINE_multi_string("word", None, "A word and its phones, which win over the lexicon: 'gif=JH IH F'; several times for several.")
     flags.DEFINE_string("language", "en", "Language of the text, in espeak-ng's naming; English needs no espeak-ng.")
+
+
+def speak_corpus(table: Mapping[str, tuple[str, ...]]) -> None:
+    """--batch of a folder."""
+    for name in ("model", "out"):
+        if not FLAGS[name].value:
+            raise ValueError(f"--{name}=DIR is missing")
+    given = [name for name in ("text", "score", "source", "said", "prompt", "prompt_text", "seconds", "consent") if FLAGS[name].value is not None]
+    if given or FLAGS.task != "tts" or FLAGS.verify or FLAGS.times:
+        named = given[0] if given else "task" if FLAGS.task != "tts" else "verify" if FLAGS.verify else "times"
+        raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts and voices")
+    cluster.start(lambda line: None)
+    model = inference.load(FLAGS.model)
+    if model.continues:
+        model.aligner = inference.load(FLAGS.aligner or inference.ALIGNER)
+    names = ("steps", "guidance", "temperature", "sampler", "speed", "pitch_shift")
+    options = {name: FLAGS[name].value for name in names} | inference.options_of(FLAGS.option)
+    made = corpus.speak(model, FLAGS.batch, FLAGS.out, FLAGS.seed, {**options, "lexicon": table or None})
+    for split, about in made.get("splits", {}).items():
+        cluster.say(f"{FLAGS.out}: {split}, {about['records']} utterances, {about['seconds']:.1f} s")
 
 
 def main(argv: list[str]) -> None:
     del argv
+    table = lexicon()
+    if FLAGS.say:
+        if not FLAGS.text:
+            raise ValueError("--text is missing: what --say is to show")
+        print(say(FLAGS.text, table, FLAGS.language))
+        return
+    if FLAGS.batch and Path(FLAGS.batch).is_dir():
+        return speak_corpus(table)
     jobs = read_jobs()
+    consent = inference.read_consent(FLAGS.consent) if FLAGS.consent else None
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
     changing, filling, continuing = FLAGS.task in ("convert", "enhance"), fills(), FLAGS.task == "continue" and not fills()
+    if not model.speaks:
+        raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
     aligner = inference.load(FLAGS.aligner or inference.ALIGNER) if changing or filling or continuing or FLAGS.verify or model.continues else None
     if aligner is not None and "align" not in aligner.programs:
         raise ValueError(f"--aligner={FLAGS.aligner}: {aligner.name} does not align")
     model.aligner = aligner
+    heard: dict[tuple[str | inference.Said, ...], inference.Heard] = {}
+
+    def hear(prompts: tuple[str | inference.Said, ...]) -> inference.Heard:
+        """Each voice once; an empty name is no prompt."""
+        if prompts not in heard:
+            given = None if prompts in ((), ("",)) else prompts
+            heard[prompts] = model.hear(given, table, FLAGS.language).allowed(consent)
+            if given:
+                print(f"{', '.join(str(one.voice if isinstance(one, inference.Said) else one) for one in given)}: {'; '.join(heard[prompts].notes)}")
+        return heard[prompts]
+
     names = ("guidance", "temperature", "sampler", "speed", "pitch_shift")
     options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None} | inference.options_of(FLAGS.option)
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
-        voices = [(job.voices if len(job.voices) > 1 else (job.voices or ("",))[0]) or None for job in part]
-        common, found = dict(steps=FLAGS.steps, lexicon=FLAGS.lexicon, language=FLAGS.language, **options), {}
+        voices = [None if filling or continuing or job.speakers else hear(job.voices) for job in part]
+        common, found = dict(steps=FLAGS.steps, lexicon=table, language=FLAGS.language, **options), {}
         requests = [(job.text, voice) for job, voice in zip(part, voices)]
         if FLAGS.verify:
             takes = inference.speak_checked(model, aligner, requests, FLAGS.seed, FLAGS.takes, **common)
@@ -258,13 +346,13 @@ def main(argv: list[str]) -> None:
             found = {job.out: said(doubts, seed) for job, (_, doubts, seed) in zip(part, takes)}
         elif continuing:
             recordings = [(job.prompts[0], job.text) for job in part]
-            speeches = inference.continue_all(model, recordings, FLAGS.seed, FLAGS.seconds or 3.0, **common)
+            speeches = inference.continue_all(model, recordings, FLAGS.seed, FLAGS.seconds or 3.0, consent=consent, **common)
         elif filling:
             change = inference.edit if FLAGS.task == "edit" else inference.go_on
-            speeches = [change(model, aligner, job.source, job.said, job.text, FLAGS.seed, **common) for job in part]
+            speeches = [change(model, aligner, job.source, job.said, job.text, FLAGS.seed, consent=consent, **common) for job in part]
         elif FLAGS.task == "dialogue":
-            talks = [inference.converse(model, inference.read_dialogue(job.text), dict(zip(job.speakers, job.prompts)), FLAGS.seed, **common)
-                     for job in part]
+            speakers = [{name: hear((prompt,)) for name, prompt in zip(job.speakers, job.voices)} for job in part]
+            talks = [inference.converse(model, inference.read_dialogue(job.text), who, FLAGS.seed, **common) for job, who in zip(part, speakers)]
             speeches = [talk.speech for talk in talks]
             found = {job.out: f", {len(talk.turns)} turns" for job, talk in zip(part, talks)}
         elif not changing:
@@ -272,7 +360,7 @@ def main(argv: list[str]) -> None:
         else:
             pitch = FLAGS.target_pitch or ("predicted" if FLAGS.task == "convert" else "kept")
             speeches = inference.convert_all(model, aligner, [(job.source, job.text, voice) for job, voice in zip(part, voices)], FLAGS.seed,
-                                             FLAGS.steps, pitch, FLAGS.lexicon, FLAGS.language, **options)  # fmt: skip
+                                             FLAGS.steps, pitch, table, FLAGS.language, **options)  # fmt: skip
         seconds = time.monotonic() - start
         for job, speech in zip(part, speeches):
             inference.write(job.out, speech)

@@ -19,7 +19,7 @@ from ns2_jax.audio import files
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import scores
 from ns2_jax.evaluate import material
-from ns2_jax.inference import aligning, prompts, speech
+from ns2_jax.inference import aligning, prompts, provenance, speech
 from ns2_jax.text import front, units
 
 NAME = "ns2_jax.synthesize"
@@ -144,6 +144,11 @@ def test_a_recording_goes_on(model, even, shared):
     np.testing.assert_allclose(made.audio[: len(begun.codes) * 200], model.decode(begun.codes), atol=1e-5)
     assert made.ends[-1] == len(made.audio) > len(begun.codes) * 200 and (np.diff(made.ends, prepend=0) > 0).all()
     assert made.seconds == pytest.approx(sum(made.score.seconds))
+    assert made.origin.prompts == begun.digests == (provenance.digest(audio),) and made.origin.options == {"seconds": 0.3} and made.origin.seed == 3
+    first = begun.first(sum(begun.durations) - 1)
+    assert len(first.codes) == sum(first.durations) == sum(begun.durations[:-1]) and first.phones == begun.phones[:-1]
+    with pytest.raises(ValueError, match="not about the recording"):
+        inference.continue_all(model, [(audio, text)], seconds=0.3, consent=provenance.consent("Somebody else allows something.\n" + "0" * 64))
     failures: dict[int, str] = {}
     short = (audio[0][:4000], 16000)
     assert inference.continue_all(model, [(short, "yes")], failures=failures) == [None] and "all of its text" in failures[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -9,7 +11,7 @@ from commands import refused, run
 
 from ns2_jax import inference
 from ns2_jax.audio import files
-from ns2_jax.inference import dialogue
+from ns2_jax.inference import dialogue, provenance
 
 NAME = "ns2_jax.synthesize"
 TEXT = "Ann: Hello, you.\n\n# they meet\nBen: Yes: me.\nAnn:   And I!  \n"
@@ -43,6 +45,15 @@ def test_turns_follow_each_other_in_their_voices(toy):
     assert [word for word, _, _ in made.speech.words] == ["hello", "you", "yes", "me", "and", "i"]
     inside = [next(i for i, (_, first, end) in enumerate(made.turns) if first <= b < e <= end) for _, b, e in made.speech.words]
     assert inside == [0, 0, 1, 1, 2, 2]
+    said = provenance.consent(f"They allow their voices to be imitated.\n{provenance.digest(VOICES['Ann'])}\n{provenance.digest(VOICES['Ben'])}")
+    assert made.speech.origin.prompts == (provenance.digest(VOICES["Ann"]), provenance.digest(VOICES["Ben"])) and made.speech.origin.consent is None
+    consented = provenance.together([dataclasses.replace(one.origin, consent=said) for one in alone])
+    assert consented.consent is said and consented.prompts == made.speech.origin.prompts and consented.seed == 5
+    other = provenance.consent(f"Ben allows his voice to be imitated.\n{provenance.digest(VOICES['Ben'])}")
+    both = provenance.together([dataclasses.replace(one.origin, consent=by) for one, by in zip(alone, (said, other))])
+    both.consent.check(made.speech.origin.prompts)
+    assert said.statement in both.consent.statement and other.statement in both.consent.statement
+    assert provenance.together([dataclasses.replace(alone[0].origin, consent=said), alone[1].origin]).consent is None
     assert sum(made.speech.score.seconds) == pytest.approx(made.speech.seconds) and len(made.speech.f0) * 4 == len(made.speech.audio)
 
 

@@ -14,7 +14,7 @@ from data_pipelines import tokens as pipeline
 from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.data import frames
-from ns2_jax.inference import conversion, editing, revoicing
+from ns2_jax.inference import conversion, editing, provenance, revoicing
 from ns2_jax.text import front
 
 NAME = "ns2_jax.synthesize"
@@ -113,6 +113,8 @@ def test_a_recording_goes_on(model, heard, aligner, monkeypatch, tmp_path):
                        f"--out={tmp_path}/a.flac", "--steps=2")
     assert code == 0, err
     np.testing.assert_allclose(files.read(tmp_path / "a.flac", 16000), made.audio, atol=2e-4)
+    mark = inference.read_mark(tmp_path / "a.flac")
+    assert mark["prompts"] == [provenance.digest(SOURCE)] and mark["options"] == {"steps": 2} and mark["model"] == model.hash
 
 
 def test_what_is_too_long_or_cannot_fill_in_is_refused(model, aligner, tmp_path_factory):
@@ -155,11 +157,13 @@ def test_tokens_in_another_voice(tmp_path_factory):
     config = {**small.config, "data": {**small.config["data"], "buckets": [{"b": 1, "t": 160, "p": 1, "u": 32}]}}
     model = inference.Model(small.system, small.params, small.rest, config)
     audio = files.read(SOURCE, 16000)[: 16000 * 2]
-    plain, rate = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, steps=2)
-    assert rate == 16000 and len(plain) == len(audio) // 200 * 200 and np.isfinite(plain).all()
-    again, _ = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, steps=2)
+    made = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, seed=3, steps=2)
+    plain = made.audio
+    assert made.origin.prompts == (provenance.digest((audio, 16000)), provenance.digest(SOURCE)) and made.origin.seed == 3
+    assert made.rate == 16000 and len(plain) == len(audio) // 200 * 200 and np.isfinite(plain).all()
+    again = revoicing.revoice(model, tokenizer, (audio, 16000), SOURCE, seed=3, steps=2).audio
     np.testing.assert_array_equal(plain, again)
-    other, _ = revoicing.revoice(model, tokenizer, (audio, 16000), tiny.SPEECH, steps=2)
+    other = revoicing.revoice(model, tokenizer, (audio, 16000), tiny.SPEECH, seed=3, steps=2).audio
     assert np.abs(other - plain).max() > 0
     uneven = audio[: len(audio) - 300]  # ends inside a token's frame: tokens are those that a data set has of it
     tokens, made = revoicing.tokens_of(tokenizer, uneven, 16000, 200), pipeline.Tokenizer(tokenizer)

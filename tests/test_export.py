@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import commands
@@ -14,8 +15,11 @@ import tiny
 
 from ns2_jax import export, inference
 from ns2_jax.audio import files
+from ns2_jax.data import dataset
+from ns2_jax.evals import scores, statistics
 from ns2_jax.runtime import state, weights
 from ns2_jax.text import phones
+from tests.data import noise_corpus
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +58,9 @@ def test_config_tells_where_the_weights_come_from(codec):
     config = json.loads((codec[0] / "config.json").read_text())
     assert config["provenance"]["dataset"] == "tiny" and config["provenance"]["revision"] == "0" * 40
     assert config["weights"] == {"hash": weights.weights_hash(codec[0]), "quantize": "none"}
-    assert config["system"] == "codec" and config["programs"]["encode"]["inputs"]["audio"]["shape"] == ["b", 64000]
+    assert config["system"] == "codec" and config["programs"]["encode"]["inputs"]["audio"]["shape"] == ["b", "200*t"]
     card = (codec[0] / "README.md").read_text()
-    assert "inference.load" in card and "| dataset | tiny |" in card and "`decode`: codes [b, 320, 4] -> audio [b, 64000]" in card
+    assert "inference.load" in card and "| dataset | tiny |" in card and "`decode`: codes [b, t, 4] -> audio [b, 200*t]" in card
 
 
 def test_unrounded_export_is_the_run_to_the_last_bit(runs, codec):
@@ -133,6 +137,37 @@ def test_codec_by_hash_and_path(speaker, tmp_path):
     assert json.loads((tmp_path / "x" / "phones.json").read_text())["phones"] == list(phones.PHONES)
 
 
+def test_a_lexicon_licences_scores_and_the_data_go_along(tmp_path):
+    (tmp_path / "model").mkdir()
+    run = tiny.write_model("codec", tmp_path / "model")
+    noise_corpus.write_corpus(tmp_path / "data", 4, 1)
+    config = json.loads((Path(run) / "config.json").read_text())
+    config["data"]["path"] = f"{tmp_path}/data,{tmp_path}/nowhere"
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "lexicon.txt").write_text("gif\tJH IH1 F\n")
+    scores.write(tmp_path / "scores", [statistics.score("wer_synthesis", [1.0, 2.0], [4.0, 4.0], unit="%", evaluator="judge 7")], [])
+    about = export.About(f"{tmp_path}/lexicon.txt", "Apache-2.0", "CC-BY-4.0", f"{tmp_path}/scores")
+    export.export(str(tmp_path / "run"), tmp_path / "x", programs=False, about=about)
+    export.export(str(tmp_path / "x"), tmp_path / "again", programs=False)
+    data = dataset.Dataset.open(tmp_path / "data")
+    for folder in (tmp_path / "x", tmp_path / "again"):
+        model, said = inference.load(folder), json.loads((folder / "config.json").read_text())["provenance"]
+        assert model.lexicon == {"gif": ("jh", "ih", "f")}
+        assert said["licence"] == "Apache-2.0" and said["data_licence"] == "CC-BY-4.0"
+        assert [one["fingerprint"] for one in said["data"]] == [data.fingerprint]
+        card = (folder / "README.md").read_text()
+        assert f"fingerprint `{data.fingerprint[:12]}`" in card and "licence of the data: CC-BY-4.0" in card
+        assert "Licence of the weights: Apache-2.0." in card
+    assert "| wer_synthesis | 0.375 %" in (tmp_path / "x" / "README.md").read_text() and "judge 7" in (tmp_path / "x" / "README.md").read_text()
+    (tmp_path / "lexicon.txt").write_text("gif\tQQ\n")
+    with pytest.raises(ValueError, match="QQ"):
+        export.export(run, tmp_path / "y", programs=False, about=about)
+    with pytest.raises(FileNotFoundError, match="no scores.jsonl"):
+        export.export(run, tmp_path / "y", programs=False, about=export.About(scores=str(tmp_path / "data")))
+    assert not (tmp_path / "y").exists()
+
+
 def test_another_codec_is_refused(speaker, runs, tmp_path):
     tree = weights.read_weights(speaker[1])
     tree["rest"]["codebooks"] = tree["rest"]["codebooks"] + 1
@@ -142,6 +177,23 @@ def test_another_codec_is_refused(speaker, runs, tmp_path):
     with pytest.raises(ValueError, match="contains no codec"):
         export.export(runs["codec"], tmp_path / "x", codec=speaker[1], programs=False)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("name", ["durations", pytest.param("sample", marks=pytest.mark.slow)])
+def test_a_speaking_program_takes_any_sizes(speaker, name):
+    model = inference.load(speaker[0])
+    program = model.programs[name]
+    sizes = export.program_sizes(program, model.config, model.system.sizes)
+    exported = export.lower(program, model.params, model.rest, sizes, ["cpu", "cuda", "tpu"])
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    again = jax.export.deserialize(exported.serialize())
+    for p, t, u in ((7, 40, 9), (12, 56, 20)):
+        sizes = {**model.system.sizes, "p": p, "t": t, "u": u, "s": t * model.hop, "b": 1}
+        row = {key: export.fixed_input(key, field, sizes, None, model.hop, model.rate) for key, field in program.inputs.items()}
+        made = again.call(model.params, model.rest, {key: np.asarray(value)[None] for key, value in row.items()}, np.uint32(0))
+        expected = model.run(name, [row], [0], {"p": p, "t": t, "u": u, "s": t * model.hop})[0]
+        for key, value in expected.items():
+            assert export.decibels(value, np.asarray(made[key])[0]) > 60, key
 
 
 @pytest.mark.slow
@@ -194,9 +246,51 @@ def test_damage_is_noticed(codec, tmp_path):
     data = bytearray((codec[0] / weights.FILE).read_bytes())
     data[-100] ^= 1
     (tmp_path / weights.FILE).write_bytes(data)
-    (tmp_path / "config.json").write_bytes((codec[0] / "config.json").read_bytes())
-    with pytest.raises(ValueError, match="damaged"):
-        inference.load(tmp_path)
+    with pytest.raises(ValueError, match="do not have the sha256 it was written with"):
+        weights.read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["params.safetensors", "config.json", "README.md", "programs/encode.stablehlo", "phones.json"])
+def test_a_changed_or_missing_file_is_named(codec, tmp_path, name):
+    shutil.copytree(codec[0], tmp_path / "x")
+    inference.load(tmp_path / "x")
+    (tmp_path / "x" / "notes.txt").write_text("of the user")
+    inference.load(tmp_path / "x")
+    data = (tmp_path / "x" / name).read_bytes()
+    for wrong in (data[:-1], data[:-1] + bytes([data[-1] ^ 1]), data + b" "):
+        (tmp_path / "x" / name).write_bytes(wrong)
+        with pytest.raises(ValueError, match=f"damaged: {name} does not have the sha256"):
+            inference.load(tmp_path / "x")
+    (tmp_path / "x" / name).unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=name):
+        inference.load(tmp_path / "x")
+
+
+def test_sums_that_are_no_sums_are_refused(codec, tmp_path):
+    shutil.copytree(codec[0], tmp_path / "x")
+    for line in ("nonsense", "0" * 64 + "  ../secret", "0" * 64 + "  /etc/passwd"):
+        (tmp_path / "x" / "SHA256SUMS").write_text(line + "\n")
+        with pytest.raises(ValueError, match="SHA256SUMS is damaged"):
+            inference.load(tmp_path / "x")
+    lines = (codec[0] / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (tmp_path / "x" / "SHA256SUMS").write_text("".join(line for line in lines if "params" not in line))
+    with pytest.raises(ValueError, match="SHA256SUMS does not name params.safetensors"):
+        inference.load(tmp_path / "x")
+    (tmp_path / "x" / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="damaged: SHA256SUMS is missing"):
+        inference.load(tmp_path / "x")
+
+
+def test_a_codecs_programs_take_any_length(codec):
+    out, _ = codec
+    model, said = inference.load(out), json.loads((out / "config.json").read_text())["programs"]["encode"]
+    assert said["inputs"]["audio"]["shape"] == ["b", "200*t"] and said["outputs"]["codes"]["shape"][:2] == ["b", "t"]
+    program = jax.export.deserialize((out / "programs" / "encode.stablehlo").read_bytes())
+    for frames in (64, 96):
+        audio = tone()[: frames * 200]
+        codes = np.asarray(program.call(model.params, model.rest, {"audio": audio[None]}, np.uint32(0))["codes"])[0]
+        expected = model.run("encode", [{"audio": audio}], sizes={"s": len(audio), "t": frames})[0]["codes"]
+        assert (codes == expected).mean() > 0.995
 
 
 def test_decibels():

@@ -28,7 +28,7 @@ def test_the_probe_sees_imports():
 
 
 @pytest.mark.parametrize("module", [
-    "train", "inference", "synthesize", "codec", "export", "evaluate.__main__", "precompile.__main__", "bench", "doctor"])
+    "train", "inference", "synthesize", "codec", "export", "evaluate.__main__", "precompile.__main__", "bench", "doctor", "serve.app", "corpus"])
 def test_neither_tensorflow_nor_torch(module):
     got = loaded(f"import ns2_jax.{module}")
     assert "jax" in got

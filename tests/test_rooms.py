@@ -147,6 +147,9 @@ RULES: dict[str, Rule] = {
     "config": never(r"(self\.)?config(\..*)?", "ns2_jax/layers/"),
     "tensorflow": never(r"(tensorflow|torch|clu)(\..*)?", "ns2_jax/", "configs/", "data_pipelines/"),
     "urls": urls,
+    # Generated audio is marked as synthetic in one place. Recordings come back from their codes as they were; what listeners judge must not tell.
+    "written": only(r"(.*\.)?files\.(write|create|encode|pcm|wav_head)", "ns2_jax/inference/writing.py", "ns2_jax/inference/recordings.py",
+                    "ns2_jax/audio/", "ns2_jax/evals/", "data_pipelines/", "launch/", "ns2_jax/codec.py"),
 }
 
 # (rule, path, wrong source, right source at the same path)
@@ -178,6 +181,8 @@ EXAMPLES = [
     ("param", "ns2_jax/systems/x.py", "class A:\n    def f(self):\n        self.param('x', None)", "params = {}"),
     ("config", "ns2_jax/layers/x.py", "def f(config):\n    return config.width", "def f(width):\n    return width"),
     ("tensorflow", "ns2_jax/data/x.py", "def f():\n    import tensorflow as tf", "import tensorflow_datasets"),
+    ("written", "ns2_jax/serve/x.py", "from ns2_jax.audio import files\nfiles.encode(x, 1)", "from ns2_jax import inference\ninference.encode(x)"),
+    ("written", "ns2_jax/evaluate/x.py", "from ns2_jax.audio.files import write", "from ns2_jax.audio import files\nfiles.read('a.wav')"),
     ("urls", "ns2_jax/systems/x.py", "path = 'gs://bucket/x'", "'''Reads gs://bucket/x.'''"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import soundfile
 import tiny
 from commands import refused, run
 
+from ns2_jax import inference
 from ns2_jax.audio import files
 
 NAME = "ns2_jax.synthesize"
@@ -138,6 +140,38 @@ def test_a_list_and_a_text_do_not_go_together(model, tmp_path):
     assert "no such file" in refused(NAME, f"--model={model}", f"--batch={tmp_path}/nowhere.tsv")
     (tmp_path / "a.tsv").write_bytes(b"\xff\xfe\x00\x01")
     assert "UTF-8" in refused(NAME, f"--model={model}", f"--batch={tmp_path}/a.tsv")
+
+
+def test_what_is_said_is_shown_without_a_model_and_is_a_lexicon(tmp_path):
+    code, out, err = run(NAME, "--say", "--text=Dr. Smith, the gif is 3.")
+    assert code == 0 and "doctor\td aa k t" in out and "# pause ," in out and "three\tth r iy" in out, err
+    (tmp_path / "lexicon.txt").write_text(out.replace("gif\tg ih f", "gif\tjh ih f"))
+    code, again, err = run(NAME, "--say", "--text=Dr. Smith, the gif is 3.", f"--lexicon={tmp_path}/lexicon.txt")
+    assert code == 0 and again == out.replace("gif\tg ih f", "gif\tjh ih f") != out, err
+    code, third, err = run(NAME, "--say", "--text=Dr. Smith, the gif is 3.", "--word=gif=JH IH1 F")
+    assert code == 0 and third == again, err
+    for args, message in ((["--word=gif"], "expected a word and its phones"), (["--word=gif=QQ"], "QQ"), (["--lexicon=nowhere"], "no such file")):
+        assert message in refused(NAME, "--say", "--text=A gif.", *args)
+    assert "--text is missing" in refused(NAME, "--say")
+    assert "empty" in refused(NAME, "--say", "--text= ")
+
+
+def test_names_of_other_programs_a_word_and_a_consent(model, tmp_path):
+    digest = hashlib.sha256(tiny.SPEECH.read_bytes()).hexdigest()
+    (tmp_path / "consent.txt").write_text(f"The speaker of this sentence allows it.\n{digest}  sentence.flac\n")
+    common = [f"--model={model}", f"--ref_audio={tiny.SPEECH}", "--steps=2", "--text=A gif, you."]
+    code, out, err = run(NAME, *common, "--word=gif=JH IH F", f"--consent={tmp_path}/consent.txt", f"--out={tmp_path}/a.wav", "--times=json")
+    assert code == 0 and "sentence.flac: " in out and "of silence cut off" in out, err
+    assert '"jh"' in (tmp_path / "a.json").read_text()
+    said = json.loads((tmp_path / "a.wav.json").read_text())
+    assert said["synthetic"] and said["prompts"] == [digest] and said["seed"] == 0 and said["consent"]["statement"].startswith("The speaker")
+    assert inference.read_mark(tmp_path / "a.wav")["model"] == said["model"]
+    (tmp_path / "other.txt").write_text(f"The speaker of this sentence allows it.\n{'0' * 64}\n")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for args, message in (([f"--consent={tmp_path}/other.txt"], "not about the recording"), (["--consent=nowhere"], "no such file with a consent"),
+                          (["--pitch=99"], "pitch_shift=99")):
+        assert message in refused(NAME, *common, *args, f"--out={tmp_path}/b.wav")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_help_teaches(capsys):

@@ -122,7 +122,7 @@ class Toy:
         }
 
 
-def toy(buckets=(dict(b=4, t=60, p=20, u=30), dict(b=2, t=140, p=40, u=50)), gain: float = 1.0) -> inference.Model:
-    """A model of the toy at 800 Hz with 4 samples a frame."""
-    config = {"system": "toy", "model": {}, "data": {"sample_rate": 800, "hop": 4, "buckets": buckets}}
+def toy(buckets=(dict(b=4, t=60, p=20, u=30), dict(b=2, t=140, p=40, u=50)), gain: float = 1.0, rate: int = 800) -> inference.Model:
+    """A model of the toy at 800 Hz (a browser wants 3000 or more) with 4 samples a frame."""
+    config = {"system": "toy", "model": {}, "data": {"sample_rate": rate, "hop": 4, "buckets": buckets}}
     return inference.Model(Toy(), {"gain": np.float32(gain)}, {}, config)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,9 +24,11 @@ from ns2_jax.audio import lengths
 LEVEL = 0.08  # RMS of active speech that prompts are brought to (about -22 dBFS)
 PEAK = 0.97  # highest absolute sample that we make: leaves room for the overshoot of a resampler behind us
 MAX_SECONDS = 1800.0  # half an hour: longer than any utterance or prompt, short enough to fit in memory
+MAX_SAMPLES = 1 << 28  # of all channels together: what is read at once fits into 1 GiB as float32
 MAX_RATE = 768_000
 SILENT = 1e-4  # peak under which a file holds no signal (-80 dBFS)
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": None}
+ENCODED = {**SUBTYPES, ".mp3": "MPEG_LAYER_III"}  # what `encode` makes
 STREAMS = (".wav", ".flac")  # what is written block by block
 BLOCK = 4.0  # seconds read at once from what is read block by block
 LEAD = 32 * 1152  # samples of an MP3 decoded before the first that is asked for: its frame may hold bits of up to 24 frames before it
@@ -100,6 +103,9 @@ def read(path: str | os.PathLike, rate: int = 16000, min_seconds: float = 0.0, m
         source = file.rate
         if file.seconds > max_seconds:
             raise AudioError("long", f"{path}: {file.seconds:.0f} s long, at most {max_seconds:g} s are accepted; cut it first")
+        if file.frames * file.channels > MAX_SAMPLES:
+            size = f"{file.channels} channels of {file.frames} samples are {file.frames * file.channels / 2**20:.0f} million"
+            raise AudioError("long", f"{path}: {size}, at most {MAX_SAMPLES / 2**20:.0f} million are accepted; cut it first")
         audio = file.read(0, file.frames)
     return resample(check(audio, source, str(path), min_seconds, max_seconds), source, rate)
 
@@ -248,7 +254,7 @@ def replacing(path: str | os.PathLike, suffixes: Sequence[str]) -> Iterator[str]
     os.close(handle)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -261,8 +267,18 @@ def _rounded(audio: np.ndarray, subtype: str | None) -> np.ndarray:
     return np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16) if subtype == "PCM_16" else audio
 
 
-def write(path: str | os.PathLike, audio: np.ndarray, rate: int) -> None:
-    """Writes `audio [s]` as .wav or .flac (16 bit) or .ogg; values beyond [-1, 1] are clipped.
+def _put(target: str | BinaryIO, audio: np.ndarray, rate: int, suffix: str, tags: Mapping[str, str]) -> None:
+    subtype = ENCODED[suffix]
+    level = None if suffix in STREAMS or suffix == ".mp3" else VORBIS
+    with soundfile.SoundFile(target, "w", rate, 1, subtype, format=suffix[1:].upper(), compression_level=level) as file:
+        for name, text in tags.items():
+            setattr(file, name, text)
+        file.write(_rounded(audio, subtype))
+
+
+def write(path: str | os.PathLike, audio: np.ndarray, rate: int, tags: Mapping[str, str] | None = None) -> None:
+    """Writes `audio [s]` as .wav or .flac (16 bit) or .ogg; values beyond [-1, 1] are clipped. `tags` are texts of libsndfile's names, as
+    title and comment.
 
     The file appears whole or not at all: a temporary file beside it is renamed. Raises ValueError for another
     suffix or for NaN, FileNotFoundError when the folder does not exist.
@@ -272,8 +288,7 @@ def write(path: str | os.PathLike, audio: np.ndarray, rate: int) -> None:
         if audio.ndim != 1 or not np.isfinite(audio).all():
             broken = int((~np.isfinite(audio)).sum())
             raise ValueError(f"{path}: refusing to write {audio.dtype}{list(audio.shape)} with {broken} non-finite samples")
-        subtype = SUBTYPES[Path(path).suffix.lower()]
-        soundfile.write(temporary, _rounded(audio, subtype), rate, subtype=subtype, compression_level=None if subtype else VORBIS)
+        _put(temporary, audio, rate, Path(path).suffix.lower(), tags or {})
 
 
 @contextlib.contextmanager
@@ -301,17 +316,53 @@ def create(path: str | os.PathLike, rate: int, channels: int) -> Iterator[Callab
             yield add
 
 
-def encode(audio: np.ndarray, rate: int) -> bytes:
-    """`audio [s]` as the bytes of a FLAC file (16 bit), for pages that hold their sounds."""
+def encode(audio: np.ndarray, rate: int, suffix: str = ".flac", tags: Mapping[str, str] | None = None) -> bytes:
+    """`audio [s]` as the bytes of a file (.wav, .flac, .ogg, .mp3), for pages and servers. Raises ValueError for another suffix, or a rate
+    that the format does not have."""
+    if suffix not in ENCODED:
+        raise ValueError(f"can't encode as {suffix!r}, expected one of {' '.join(ENCODED)}")
     file = io.BytesIO()
-    soundfile.write(file, np.clip(audio, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    try:
+        _put(file, np.asarray(audio, np.float32), rate, suffix, tags or {})
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise ValueError(f"audio of {rate} Hz can't be encoded as {suffix[1:]}: {_detail(error)}") from error
     return file.getvalue()
 
 
+def wav_head(rate: int, tags: Mapping[str, str]) -> bytes:
+    """The header of a mono 16-bit WAV of unknown length, to be followed by samples as they come; `tags` as `write` has them."""
+    names = {"title": b"INAM", "comment": b"ICMT"}
+    info = b"INFO"
+    for name, text in tags.items():
+        raw = text.encode() + b"\0"
+        info += names[name] + struct.pack("<I", len(raw)) + raw + b"\0" * (len(raw) % 2)
+    endless = struct.pack("<I", 0xFFFFFFFF)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+    return b"RIFF" + endless + b"WAVE" + form + b"LIST" + struct.pack("<I", len(info)) + info + b"data" + endless
+
+
+def pcm(audio: np.ndarray) -> bytes:
+    """`audio [s]` as the 16-bit little-endian samples that `wav_head` announces."""
+    return _rounded(np.asarray(audio, np.float32), "PCM_16").astype("<i2").tobytes()
+
+
+def read_tags(source: str | os.PathLike | BinaryIO) -> dict[str, str]:
+    """The texts in an audio file. Raises AudioError for what is none."""
+    try:
+        with soundfile.SoundFile(source) as file:
+            return file.copy_metadata()
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        raise AudioError("unreadable", f"{source}: not an audio file we can read (wav, flac, ogg, mp3): {_detail(error)}") from error
+
+
 def _umask() -> int:
-    mask = os.umask(0)
+    """It can only be read by setting it, which is the whole process's: once, before there are threads."""
+    mask = os.umask(0o77)
     os.umask(mask)
     return mask
+
+
+UMASK = _umask()
 
 
 def frame_rms(audio: np.ndarray, rate: int, window: float = 0.02) -> np.ndarray:

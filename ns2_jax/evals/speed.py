@@ -3,8 +3,8 @@
 Timed in fresh processes with the compile cache off, because a process that has spoken is warm. Cold is all from the start of a process
 to its first audio: starting Python and importing, loading the weights, and the first utterance, in which the programs are compiled.
 Warm is a call whose programs are compiled; it takes text and prompt and gives samples on the host, so nothing is still being computed
-when the clock stops. Nothing streams yet: first audio is the whole utterance. Cold is a cold process, not a cold disk: weights that
-were read lately come from memory.
+when the clock stops. Nothing streams here: first audio is the whole utterance (of `Model.stream`, its first sentence). Cold is a cold
+process, not a cold disk: weights that were read lately come from memory.
 
 Another job on the machine makes every number worthless: the fingerprint has the load average at the start, read it.
 """

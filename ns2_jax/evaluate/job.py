@@ -369,7 +369,7 @@ def save_audio(folder: Path, items: Sequence[Mapping[str, Any]], made: Mapping[s
             if audio is None:
                 file.unlink(missing_ok=True)
             else:
-                inference.write(file, (audio, rate))
+                inference.write(file, (audio, rate), recorded=condition in ("recording", "noisy"))
 
 
 def write(out: Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:

@@ -1,15 +1,18 @@
 """Models that speak: load a run or an export, say a text in the voice of a prompt, turn audio into codes and back.
 
     model = inference.load("results/naturalspeech2/model")
-    speech = model.speak("Good morning.", "voice.wav", seed=0, steps=16)
+    speech = model("Good morning.", prompt="voice.wav", seed=0, steps=16)      # speech.audio, .rate, .word_times, .phone_times, .f0
     inference.write("out.wav", speech)
+    for part in model.stream("One. Two.", prompt="voice.wav"): ...              # a Speech a sentence, as soon as it is made
+    several = model.batch([("One.", "voice.wav"), ("Two.", "other.wav")])       # each as it sounds alone
+    model.warm_up()                                                             # compiles every bucket before the first user waits
 
 Everything runs through the system's programs at the static shapes of `config.data.buckets`, one compilation a
 bucket. Rows of a batch are independent: each has its own random key, so an utterance sounds the same alone and in a
 batch; they are cut over this process's devices. Length is predicted first; a text over the largest bucket is spoken in pieces and the
 pieces are reported. What is too long to hold, or comes live, goes through `Model.encode_stream` and `decode_stream`; `recordings` does so
-with files. A `Speech` has a `score`: what was said when and at which pitch, which can be changed and spoken again. `write` is the only
-function of this project that writes generated audio.
+with files. A `Speech` has a `score`: what was said when and at which pitch, which can be changed and spoken again. Generated audio
+leaves through `writing` alone (`write`, `encode`, `wav_stream`), which marks it as synthetic. A `Model` may be shared by threads.
 """
 
 from __future__ import annotations
@@ -21,9 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ns2_jax.audio import files
 from ns2_jax.inference.checking import check, speak_checked
 from ns2_jax.inference.continuation import continue_all
 from ns2_jax.inference.conversion import PITCHES, convert_all
@@ -31,28 +31,37 @@ from ns2_jax.inference.dialogue import read as read_dialogue
 from ns2_jax.inference.dialogue import speak as converse
 from ns2_jax.inference.editing import edit, go_on
 from ns2_jax.inference.model import ROWS, Model, ladder
-from ns2_jax.inference.prompts import Said
+from ns2_jax.inference.prompts import Heard, Said
+from ns2_jax.inference.provenance import Consent, Origin, consent, read_consent, read_mark
 from ns2_jax.inference.recordings import codec_hash
 from ns2_jax.inference.revoicing import revoice
-from ns2_jax.inference.score import WRITERS, Score, of_phones
+from ns2_jax.inference.score import WRITERS, Score, of_phones, of_words
 from ns2_jax.inference.score import read as read_score
+from ns2_jax.inference.sentences import joined
 from ns2_jax.inference.song import SUFFIXES as SONGS
 from ns2_jax.inference.song import read as read_song
 from ns2_jax.inference.song import score as sung
 from ns2_jax.inference.speech import PAUSE, Prompt, Speech, split
+from ns2_jax.inference.writing import encode, sidecar_of, wav_samples, wav_stream, write, write_text
 from ns2_jax.runtime import checkpoints, weights
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
 from ns2_jax.text import units
+from ns2_jax.text.front import read_lexicon
+from ns2_jax.text.front import words as spoken
 
 __all__ = [
-    "ALIGNER", "FOUND", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Model", "Prompt", "Said", "Score", "Speech", "check",
-    "codec_hash", "continue_all", "converse", "convert_all", "edit", "go_on", "inventory", "ladder", "load", "meshes", "of_phones", "options_of",
-    "phones_of", "read_dialogue", "read_score", "read_song", "revoice", "speak_checked", "split", "sung", "write", "write_text"]
+    "ALIGNER", "FOUND", "LEXICON", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Consent", "Heard", "Model", "Origin", "Prompt", "Said",
+    "Score", "Speech", "check", "codec_hash", "consent", "continue_all", "converse", "convert_all", "edit", "encode", "go_on", "inventory", "joined",
+    "ladder", "load", "meshes", "of_phones", "of_words", "options_of", "phones_of", "read_consent", "read_dialogue", "read_lexicon", "read_mark",
+    "read_score", "read_song", "revoice", "sidecar_of", "speak_checked", "split", "spoken", "sung", "wav_samples", "wav_stream", "write",
+    "write_text"]
 
 UNITS = "units.model"
 """Of a run or an export that takes text in SentencePiece units: the file that says which."""
+LEXICON = "lexicon.txt"
+"""Of an export: pronunciations that its speech needs."""
 ALIGNER = Path(__file__).parents[2] / "results" / "aligner" / "model"
 """The aligner of the repository: what finds words in recordings, unless another is given."""
 
@@ -88,8 +97,9 @@ def phones_of(model: Model) -> dict[str, Any]:
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
 
-    Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it. Raises FileNotFoundError for a
-    folder that is missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it.
+    Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it. Every file of an export is
+    compared with its SHA256SUMS. Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads
+    them, ValueError for weights that don't fit it and for an export that is torn or was changed, by the name of the file.
     """
     path = Path(path)
     if (path / weights.FILE).exists():
@@ -106,21 +116,6 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     model = Model(system, tree["params"], tree["rest"], config, str(path), step)
     if model.unit_text:
         model.units = units.load(path / UNITS)
+    if (path / LEXICON).is_file():
+        model.lexicon = read_lexicon(path / LEXICON)
     return model
-
-
-def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int]) -> None:
-    """Writes generated audio (.wav, .flac, .ogg), whole or not at all; too loud audio is scaled down, not clipped.
-
-    Raises ValueError or FileNotFoundError for a name that can't be written.
-    """
-    audio, rate = (speech.audio, speech.rate) if isinstance(speech, Speech) else speech
-    peak = float(np.abs(audio).max(initial=0.0))
-    files.write(path, audio if peak <= 1.0 else audio * (files.PEAK / peak), rate)
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """`text` as UTF-8, whole or not at all. Raises FileNotFoundError when the folder does not exist."""
-    path = Path(path)
-    with files.replacing(path, (path.suffix.lower(),)) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")

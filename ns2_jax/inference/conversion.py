@@ -6,6 +6,7 @@ prompt. What was said must be known: its text, whose phones an aligner finds in 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ns2_jax.audio import files
-from ns2_jax.inference import prompts, speech
+from ns2_jax.inference import prompts, provenance, speech
 from ns2_jax.inference.score import Score
 from ns2_jax.maths import pitch
 from ns2_jax.text import front
@@ -58,13 +59,15 @@ def convert_all(
     if target_pitch not in PITCHES:
         raise ValueError(f"target_pitch={target_pitch!r}; expected one of {PITCHES}")
     seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
-    table, pieces, means = front.read_lexicon(lexicon), [], {}
+    table, pieces, means, origins = model.pronunciations(lexicon), [], {}, []
     codes: dict[int, np.ndarray] = {}
     for i, ((source, text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
         audio = source_audio(model, source)
         score = listen(model, aligner, audio, front.words(text, table, language))
         codes[i] = model.encode(audio)
-        pieces += speech.pieces_of(model, i, score, seed, model.prompt(prompt))
+        heard, given = model.hear(prompt), {**options, "target_pitch": target_pitch, "steps": steps}
+        origins.append(provenance.origin(model, (provenance.digest(source), *heard.digests), seed, given, heard.consent))
+        pieces += speech.pieces_of(model, i, score, seed, heard.codes)
         if target_pitch == "shifted":
             means[i] = _mean_pitch(model, model.decode(pieces[-1].prompt)), _mean_pitch(model, audio)
 
@@ -107,7 +110,8 @@ def convert_all(
         keys = [piece.key(1) for piece in group]
         for piece, out in zip(group, model.run("convert", rows, keys, sizes, steps=steps, **options, **speech.windows(model, room))):
             speech.accept(piece, out)
-    return [speech.join(model, [piece for piece in placed if piece.request == i]) for i in range(len(requests))]
+    mine = lambda i: [piece for piece in placed if piece.request == i]
+    return [dataclasses.replace(speech.join(model, mine(i)), origin=origins[i]) for i in range(len(requests))]
 
 
 def _mean_pitch(model: Model, audio: np.ndarray) -> float:

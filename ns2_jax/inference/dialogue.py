@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ns2_jax.inference import speech
+from ns2_jax.inference import provenance, speech
 from ns2_jax.inference.score import Score
 
 if TYPE_CHECKING:
@@ -82,5 +82,5 @@ def join(model: Model, speakers: Sequence[str], made: Sequence[speech.Speech], p
     score = Score([word for one in made for word in one.score.words], tuple(seconds), tuple(hz))
     pieces = tuple(piece for one in made for piece in one.pieces)
     whole = speech.Speech(np.concatenate(audio), model.rate, tuple(phones), np.concatenate(ends), tuple(words), np.concatenate(f0).astype(np.float32),
-                          model.hop, pieces, score)
+                          model.hop, pieces, score, provenance.together([one.origin for one in made]))
     return Dialogue(whole, tuple(turns))

@@ -6,11 +6,12 @@ the frames that stay are given, and outside of what is new the recording's own s
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ns2_jax.inference import conversion, speech
+from ns2_jax.inference import conversion, provenance, speech
 from ns2_jax.inference.score import Score
 from ns2_jax.text import front
 
@@ -94,25 +95,28 @@ def fill(
 
 def edit(
     model: Model, aligner: Model, source: speech.Voice, said: str, text: str, seed: int = 0, lexicon: Any = None, language: str = "en",
-    **options: Any,
+    consent: provenance.Consent | None = None, **options: Any,
 ) -> speech.Speech:
     """`source`, which says `said`, saying `text`: what the two have in common at their beginnings and ends stays, what lies between is new.
 
     `options` are those of `infill` (steps, guidance, ...) and `durations` (speed). Raises ValueError as `changed` and `fill`, and for a text
-    that cannot be that of the source.
+    that cannot be that of the source, or a source that the `consent` is not about.
     """
-    table, audio = front.read_lexicon(lexicon), conversion.source_audio(model, source)
+    origin = provenance.origin(model, provenance.allowed([source], consent), seed, options, consent)
+    table, audio = model.pronunciations(lexicon), conversion.source_audio(model, source)
     score = conversion.listen(model, aligner, audio, front.words(said, table, language))
-    return fill(model, audio, score, *changed(score.words, front.words(text, table, language)), seed, **options)
+    made = fill(model, audio, score, *changed(score.words, front.words(text, table, language)), seed, **options)
+    return dataclasses.replace(made, origin=origin)
 
 
 def go_on(
     model: Model, aligner: Model, source: speech.Voice, said: str, text: str, seed: int = 0, lexicon: Any = None, language: str = "en",
-    **options: Any,
+    consent: provenance.Consent | None = None, **options: Any,
 ) -> speech.Speech:
     """`source`, which says `said`, going on with `text`. Of a source over the longest prompt only the last words that fit are heard and given
     back. Raises as `edit`."""
-    table, audio = front.read_lexicon(lexicon), conversion.source_audio(model, source)
+    origin = provenance.origin(model, provenance.allowed([source], consent), seed, options, consent)
+    table, audio = model.pronunciations(lexicon), conversion.source_audio(model, source)
     score = conversion.listen(model, aligner, audio, front.words(said, table, language))
     lengths = np.asarray([len(word.phones) for word in score.words])
     starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
@@ -121,4 +125,5 @@ def go_on(
     score = Score(score.words[cut:], score.seconds[starts[cut] :], score.hz[starts[cut] :])
     audio = audio[round(begins[cut] * model.rate / model.hop) * model.hop :]
     words = front.words(text, table, language)
-    return fill(model, audio, score, len(score.words), 0, words[words[0].phones == speech.PAUSE :], seed, **options)
+    made = fill(model, audio, score, len(score.words), 0, words[words[0].phones == speech.PAUSE :], seed, **options)
+    return dataclasses.replace(made, origin=origin)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,24 +14,39 @@ import numpy as np
 from absl import logging
 
 from ns2_jax.audio import files
-from ns2_jax.inference import prompts, speech, streams
+from ns2_jax.inference import prompts, sentences, speech, streams
 from ns2_jax.inference.score import Score
 from ns2_jax.inference.speech import Prompt, Speech
-from ns2_jax.runtime import mesh as meshes
+from ns2_jax.runtime import mesh as meshes, state, weights
 from ns2_jax.systems import system as systems
-from ns2_jax.text import phones as inventory
+from ns2_jax.text import front, phones as inventory
 
 ROWS = 8  # most utterances of one device in one call
-SHORT_PROMPT = 1.0  # seconds under which a voice is poorly known: accepted, with a warning
-MIN_PROMPT = 0.1
-MAX_PROMPT = 600.0
-HEARD_PROMPT = 30.0  # seconds of all prompts that are listened to; the rest is left out
 CHUNK = 512  # frames of a stream that are new in each call
 CONTEXT = 40  # frames encoded past the end of a prompt that is cut, so that the cut is not heard as silence
 
 
+class Call:
+    """A compiled function whose first call, in which it is compiled, is one thread's; the others wait for it."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function, self._lock, self._ready = function, threading.Lock(), False
+
+    def __call__(self, *args: Any) -> Any:
+        if self._ready:
+            return self._function(*args)
+        with self._lock:
+            out = self._function(*args)
+            self._ready = True
+            return out
+
+
 class Model:
-    """A system with its weights. `load` makes it. `aligner`, another model, may be set: it finds what a prompt says where."""
+    """A system with its weights. `load` makes it. `model("text", prompt="voice.wav")` speaks. `aligner`, another model, may be set: it finds what
+    a prompt says where.
+
+    Threads may share it: nothing changes in a call but the table of what is compiled, once for each bucket and number of rows (1, 2, 4, 8).
+    """
 
     aligner: Model | None = None
     units: Any = None  # text.units.Units, of a model that reads them instead of phones
@@ -41,14 +60,26 @@ class Model:
         self.rate, self.hop = int(config["data"]["sample_rate"]), int(config["data"]["hop"])
         self.programs = system.programs()
         self.buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: (b.get("t", 0), b.get("p", 0)))
+        self.lexicon: Mapping[str, tuple[str, ...]] = {}  # pronunciations that came with an export
         self._compiled: dict[tuple, Any] = {}
+        self._compiling = threading.Lock()
 
     def like(self, params: Any, rest: Any, config: Mapping[str, Any], path: str = "") -> Model:
         """The same system with other weights; what is compiled for one serves the other."""
         other = Model(self.system, params, rest, config, path)
-        other.units, other.aligner = self.units, self.aligner
-        other._compiled = self._compiled
+        other.units, other.aligner, other.lexicon = self.units, self.aligner, self.lexicon
+        other._compiled, other._compiling = self._compiled, self._compiling
         return other
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """12 hex digits that name the weights: of an export its file's, of anything else those of its tensors."""
+        if self.path and os.path.exists(os.path.join(self.path, weights.FILE)):
+            return weights.weights_hash(self.path)
+        digest = hashlib.sha256()
+        for name, leaf in sorted(state.flatten({"params": self.params, "rest": self.rest}).items()):
+            digest.update(name.encode() + np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        return digest.hexdigest()[:12]
 
     @property
     def name(self) -> str:
@@ -136,7 +167,9 @@ class Model:
 
     def _compile(self, name: str, width: int, sizes: dict[str, int], options: dict[str, Any]):
         tag = (name, width, *sorted(sizes.items()), *sorted(options.items()))
-        if tag not in self._compiled:
+        with self._compiling:
+            if tag in self._compiled:
+                return self._compiled[tag]
             rows = width // self._mesh.size if self.programs[name].rows else 1
             program = self.programs[name].bind({**self.system.sizes, **sizes, "b": rows}, **options)
 
@@ -149,8 +182,8 @@ class Model:
 
             logging.debug("compiling %s for %d row(s) of %s", name, width, sizes)
             call = together if self.programs[name].rows else jax.vmap(row, in_axes=(None, None, 0, 0))
-            self._compiled[tag] = meshes.by_rows(self._mesh, call)
-        return self._compiled[tag]
+            self._compiled[tag] = Call(meshes.by_rows(self._mesh, call))
+            return self._compiled[tag]
 
     # Codec: audio <-> codes.
 
@@ -263,17 +296,13 @@ class Model:
 
     # Speech.
 
+    def pronunciations(self, lexicon: Any) -> dict[str, tuple[str, ...]]:
+        """The user's `lexicon` (a file or a dict) over the one that came with the model. Raises as `text.front.read_lexicon`."""
+        return {**self.lexicon, **front.read_lexicon(lexicon)}
+
     def listen(self, voice: prompts.Said | Any) -> np.ndarray:
         """A recording of a voice as prompts are heard: float32 `[s]` at the model's rate, trimmed, at the training data's level."""
-        said = voice if isinstance(voice, prompts.Said) else prompts.Said(voice, "")
-        if isinstance(said.voice, tuple):
-            audio, rate = said.voice
-            audio = files.resample(files.check(audio, rate, "prompt", MIN_PROMPT, MAX_PROMPT), rate, self.rate)
-        else:
-            audio = files.read(said.voice, self.rate, MIN_PROMPT, MAX_PROMPT)
-        if said.seconds:
-            audio = audio[: int(said.seconds * self.rate)]
-        return files.match_loudness(files.trim_silence(audio, self.rate), self.rate)
+        return prompts.listen(self, voice)[0]
 
     def framed(self, audio: np.ndarray) -> np.ndarray:
         """Whole frames of `audio [s]`, float32 `[s // hop, hop]`. Raises AudioError where there is none."""
@@ -282,28 +311,19 @@ class Model:
         return np.asarray(audio[: len(audio) // self.hop * self.hop], np.float32).reshape(-1, self.hop)
 
     def prompt(self, prompt: Prompt | None) -> np.ndarray:
-        """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them (of a system that hears
-        audio, float32 `[u, hop]`), of at most HEARD_PROMPT seconds; of the longest prompt of training where the system cannot listen in windows.
+        """What `hear` hears of a voice, of which only the frames; what it says need not be known."""
+        return prompts.voice(self, prompt).codes
 
-        Silent ends are trimmed and the level is matched to the training data's. None is no prompt: a voice by chance. Raises AudioError (a
-        ValueError) for what is no usable audio.
+    def hear(self, prompt: Prompt | None, lexicon: Any = None, language: str = "en") -> prompts.Heard:
+        """A voice (file, or samples with their rate), or several recordings of it -> its frames as `encode` gives them (of a system that hears
+        audio, float32 `[u, hop]`), of at most HEARD_PROMPT seconds (of the longest prompt of training where the system cannot listen in windows),
+        what names it and what was done to it. A prompt that is heard once can be given again and again at no cost.
+
+        Silent ends are trimmed and the level is matched to the training data's. A model that `continues` wants `Said`s, whose phones go by
+        `lexicon` and `language`. None is no prompt: a voice by chance. Raises AudioError (a ValueError) for what is no usable audio, ValueError
+        as `prompts.hear`.
         """
-        if prompt is None:
-            return np.zeros((0, int(self.system.sizes["q"])), np.int32)
-        windows = "window" in self.programs["durations"].options if self.speaks else False
-        most = max(self.longest_prompt, int(HEARD_PROMPT * self.rate / self.hop)) if windows else self.longest_prompt
-        found, seconds = [], 0.0
-        for voice in prompts.parts(prompt):
-            audio = self.listen(voice)
-            seconds += len(audio) / self.rate
-            left = most - sum(map(len, found))
-            if left > 0:
-                found.append((self.framed(audio) if self.unit == "audio" else self.encode(audio[: (left + CONTEXT) * self.hop]))[:left])
-        if not found:
-            raise files.AudioError("missing", "no prompt is given: a recording of the voice, or several")
-        if seconds < SHORT_PROMPT:
-            logging.warning("the prompt holds %.2f s of speech; a voice needs 2 s or more to be heard well", seconds)
-        return np.concatenate(found)
+        return prompts.hear(self, prompt, self.pronunciations(lexicon), language)
 
     def speak(self, text: str | Score, prompt: Prompt, seed: int = 0, steps: int | None = None, lexicon: Any = None,
               language: str = "en", **options: Any) -> Speech:
@@ -331,6 +351,29 @@ class Model:
         A request that fails is raised. With a dict of `failures` it is None, its place and the reason go there, and the others go on.
         """
         return speech.speak_batch(self, requests, seeds, steps, lexicon, language, failures, options)
+
+    def __call__(self, text: str | Score, prompt: Prompt, seed: int = 0, **options: Any) -> Speech:
+        """`speak`, by its short name."""
+        return self.speak(text, prompt, seed, **options)
+
+    def batch(self, requests: Sequence[tuple[str | Score, Prompt]], seed: int = 0, **options: Any) -> list[Speech]:
+        """Many (text, prompt) at once, in order; each sounds as it does alone. What is wrong with one is raised (`speak_batch` can go on)."""
+        return self.speak_batch(requests, seed, **options)
+
+    def stream(self, text: str, prompt: Prompt, seed: int = 0, lexicon: Any = None, language: str = "en", **options: Any) -> Iterator[Speech]:
+        """`text` sentence by sentence, each given as soon as it is made; `inference.joined` puts them together.
+
+        Sentence k has the seed `seed + k`, so that one alone is what `speak` gives. A sentence of hardly a word goes with the next. The text
+        and the prompt are looked at before anything is spoken: what `speak` raises is raised by the call itself.
+        """
+        parts = sentences.scores(text, self.pronunciations(lexicon), language)
+        voice = self.hear(prompt, lexicon, language)
+        return (self.speak(part, voice, seed + k, **options) for k, part in enumerate(parts))
+
+    def warm_up(self, rows: Sequence[int] = (1,), prompt: Prompt | None = None, **options: Any) -> list[tuple[int, int, float]]:
+        """Compiles what speaking needs, for each bucket and each number of `rows` (rounded up to 1, 2, 4 or 8 a device), with a prompt as
+        long as those of training or the one given. Returns (bucket, rows, seconds) of each. `options`: those that will be used."""
+        return sentences.warm_up(self, rows, prompt, options)
 
 
 def ladder(frames: int) -> int:

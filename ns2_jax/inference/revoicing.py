@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ns2_jax.audio import files
-from ns2_jax.inference import conversion, speech
+from ns2_jax.inference import conversion, provenance, speech
 
 if TYPE_CHECKING:
     from ns2_jax.inference.model import Model
@@ -31,17 +31,20 @@ def tokens_of(tokenizer: Model, audio: np.ndarray, rate: int, hop: int) -> np.nd
 
 
 def revoice(
-    model: Model, tokenizer: Model, source: speech.Voice, prompt: speech.Voice | None, seed: int = 0, **options: Any,
-) -> tuple[np.ndarray, int]:
-    """(audio float32 `[s]`, rate): `source` in the voice of `prompt` (None: a voice by chance). A source longer than a bucket is done in pieces,
-    each after the prompt. `options` are those of `infill`.
+    model: Model, tokenizer: Model, source: speech.Voice, prompt: speech.Voice | None, seed: int = 0,
+    consent: provenance.Consent | None = None, **options: Any,
+) -> speech.Speech:
+    """`source` in the voice of `prompt` (None: a voice by chance); nobody knows its words. A source longer than a bucket is done in pieces, each
+    after the prompt. `options` are those of `infill`.
 
-    Raises ValueError for models that do not do this, and for unusable recordings.
+    Raises ValueError for models that do not do this, for unusable recordings, and for a prompt that the `consent` is not about.
     """
     if model.programs.get("infill") is None or "semantic" not in model.programs["infill"].inputs or model.speaks:
         raise ValueError(f"{model.name} does not speak from semantic tokens; train configs/soundstorm.py:SIZE,semantic")
     if "tokenise" not in tokenizer.programs:
         raise ValueError(f"{tokenizer.name} makes no tokens; give the run or export of configs/semantic.py:SIZE,kmeans")
+    heard = provenance.allowed([] if prompt is None else [prompt], consent)
+    origin = provenance.origin(model, (provenance.digest(source), *heard), seed, options, consent)
     audio = conversion.source_audio(model, source)
     voice = np.zeros(0, np.float32) if prompt is None else conversion.source_audio(model, prompt)[: model.longest_prompt * model.hop]
     known = model.encode(voice) if len(voice) else np.zeros((0, int(model.system.sizes["q"])), np.int32)
@@ -59,4 +62,5 @@ def revoice(
                         "frames": np.int32(len(part)), "begin": np.int32(len(known)), "end": np.int32(len(part))}
         (out,) = model.run("infill", [row], [seed + number], {"t": t, "s": t * model.hop}, **options)
         made.append(out["audio"][len(known) * model.hop : len(part) * model.hop])
-    return np.concatenate(made).astype(np.float32), model.rate
+    return speech.Speech(np.concatenate(made).astype(np.float32), model.rate, (), np.zeros(0, np.int64), (), np.zeros(0, np.float32), model.hop, (),
+                         None, origin)

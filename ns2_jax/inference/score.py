@@ -59,6 +59,12 @@ class Score:
         return tuple(phone for word in self.words for phone in word.phones)
 
 
+def of_words(words: front.Words) -> Score:
+    """A score of words whose times and pitch the model is to decide. Raises ValueError as `Score`."""
+    number = sum(len(word.phones) for word in words)
+    return Score(words, (None,) * number, (None,) * number)
+
+
 def of_phones(phones: Sequence[str], seconds: Sequence[float | None], hz: Sequence[Sequence[float] | None]) -> Score:
     """A score of phones whose words are not known: what stands between two pauses counts as one word. Raises ValueError as `Score`."""
     words: list[front.Word] = []

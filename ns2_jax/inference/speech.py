@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
-from ns2_jax.inference import prompts, score as scores
-from ns2_jax.inference.prompts import Said
+from ns2_jax.inference import prompts, provenance, score as scores
+from ns2_jax.inference.prompts import Heard, Said
 from ns2_jax.inference.score import Score
 from ns2_jax.text import front, phones as inventory
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ns2_jax.inference.model import Model
 
 Voice = str | os.PathLike | tuple[np.ndarray, int]
-Prompt = Voice | Said | Sequence[Voice | Said]
+Prompt = Voice | Said | Heard | Sequence[Voice | Said]
 PAUSE = (inventory.SILENCE,)
 FADE = 0.005  # seconds at both sides of a joint between two pieces
 PITCH_SHIFT = 24.0  # semitones up or down, at most
@@ -35,7 +35,8 @@ class Speech:
     """Generated speech: `audio` float32 [s] at `rate` Hz; `ends[i]` the sample where `phones[i]` ends.
 
     `words` are (word, first sample, end sample); `f0` is Hz per frame of `hop` samples, 0 unvoiced (empty where the
-    system predicts none); `pieces` are the texts spoken one after the other; `score` says it all in seconds, to be spoken again.
+    system predicts none); `pieces` are the texts spoken one after the other; `score` says it all in seconds, to be spoken again (None where
+    nobody knows the words, as of `revoice`); `origin` is what is written beside the audio of the model, the prompts and the seed.
     """
 
     audio: np.ndarray
@@ -46,11 +47,23 @@ class Speech:
     f0: np.ndarray
     hop: int
     pieces: tuple[str, ...]
-    score: Score
+    score: Score | None
+    origin: provenance.Origin | None = None
 
     @property
     def seconds(self) -> float:
         return len(self.audio) / self.rate
+
+    @property
+    def word_times(self) -> list[tuple[str, float, float]]:
+        """(word, start, end) in seconds; pauses are left out."""
+        return [(text, start / self.rate, end / self.rate) for text, start, end in self.words]
+
+    @property
+    def phone_times(self) -> list[tuple[str, float, float]]:
+        """(phone, start, end) in seconds, pauses ("sil") among them."""
+        edges = np.concatenate([[0], self.ends]) / self.rate
+        return list(zip(self.phones, edges[:-1].tolist(), edges[1:].tolist()))
 
 
 def written(words: front.Words) -> str:
@@ -125,16 +138,17 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
     if not model.speaks:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
     seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
-    table = front.read_lexicon(lexicon)
+    table, given, options = model.pronunciations(lexicon), {**options, "steps": steps}, dict(options)
     shift = float(options.pop("pitch_shift", 0.0))
     if not abs(shift) <= PITCH_SHIFT:
         raise ValueError(f"pitch_shift={shift:g} semitones; expected at most {PITCH_SHIFT:g} up or down")
     if shift and "contour" not in model.programs:
         raise ValueError(f"pitch_shift={shift:g}: {model.name} has no pitch that could be shifted")
     attempt, failed = attempts(failures)
-    heard: dict[Any, prompts.Heard] = {}
+    heard: dict[Any, Heard] = {}
+    origins: dict[int, provenance.Origin] = {}
 
-    def voice(prompt: Prompt) -> prompts.Heard:
+    def voice(prompt: Prompt | None) -> Heard:
         """Of files, each is read once."""
         name = prompt.voice if isinstance(prompt, Said) else prompt
         if not isinstance(name, (str, os.PathLike)):
@@ -148,17 +162,16 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
             if model.paces and any(length is not None for length in text.seconds):
                 raise ValueError(f"{model.name} decides on the length of each phone as it speaks; give it a text, or a score without seconds")
             return text
-        words = front.words(text, table, language)
-        number = sum(len(word.phones) for word in words)
-        return Score(words, (None,) * number, (None,) * number)
+        return scores.of_words(front.words(text, table, language))
 
     pending: list[Piece] = []
     for i, ((text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
         score = attempt(i, read, text)
-        codes = attempt(i, voice, prompt)
+        known = attempt(i, voice, prompt)
         if i not in failed:
-            pending += pieces_of(model, i, score, seed, codes.codes, codes.words)
-    return finish(model, pending, len(requests), shift, {"steps": steps, **options}, attempt, failed)
+            origins[i] = provenance.origin(model, known.digests, seed, given, known.consent)
+            pending += pieces_of(model, i, score, seed, known.codes, known.words)
+    return finish(model, pending, origins, len(requests), shift, {"steps": steps, **options}, attempt, failed)
 
 
 def attempts(failures: dict[int, str] | None) -> tuple[Callable[..., Any], set[int]]:
@@ -182,15 +195,17 @@ def attempts(failures: dict[int, str] | None) -> tuple[Callable[..., Any], set[i
 
 
 def finish(
-    model: Model, pending: list[Piece], requests: int, shift: float, options: dict[str, Any], attempt, failed: set[int],
+    model: Model, pending: list[Piece], origins: Mapping[int, provenance.Origin], requests: int, shift: float, options: dict[str, Any], attempt,
+    failed: set[int],
 ) -> list[Speech | None]:
-    """Pieces to speech, one for each request, None for one that failed."""
+    """Pieces to speech, one for each request, with its origin; None for one that failed."""
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
     placed = place_in_buckets(model, pending, early, attempt)
     placed = [piece for piece in placed if piece.request not in failed]
     predict_pitch(model, placed, shift)
     _sample(model, placed, options, attempt)
-    return [None if i in failed else join(model, [p for p in placed if p.request == i]) for i in range(requests)]
+    spoken = lambda i: dataclasses.replace(join(model, [piece for piece in placed if piece.request == i]), origin=origins[i])
+    return [None if i in failed else spoken(i) for i in range(requests)]
 
 
 def pieces_of(model: Model, request: int, score: Score, seed: int, codes: np.ndarray, said: front.Words | None = None) -> list[Piece]:

@@ -243,11 +243,16 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
     """({"params", "rest"} in numpy, resolved config) from a run (latest checkpoint, or `step`) or an export.
 
     The params are the average (EMA). An export that names its codec (or vocoder) by hash and relative path gets it under
-    `rest/codec` (`rest/vocoder`). Raises FileNotFoundError without a checkpoint, ValueError when the codec is another one.
+    `rest/codec` (`rest/vocoder`). Raises FileNotFoundError without a checkpoint, ValueError when the codec is another one, or an export's files
+    are not those of its SHA256SUMS.
     """
     path = os.fspath(path)
+    summed = weights.check_sums(path)
     config = read_config(path)
     if os.path.exists(os.path.join(path, weights.FILE)):
+        if "weights" in config and (lost := sorted({weights.FILE, "config.json"} - summed)):  # written by ns2_jax.export, which writes sums
+            reason = f"{weights.SUMS} does not name {lost[0]}" if summed else f"{weights.SUMS} is missing"
+            raise ValueError(f"{path} is damaged: {reason}; copy or export it again")
         tree = {"params": {}, "rest": {}, **weights.read_weights(path)}
         codec = config.get("codec")
         at = codec.get("at", "codec") if isinstance(codec, Mapping) else "codec"
@@ -256,6 +261,7 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
             if weights.weights_hash(folder) != codec["hash"]:
                 found = weights.weights_hash(folder)
                 raise ValueError(f"{path} needs codec {codec['hash']}, {folder} is {found}; put the right export there")
+            weights.check_sums(folder)
             tree["rest"][at] = {"params": {}, "rest": {}, **weights.read_weights(folder)}
         return tree, config
     found = steps(path)

@@ -25,6 +25,7 @@ import numpy as np
 from ns2_jax.runtime.state import flatten, nest
 
 FILE = "params.safetensors"
+SUMS = "SHA256SUMS"
 QUANTIZE = ("none", "bf16", "int8")
 SCALE = ":scale"
 _CODES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "I8": np.int8, "U8": np.uint8,
@@ -137,16 +138,48 @@ def read_weights(path: str | os.PathLike) -> dict[str, Any]:
     return nest(flat)
 
 
+def write_sums(folder: str | os.PathLike) -> None:
+    """SUMS: the sha256 of every file below `folder`, as sha256sum prints and checks it."""
+    folder = os.fspath(folder)
+    names = sorted(os.path.relpath(os.path.join(here, name), folder) for here, _, found in os.walk(folder) for name in found)
+    lines = [f"{_sha256(os.path.join(folder, name))}  {name}\n" for name in names if name != SUMS]
+    with open(os.path.join(folder, SUMS), "w", encoding="utf8") as f:
+        f.writelines(lines)
+
+
+def check_sums(folder: str | os.PathLike) -> frozenset[str]:
+    """The names in SUMS, each file found to be what was written; none where there is no SUMS.
+
+    Raises ValueError naming the first file that is missing, cut short or changed. Files that are not named are not looked at.
+    """
+    target = os.path.join(folder, SUMS)
+    if not os.path.exists(target):
+        return frozenset()
+    again = "copy or export it again"
+    with open(target, encoding="utf8", errors="replace") as f:
+        entries = [line.rstrip("\n").split("  ", 1) for line in f]
+    for entry in entries:
+        if len(entry) != 2 or len(entry[0]) != 64 or os.path.isabs(entry[1]) or ".." in entry[1].split("/"):
+            raise ValueError(f"{target} is damaged: {'  '.join(entry)[:80]!r} is not a line of it; {again}")
+        path = os.path.join(folder, entry[1])
+        if not os.path.isfile(path):
+            raise ValueError(f"{os.fspath(folder)} is damaged: {entry[1]} is missing; {again}")
+        if _sha256(path) != entry[0]:
+            raise ValueError(f"{os.fspath(folder)} is damaged: {entry[1]} does not have the sha256 that it was exported with; {again}")
+    return frozenset(name for _, name in entries)
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def weights_hash(path: str | os.PathLike) -> str:
     """The first 12 hex digits of the sha256 of `params.safetensors`: what a codec is called in records and checkpoints."""
     target = _file(path)
     if not os.path.exists(target):
         raise FileNotFoundError(f"{target} does not exist; expected an export (made by python -m ns2_jax.export)")
-    digest = hashlib.sha256()
-    with open(target, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()[:12]
+    return _sha256(target)[:12]
 
 
 def codec_of(config: Any, fields: Any) -> str:

@@ -163,8 +163,22 @@ def _pauses(parts: Iterable[Word]) -> Words:
     return out
 
 
+@functools.lru_cache(maxsize=4096)
+def _stays(word: str) -> bool:
+    """Whether a word is spoken as it is written."""
+    return normalise(word) == word.lower()
+
+
+def _rewritten(text: str, table: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """The words of a lexicon that must be kept from the rules. The others stay in the text, because their neighbours are read by them
+    ("Dr. Smith")."""
+    plain = re.compile("[A-Za-z]+")
+    found = set(re.findall(r"(?<![^\W_])[A-Za-z]+(?![^\W_])", text))
+    return {word for word in table if not plain.fullmatch(word)} | {word.lower() for word in found if word.lower() in table and not _stays(word)}
+
+
 def _english(text: str, table: Mapping[str, tuple[str, ...]]) -> Words:
-    spoken, kept = speakable(text, table)
+    spoken, kept = speakable(text, _rewritten(text, table))
     tokens = re.findall(r"[,.;:?!]|[^\s,.;:?!]+", spoken)
     out: Words = []
     following = SILENCE
@@ -182,6 +196,8 @@ def _english(text: str, table: Mapping[str, tuple[str, ...]]) -> Words:
                 phones = _plural(phones)
             elif token[1:]:
                 phones += pronounce(token[1:].strip("'"))
+        elif token.removesuffix("'s") in table:
+            phones = list(table[token] if token in table else _plural(table[token[:-2]]))
         if phones is None:
             phones = _in_context(token, before, following) or pronounce(token)
         out.append(Word(word, tuple(phones)))

@@ -115,6 +115,17 @@ def test_lexicon_wins_over_everything(tmp_path):
     assert front.phonemise("sequel", lexicon={"el": "ey"}) == front.phonemise("sequel")
 
 
+def test_a_lexicon_leaves_the_reading_of_its_neighbours_alone():
+    for text in ("Dr. Smith came on April 3.", "St. James, the 2 of them", "Chapter IV of May's work"):
+        words = front.words(text)
+        own = {word.text: word.phones for word in words if word.text.isalpha() and word.text not in ("the", "to", "of", "a")}
+        assert len(own) > 2 and front.words(text, own) == words
+        changed = {name: ("k", "ey") for name in own}
+        assert [word.text for word in front.words(text, changed)] == [word.text for word in words]
+        assert all(word.phones == ("k", "ey") for word in front.words(text, changed) if word.text in own)
+    assert front.phonemise("Smith's", lexicon={"smith": "s iy"}) == "sil s iy z sil".split()
+
+
 def test_lexicon_errors(tmp_path):
     file = tmp_path / "lexicon.txt"
     file.write_text("good G UH1 D\nbad B QQ\n", "utf8")

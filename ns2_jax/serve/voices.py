@@ -1,0 +1,161 @@
+"""The voices of a server: recordings in a folder, NAME.wav (.flac, .ogg, .mp3), and NAME.consent.txt where there is a consent.
+
+`default` comes with the package. Each voice is heard once, as long as the model's longest prompt, and again when its file has changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from pathlib import Path
+
+from absl import logging
+
+from ns2_jax import inference
+
+DEFAULT = "default"
+BUNDLED = Path(__file__).with_name("default.flac")  # flite says it, in its voice "slt" a little warped: no recording of a person
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+MOST = 1000
+KINDS = {b"RIFF": ".wav", b"RF64": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}
+
+
+class NoConsent(ValueError):
+    """A recording that may not be imitated."""
+
+
+class Unknown(KeyError):
+    """No such voice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Voice:
+    """A name, its recording, and whether a consent lies beside it."""
+
+    name: str
+    path: Path
+    consent: bool
+
+
+class Voices:
+    """Raises FileNotFoundError for a folder that is not there. `needs_consent`: of what is uploaded, not of what the operator put there."""
+
+    def __init__(self, model: inference.Model, folder: str | os.PathLike | None = None, needs_consent: bool = True):
+        self._own = tempfile.TemporaryDirectory(prefix="ns2_jax-voices-") if folder is None else None
+        self.model, self.needs_consent = model, needs_consent
+        self.folder = Path(self._own.name if self._own else folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"--voices={self.folder}: no such folder")
+        if not needs_consent:
+            logging.warning("voices may be uploaded without a consent: the operator turned it off")
+        self._heard: dict[str, tuple[tuple, inference.Heard]] = {}
+        self._lock, self._hearing = threading.Lock(), threading.Lock()
+
+    def close(self) -> None:
+        if self._own:
+            self._own.cleanup()
+
+    def list(self) -> list[Voice]:
+        """`default` first, the others by name."""
+        found = {DEFAULT: BUNDLED}
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix.lower() in SUFFIXES and NAME.fullmatch(path.stem):
+                found[path.stem] = path
+        return [Voice(name, path, self._consent_of(name).is_file()) for name, path in found.items()]
+
+    def _hear(self, path: str | os.PathLike) -> inference.Heard:
+        """No more than the longest prompt of training, or every length of voices would be compiled apart."""
+        return self.model.hear(path).first(self.model.longest_prompt)
+
+    def _consent_of(self, name: str) -> Path:
+        return self.folder / f"{name}.consent.txt"
+
+    def get(self, name: str) -> inference.Heard:
+        """A voice that was listened to, once for all who ask. Raises Unknown, ValueError for a recording or a consent that can't be used."""
+        path = next((voice.path for voice in self.list() if voice.name == name), None) if NAME.fullmatch(name) else None
+        if path is None:
+            raise Unknown(name)
+        try:
+            stamp = self._stamp(path)
+            if (heard := self._known(name, stamp)) is None:
+                with self._hearing:
+                    if (heard := self._known(name, stamp)) is None:
+                        consent = self._consent_of(name)
+                        heard = self._hear(path).allowed(inference.read_consent(consent) if consent.is_file() else None)
+                        with self._lock:
+                            self._heard[name] = stamp, heard
+        except FileNotFoundError:
+            raise Unknown(name) from None  # it was deleted in between
+        except ValueError as error:
+            said = str(error).replace(str(self._consent_of(name)), "its consent").replace(str(path), "its recording")
+            raise ValueError(f"voice {name}: {said}") from error  # a client need not know where files lie
+        return heard
+
+    def _stamp(self, path: Path) -> tuple:
+        """What changes with a recording or its consent."""
+        return tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in (path, self._consent_of(path.stem)) if p.is_file())
+
+    def _known(self, name: str, stamp: tuple) -> inference.Heard | None:
+        with self._lock:
+            known = self._heard.get(name)
+        return known[1] if known is not None and known[0] == stamp else None
+
+    def add(self, name: str, data: bytes, statement: str = "") -> inference.Heard:
+        """Registers a recording. `statement` are the words of the speaker's consent, which are bound to it by its hash.
+
+        Raises NoConsent where one is needed and there is none, ValueError for a name, a recording or a statement that can't be used, and
+        for a name that is taken.
+        """
+        if not NAME.fullmatch(name) or name == DEFAULT:
+            raise ValueError(f"a voice can't be called {name[:80]!r}: expected a to z, 0 to 9, - and _, at most 64, and not {DEFAULT!r}")
+        statement = " ".join(statement.split())
+        if not statement:
+            if self.needs_consent:
+                raise NoConsent("a voice may be imitated only with its speaker's consent: send the speaker's words as `consent`")
+            logging.warning("voice %s was uploaded without a consent", name)
+        digest = hashlib.sha256(data).hexdigest()
+        text = f"{statement}\n{digest}  {name}\n"
+        consent = inference.consent(text) if statement else None
+        handle, temporary = tempfile.mkstemp(prefix=".upload-", dir=self.folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            try:
+                heard = self._hear(temporary).allowed(consent)
+            except ValueError as error:
+                raise ValueError(str(error).replace(temporary, "the recording")) from error
+            with self._lock:
+                names = {voice.name for voice in self.list()}
+                if name in names:
+                    raise ValueError(f"there is a voice {name!r} already; delete it first, or choose another name")
+                if len(names) > MOST:
+                    raise ValueError(f"there are {len(names)} voices, which is the most")
+                path = self.folder / f"{name}{KINDS.get(data[:4], '.mp3')}"
+                if consent:
+                    inference.write_text(self._consent_of(name), text)
+                else:
+                    self._consent_of(name).unlink(missing_ok=True)  # of a voice that the operator took away
+                os.replace(temporary, path)
+                self._heard[name] = self._stamp(path), heard
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+        logging.info("voice %s registered: %s, consent %s", name, digest, consent.sha256 if consent else "none")
+        return heard
+
+    def remove(self, name: str) -> None:
+        """Deletes a voice and its consent. Raises Unknown, ValueError for `default`."""
+        if name == DEFAULT:
+            raise ValueError(f"{DEFAULT!r} can't be deleted")
+        with self._lock:
+            path = next((voice.path for voice in self.list() if voice.name == name), None)
+            if path is None:
+                raise Unknown(name)
+            path.unlink()
+            self._consent_of(name).unlink(missing_ok=True)
+            self._heard.pop(name, None)
