@@ -44,6 +44,12 @@ Both are for models that fill in (SoundStorm), where an empty `--prompt=` gives 
     python -m ns2_jax.synthesize --task=dialogue --text=talk.txt --prompt=Ann=ann.wav --prompt=Ben=ben.wav --model=DIR --out=out.wav
 
 `dialogue` speaks the lines of a file, `SPEAKER: what they say`, each in its speaker's voice.
+
+    python -m ns2_jax.synthesize --model=SOUNDSTORM,TOKENIZER,WRITER --text="Good morning." --prompt=voice.wav --out=out.wav
+    python -m ns2_jax.synthesize --model=SOUNDSTORM,TOKENIZER --task=revoice --source=me.wav --prompt=voice.wav --out=out.wav
+
+A SoundStorm that speaks from semantic tokens is given with the other models of its chain: the tokenizer, and to speak a text the writer
+(`configs/text_to_semantic.py`). `revoice` says what the source says in the voice of the prompt; nobody knows the words.
 """
 
 from __future__ import annotations
@@ -141,7 +147,7 @@ def read_jobs() -> list[Job]:
     if not FLAGS.model:
         raise ValueError("--model=DIR is missing: a run or an export")
     times, changing, singing = tuple(FLAGS.times), FLAGS.task in ("convert", "enhance"), FLAGS.task == "sing"
-    filling, talking = fills(), FLAGS.task == "dialogue"
+    filling, talking, revoicing = fills(), FLAGS.task == "dialogue", FLAGS.task == "revoice"
     if not filling and FLAGS.said is not None:
         raise ValueError("--said goes with --task=edit or --task=continue, and says what --source says")
     if talking and (wrong := next((name for name in ("batch", "score", "verify") if FLAGS[name].value not in (None, False)), None)):
@@ -149,6 +155,9 @@ def read_jobs() -> list[Job]:
     for name in ("batch", "score", "prompt", "verify", "sampler", "pitch_shift"):
         if filling and FLAGS[name].value not in (None, False):
             raise ValueError(f"--{name} does not go with --task={FLAGS.task}: the source is the voice, --said and --text the words")
+    for name in ("batch", "text", "score", "verify", "prompt_text", "times", "sampler", "speed", "pitch_shift"):
+        if revoicing and FLAGS[name].value not in (None, False, []):
+            raise ValueError(f"--{name} does not go with --task=revoice: the source is said again as it is")
     if not changing and FLAGS.target_pitch is not None:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
     if singing and not FLAGS.language.lower().startswith("en"):
@@ -187,11 +196,11 @@ def read_jobs() -> list[Job]:
             raise ValueError("--text does not go with --score, which says the words")
         if FLAGS.score is not None and changing:
             raise ValueError(f"--score does not go with --task={FLAGS.task}: the source says when its words are said")
-        if FLAGS.source is not None and not changing and not filling:
-            raise ValueError("--source goes with --task=convert, enhance, edit or continue")
-        needed = ("source", "said", "out") if filling else ("prompt", "out", *["source"] * changing)
+        if FLAGS.source is not None and not changing and not filling and not revoicing:
+            raise ValueError("--source goes with --task=convert, enhance, edit, continue or revoice")
+        needed = ("source", "said", "out") if filling else ("prompt", "out", *["source"] * (changing or revoicing))
         missing = [name for name in needed if FLAGS[name].value is None]
-        missing = ["text"] * (FLAGS.text is None and FLAGS.score is None) + missing
+        missing = ["text"] * (FLAGS.text is None and FLAGS.score is None and not revoicing) + missing
         if missing:
             raise ValueError(f"--{missing[0]} is missing (or give --batch=list.tsv)")
         if singing:
@@ -212,8 +221,8 @@ def read_jobs() -> list[Job]:
             text = Path(text).read_text(encoding="utf-8")
         jobs = [Job(FLAGS.out, text, prompts, times, FLAGS.source or "", FLAGS.said or "", speakers, texts)]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
-    if continuing and (several := next((job for job in jobs if len(job.prompts) > 1), None)):
-        raise ValueError(f"--task=continue goes on from one recording, {several.out} has {len(several.prompts)} prompts")
+    if (continuing or revoicing) and (several := next((job for job in jobs if len(job.prompts) > 1), None)):
+        raise ValueError(f"--task={FLAGS.task} takes one prompt, {several.out} has {len(several.prompts)}")
     for job in jobs:
         for path in job.written:
             if path.resolve() in read:
@@ -243,7 +252,7 @@ def said(doubts: list, seed: int) -> str:
 
 def define_flags() -> None:
     """Flags belong to the command: a program that imports this module keeps its own."""
-    flags.DEFINE_string("model", None, "A run (its latest checkpoint is read) or an export.")
+    flags.DEFINE_string("model", None, "A run (its latest checkpoint is read) or an export; with commas the models of a chain.")
     flags.DEFINE_string("text", None, "What to say.")
     flags.DEFINE_string("score", None, "Instead of text: a JSON file as --times=json writes it, with the length and pitch of each phone; a song for --task=sing.")
     flags.DEFINE_multi_string("prompt", None, "Audio file with the voice to imitate; several times for several.")
@@ -257,7 +266,7 @@ def define_flags() -> None:
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment. "
                         "Or, with --out=DIR, a data set whose texts are spoken.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
-    flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance", "edit", "continue", "dialogue"],
+    flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance", "edit", "continue", "dialogue", "revoice"],
                       "What to do: speak, sing, change a source, go on from a recording, hold a conversation.")
     flags.DEFINE_float("seconds", None, "Of the prompt, which --task=continue keeps; 3 if left out.", lower_bound=0.1)
     flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
@@ -315,7 +324,9 @@ def main(argv: list[str]) -> None:
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model)
     changing, filling, continuing = FLAGS.task in ("convert", "enhance"), fills(), FLAGS.task == "continue" and not fills()
-    if not model.speaks:
+    if FLAGS.task == "revoice" and model.tokenizer is None:
+        raise ValueError(f"--model={FLAGS.model} makes no tokens of a source; --task=revoice needs --model=SOUNDSTORM,TOKENIZER")
+    if not model.speaks and FLAGS.task != "revoice":
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
     aligner = inference.load(FLAGS.aligner or inference.ALIGNER) if changing or filling or continuing or FLAGS.verify or model.continues else None
     if aligner is not None and "align" not in aligner.programs:
@@ -337,7 +348,8 @@ def main(argv: list[str]) -> None:
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
-        voices = [None if filling or continuing or job.speakers else hear(job.voices) for job in part]
+        alone = filling or continuing or FLAGS.task == "revoice"
+        voices = [None if alone or job.speakers else hear(job.voices) for job in part]
         common, found = dict(steps=FLAGS.steps, lexicon=table, language=FLAGS.language, **options), {}
         requests = [(job.text, voice) for job, voice in zip(part, voices)]
         if FLAGS.verify:
@@ -350,6 +362,9 @@ def main(argv: list[str]) -> None:
         elif filling:
             change = inference.edit if FLAGS.task == "edit" else inference.go_on
             speeches = [change(model, aligner, job.source, job.said, job.text, FLAGS.seed, consent=consent, **common) for job in part]
+        elif FLAGS.task == "revoice":
+            own = {name: value for name, value in options.items() if value is not None} | ({"steps": FLAGS.steps} if FLAGS.steps else {})
+            speeches = [inference.revoice(model, model.tokenizer, job.source, job.prompts[0] or None, FLAGS.seed, consent, **own) for job in part]
         elif FLAGS.task == "dialogue":
             speakers = [{name: hear((prompt,)) for name, prompt in zip(job.speakers, job.voices)} for job in part]
             talks = [inference.converse(model, inference.read_dialogue(job.text), who, FLAGS.seed, **common) for job, who in zip(part, speakers)]

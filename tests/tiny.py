@@ -17,6 +17,7 @@ from configs import grad_stylespeech as grad_config
 from configs import naturalspeech2 as ns2_config
 from configs import semantic as semantic_config
 from configs import soundstorm as soundstorm_config
+from configs import text_to_semantic as text_config
 from configs import valle as valle_config
 from configs import vocoder as vocoder_config
 from configs import wavegrad2 as wavegrad2_config
@@ -27,7 +28,8 @@ from ns2_jax.systems.system import Field, Program
 
 SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
 CONFIGS = {"codec": codec_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config, "semantic": semantic_config,
-           "soundstorm": soundstorm_config, "valle": valle_config, "vocoder": vocoder_config, "wavegrad2": wavegrad2_config}
+           "soundstorm": soundstorm_config, "text_to_semantic": text_config, "valle": valle_config, "vocoder": vocoder_config,
+           "wavegrad2": wavegrad2_config}
 
 
 def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

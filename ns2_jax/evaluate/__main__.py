@@ -7,6 +7,7 @@
     python -m ns2_jax.evaluate --task=convert --model=exports/naturalspeech2 --data=data/default    voices changed; also enhance and sing
     python -m ns2_jax.evaluate --model=runs/aligner --data=data/default --limit=0    an aligner's boundaries against exact ones
     python -m ns2_jax.evaluate --model=runs/wavegrad2 --evals=schedule_search --out=scores      schedules of 50, 25, 12 and 6 steps (or --steps)
+    python -m ns2_jax.evaluate --model=SOUNDSTORM,TOKENIZER,WRITER --out=scores     speech by semantic tokens; `true_tokens` are the recordings'
     python -m ns2_jax.evaluate rate scores --out=rates                          the same over kbit/s: rates/rates.md and rates.png
     python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
     python -m ns2_jax.evaluate table results/* --out=results/README.md          the same scores as one Markdown table

@@ -96,6 +96,21 @@ def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task:
     return made
 
 
+def revoice(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any]) -> list[np.ndarray | None]:
+    """The items' recordings said again from their own semantic tokens in the voices of their prompts: what speech by tokens can reach at best."""
+    made: list[np.ndarray | None] = []
+    own = {name: value for name, value in options.items() if name in (*model.programs["infill"].options, "schedule")}
+    for k, (item, recording) in enumerate(tqdm.tqdm(zip(material.items, material.recordings), "tokens", len(material.items), mininterval=2,
+                                                    disable=not cluster.is_first())):
+        pair = [(audio, model.rate) for audio in (recording, material.prompts[k])]
+        try:
+            made.append(inference.revoice(model, model.tokenizer, *pair, seed + material.places[k], **own).audio)
+        except ValueError as error:
+            fail(item, "true_tokens", str(error))
+            made.append(None)
+    return made
+
+
 def make_rivals(specs: Sequence[str], recordings: Sequence[np.ndarray], rate: int, wanted: Sequence[float]) -> list[rivals.Made]:
     """What other codecs make of the recordings at about the `wanted` kbit/s."""
     made = []
@@ -249,7 +264,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
             "codec_quality and spectral_distance")
     else:
         cluster.say(f"{len(unrecorded)} utterances have no recording ({unrecorded[0]}, for one): recordings and codec are not scored")
-    ours: dict[str, Any] = identity(model and model.path, model and model.step)
+    ours: dict[str, Any] = {"model": model.hash} if model and "," in model.path else identity(model and model.path, model and model.step)
     theirs: dict[str, Any] = {}
     spoken_with = {}
     if task in ("tts", *changed.TASKS):
@@ -272,6 +287,8 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         theirs = {"system": os.path.basename(os.path.abspath(ask.wavs)), "wavs": statistics.digest(cluster.gather(shas))}
     if model and task != "recordings" and "recording" in made and "encode" in model.programs:  # else it has no codec
         made |= resynthesise(model, made["recording"], task, ask.levels)
+    if model and model.tokenizer and task != "recordings" and "recording" in made:
+        made["true_tokens"] = revoice(model, material, ask.seed, ask.sampler)
     rates, others = {}, {}
     if task == "codec" and "q" in model.system.sizes:  # a vocoder has no bits
         levels = {"codec": int(model.system.sizes["q"])} | {f"codec_{k}": k for k in fewer_levels(model, ask.levels)}
@@ -317,6 +334,8 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         maker = {"wavs": theirs, "recording": {}, "noisy": {}, **others}.get(condition, ours)
         mine = {k: v for k, v in ours.items() if k == "step"} | maker
         spoken = spoken_with if condition in ("synthesis", "reranked") else {}
+        if condition == "true_tokens":
+            spoken = {"tokenizer": inference.codec_hash(model.tokenizer), "sampler": ask.sampler, "seeds": f"{ask.seed} + index"}
         ranked = {"of_takes": ask.rerank, "ranked_by": f"word errors by {ask.recogniser}, then GE2E cosine"} if condition == "reranked" else {}
         return {**material.about, **mine, **spoken, **ranked}
 

@@ -113,7 +113,7 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
     texts, said = ([item["text"] for item in some] for some in (items, material.every))
     quiet = dict(rate=rate, progress=cluster.is_first())
     parallel = material.sources is not None  # then the outputs are to be like the recordings sample by sample
-    resynthesised = lambda name: name not in ("recording", "wavs", "reranked") and (parallel or name != "synthesis")
+    resynthesised = lambda name: name not in ("recording", "wavs", "reranked", "true_tokens") and (parallel or name != "synthesis")
     lines: list[dict[str, Any]] = []
 
     if "speaker_similarity" in evals:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ns2_jax.inference import chain
 from ns2_jax.inference.checking import check, speak_checked
 from ns2_jax.inference.continuation import continue_all
 from ns2_jax.inference.conversion import PITCHES, convert_all
@@ -95,12 +96,15 @@ def phones_of(model: Model) -> dict[str, Any]:
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
-    """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model.
+    """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model; several with commas between
+    them, the stages of a speaker by semantic tokens (`chain`), one.
 
     Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it. Every file of an export is
     compared with its SHA256SUMS. Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads
     them, ValueError for weights that don't fit it and for an export that is torn or was changed, by the name of the file.
     """
+    if "," in os.fspath(path) and not os.path.exists(path):
+        return chain.join([load(part.strip()) for part in os.fspath(path).split(",")], os.fspath(path))
     path = Path(path)
     if (path / weights.FILE).exists():
         step = None

@@ -52,7 +52,7 @@ def fill(
 
     Raises ValueError for a model that cannot fill in, or when all is longer than its largest bucket.
     """
-    if "infill" not in model.programs or not model.speaks:
+    if "infill" not in model.programs or "phones" not in model.programs["infill"].inputs or not model.speaks:
         raise ValueError(f"{model.name} does not fill in words; it offers {sorted(model.programs)}")
     count = lambda words: sum(len(word.phones) for word in words)
     total, codes = len(score.words), model.encode(audio)

@@ -42,13 +42,14 @@ class Call:
 
 
 class Model:
-    """A system with its weights. `load` makes it. `model("text", prompt="voice.wav")` speaks. `aligner`, another model, may be set: it finds what
-    a prompt says where.
+    """A system with its weights. `load` makes it. `model("text", prompt="voice.wav")` speaks. Other models may be set: an `aligner` finds what a
+    prompt says where, a `tokenizer` makes the semantic tokens that this one fills in from.
 
     Threads may share it: nothing changes in a call but the table of what is compiled, once for each bucket and number of rows (1, 2, 4, 8).
     """
 
     aligner: Model | None = None
+    tokenizer: Model | None = None
     units: Any = None  # text.units.Units, of a model that reads them instead of phones
     context = CONTEXT
 
@@ -67,7 +68,7 @@ class Model:
     def like(self, params: Any, rest: Any, config: Mapping[str, Any], path: str = "") -> Model:
         """The same system with other weights; what is compiled for one serves the other."""
         other = Model(self.system, params, rest, config, path)
-        other.units, other.aligner, other.lexicon = self.units, self.aligner, self.lexicon
+        other.units, other.aligner, other.tokenizer, other.lexicon = self.units, self.aligner, self.tokenizer, self.lexicon
         other._compiled, other._compiling = self._compiled, self._compiling
         return other
 

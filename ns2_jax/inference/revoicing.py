@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ns2_jax.audio import files
-from ns2_jax.inference import conversion, provenance, speech
+from ns2_jax.inference import chain, conversion, provenance, speech
 
 if TYPE_CHECKING:
     from ns2_jax.inference.model import Model
@@ -39,7 +39,7 @@ def revoice(
 
     Raises ValueError for models that do not do this, for unusable recordings, and for a prompt that the `consent` is not about.
     """
-    if model.programs.get("infill") is None or "semantic" not in model.programs["infill"].inputs or model.speaks:
+    if not chain.tokens_alone(model):
         raise ValueError(f"{model.name} does not speak from semantic tokens; train configs/soundstorm.py:SIZE,semantic")
     if "tokenise" not in tokenizer.programs:
         raise ValueError(f"{tokenizer.name} makes no tokens; give the run or export of configs/semantic.py:SIZE,kmeans")

@@ -20,17 +20,19 @@ class MultiHeadAttention(nn.Module):
     width: int
     heads: int
     dtype: Any = jnp.float32
+    inner: int = 0  # of all heads together; 0 is `width`
 
     def setup(self):
-        if self.width % self.heads:
-            raise ValueError(f"attention width={self.width} is not a multiple of heads={self.heads}")
-        self.query, self.value = (Dense(self.width, ("embed", "heads"), dtype=self.dtype) for _ in range(2))
+        inner = self.inner or self.width
+        if inner % self.heads:
+            raise ValueError(f"attention width={inner} is not a multiple of heads={self.heads}")
+        self.query, self.value = (Dense(inner, ("embed", "heads"), dtype=self.dtype) for _ in range(2))
         # No bias: it would add the same number to every logit of a query, which the softmax takes out again.
-        self.key = Dense(self.width, ("embed", "heads"), use_bias=False, dtype=self.dtype)
+        self.key = Dense(inner, ("embed", "heads"), use_bias=False, dtype=self.dtype)
         self.out = Dense(self.width, ("heads", "embed"), dtype=self.dtype)
 
     def _split(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:-1], self.heads, self.width // self.heads)
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
 
     def project(self, x_buc: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values, each `[b, u, h, d]`."""
@@ -46,7 +48,7 @@ class MultiHeadAttention(nn.Module):
             logits = jnp.where(mask, logits, HIDDEN)
         weights = jax.nn.softmax(logits, -1).astype(self.dtype)
         mixed = jnp.einsum("bhtu,buhd->bthd", weights, value_buhd)
-        return self.out(mixed.reshape(*mixed.shape[:-2], self.width))
+        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
 
     def attend_one(self, x_bc: jax.Array, key_bhud: jax.Array, value_bhud: jax.Array, mask_bu: jax.Array) -> jax.Array:
         """`attend` of one query `[b, width]`; keys and values lie by heads, as a cache keeps them: products and sums in place, no copy."""
@@ -54,7 +56,7 @@ class MultiHeadAttention(nn.Module):
         logits = (query * key_bhud).sum(-1) * query.shape[-1] ** -0.5
         weights = jax.nn.softmax(jnp.where(mask_bu[:, None], logits, HIDDEN), -1).astype(self.dtype)
         mixed = (weights[..., None] * value_bhud).sum(-2)
-        return self.out(mixed.reshape(*mixed.shape[:-2], self.width))
+        return self.out(mixed.reshape(*mixed.shape[:-2], -1))
 
     def point(self, x_btc: jax.Array, key_buhd: jax.Array, mask_bu: jax.Array) -> jax.Array:
         """Where the first head looks among keys `[b, u]` that are as good as alone: log weights, float32 `[b, t, u]`."""

@@ -2,7 +2,8 @@
 
 A sequence is two blocks of slots: text, and audio. Positions (sinusoids) begin at 0 in each, so a longer text moves no frame. Slots that are
 padding are never seen, and what is valid does not depend on how many there are. `Coarse` is autoregressive over groups of frames of the
-first level; `Fine` fills in one further level at a time, all frames at once. Both share `Stack`: pre-norm blocks, GELU, a norm at the end.
+first level, or of any other tokens, after the text or (with an encoder) looking at it; `Fine` fills in one further level at a time, all frames
+at once. Both share `Stack`: pre-norm blocks, GELU, a norm at the end.
 """
 
 from __future__ import annotations
@@ -46,8 +47,13 @@ class StageNorm(nn.Module):
         return (x * (1.0 + gain) + bias).astype(self.dtype)
 
 
+Memory = tuple[jax.Array, jax.Array, jax.Array]
+"""What a crossed block looks at: keys and values of its own, and where there is something."""
+
+
 class Block(nn.Module):
-    """Self-attention and two dense layers, each after its norm and added to its input."""
+    """Self-attention, where it is `crossed` attention to a memory `[b, p, width]`, and two dense layers, each after its norm and added to its
+    input. `gated` is GEGLU (T5 1.1); `inner` is the width of the attentions, 0 that of all."""
 
     width: int
     hidden: int
@@ -56,36 +62,56 @@ class Block(nn.Module):
     norms: str
     stages: int
     dtype: Any
+    crossed: bool = False
+    gated: bool = False
+    inner: int = 0
 
     def setup(self):
         norm = lambda: StageNorm(self.norms, self.stages, self.dtype)
         self.norm1, self.norm2 = norm(), norm()
-        self.attention = MultiHeadAttention(self.width, self.heads, self.dtype)
-        self.widen = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype)
+        self.attention = MultiHeadAttention(self.width, self.heads, self.dtype, self.inner)
+        if self.crossed:
+            self.memory_norm, self.memory = norm(), MultiHeadAttention(self.width, self.heads, self.dtype, self.inner)
+        self.widen = Dense(self.hidden * (1 + self.gated), ("embed", "mlp"), dtype=self.dtype)
         self.narrow = Dense(self.width, ("mlp", "embed"), dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
-    def _rest(self, x: jax.Array, attended: jax.Array, stage: jax.Array | None, deterministic: bool) -> jax.Array:
+    def _rest(self, x: jax.Array, attended: jax.Array, stage: jax.Array | None, deterministic: bool, look: Any = None) -> jax.Array:
+        """What follows the self-attention; `look` attends to the memory."""
         x = constrain(x + self.drop(attended, deterministic=deterministic))
-        h = nn.gelu(self.widen(self.norm2(x, stage)))
+        if look is not None:
+            x = constrain(x + self.drop(look(self.memory_norm(x, stage)), deterministic=deterministic))
+        h = self.widen(self.norm2(x, stage))
+        if self.gated:
+            h, gate = jnp.split(h, 2, -1)
+            h = nn.gelu(gate) * h
+        else:
+            h = nn.gelu(h)
         return constrain(x + self.drop(self.narrow(self.drop(h, deterministic=deterministic)), deterministic=deterministic))
 
     def __call__(
         self, x_bsc: jax.Array, mask: jax.Array, stage: jax.Array | None = None, deterministic: bool = True, text_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-        """(output, keys and values `[b, s, h, d]`, where the first head looks among the text of `text_mask` `[b, p]`, `[b, s - p, p]`)."""
+        memory: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array | None]:
+        """(output; keys and values `[b, s, h, d]`, then those of the `memory`, which comes with its mask; where the first head looks among the
+        text of `text_mask` `[b, p]`, `[b, s - p, p]`)."""
         h = self.norm1(x_bsc, stage)
-        key, value = self.attention.project(h)
-        looks = None
+        kept = self.attention.project(h)
+        looks = look = None
         if text_mask is not None:
             p = text_mask.shape[1]
-            looks = self.attention.point(h[:, p:], key[:, :p], text_mask)
-        return self._rest(x_bsc, self.attention.attend(h, key, value, mask), stage, deterministic), key, value, looks
+            looks = self.attention.point(h[:, p:], kept[0][:, :p], text_mask)
+        if memory is not None:
+            seen, where = memory
+            kept = (*kept, *self.memory.project(seen))
+            look = lambda h: self.memory.attend(h, *kept[2:], where)
+        return self._rest(x_bsc, self.attention.attend(h, *kept[:2], mask), stage, deterministic, look), kept, looks
 
     def one(
         self, x_bc: jax.Array, key_bhsd: jax.Array, value_bhsd: jax.Array, mask_bs: jax.Array, slot: jax.Array, text_mask: jax.Array | None,
+        memory: Memory | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-        """The same for one more slot, whose key and value are put into the cache at `slot`."""
+        """The same for one more slot, whose key and value are put into the cache at `slot`; of the `memory` the cache holds them already."""
         h = self.norm1(x_bc[:, None], None)
         put = lambda cache, new: jax.lax.dynamic_update_slice_in_dim(cache, jnp.swapaxes(new, 1, 2).astype(cache.dtype), slot, 2)
         key, value = (put(cache, new) for cache, new in zip((key_bhsd, value_bhsd), self.attention.project(h)))
@@ -93,20 +119,24 @@ class Block(nn.Module):
         if text_mask is not None:
             looks = self.attention.point(h, jnp.swapaxes(key[:, :, : text_mask.shape[1]], 1, 2), text_mask)[:, 0]
         attended = self.attention.attend_one(h[:, 0], key, value, mask_bs)
-        return self._rest(x_bc[:, None], attended[:, None], None, True)[:, 0], key, value, looks
+        look = None if memory is None else lambda h: self.memory.attend_one(h[:, 0], *memory)[:, None]
+        return self._rest(x_bc[:, None], attended[:, None], None, True, look)[:, 0], key, value, looks
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer, `[b, h, s, d]` each: what a step does not compute again."""
+    """Keys and values of every layer, `[b, h, s, d]` each, and of the memory it looks at: what a step does not compute again."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
+    memory_keys: tuple[jax.Array, ...] = ()
+    memory_values: tuple[jax.Array, ...] = ()
 
 
 class Stack(nn.Module):
     """`layers` blocks (scanned: one compiled body) and a final norm, `[b, s, width] -> [b, s, width]`.
 
-    `norms` and `stages` are those of `StageNorm`. `guided` is the layer whose first head is asked where in the text it looks (-1: none).
+    `norms` and `stages` are those of `StageNorm`; `crossed`, `gated` and `inner` those of `Block`. `guided` is the layer whose first head is asked
+    where in the text it looks (-1: none).
     """
 
     layers: int
@@ -120,18 +150,23 @@ class Stack(nn.Module):
     remat: bool = False
     unroll: int = 1
     dtype: Any = jnp.float32
+    crossed: bool = False
+    gated: bool = False
+    inner: int = 0
 
     def block(self, **own: Any) -> Block:
-        return Block(self.width, self.hidden, self.heads, self.dropout, self.norms, self.stages, self.dtype, **own)
+        return Block(self.width, self.hidden, self.heads, self.dropout, self.norms, self.stages, self.dtype, self.crossed, self.gated, self.inner,
+                     **own)
 
     @nn.compact
     def __call__(
         self, x_bsc: jax.Array, mask: jax.Array, stage: jax.Array | None = None, deterministic: bool = True, text_mask: jax.Array | None = None,
-        keep: bool = False,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None, jax.Array | None]:
+        keep: bool = False, memory: tuple[jax.Array, jax.Array] | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...] | None, jax.Array | None]:
         """(output, keys and values `[layers, b, s, h, d]` if they are to be kept, where the guided head looks `[b, s - p, p]`).
 
-        `mask` is true where a slot may be seen, `[b, s]` or by each slot its own `[b, s, s]`; `stage` is what `StageNorm` takes.
+        `mask` is true where a slot may be seen, `[b, s]` or by each slot its own `[b, s, s]`; `stage` is what `StageNorm` takes; `memory` is
+        what crossed blocks look at, `[b, p, width]` with its mask `[b, p]`.
         """
         if self.norms not in STAGES:
             raise ValueError(f"norms={self.norms!r}; expected one of {STAGES}")
@@ -140,9 +175,9 @@ class Stack(nn.Module):
 
         def body(block: nn.Module, carry: tuple, i: jax.Array) -> tuple[tuple, Any]:
             x, looked = carry
-            x, key, value, looks = block(x, mask, stage, deterministic, text_mask if asked else None)
+            x, own, looks = block(x, mask, stage, deterministic, text_mask if asked else None, memory)
             looked = jnp.where(i == self.guided, looks, looked) if asked else looked
-            return (x, looked), ((key, value) if keep else None)
+            return (x, looked), (own if keep else None)
 
         if self.remat:
             body = nn.remat(body, prevent_cse=False)
@@ -153,26 +188,27 @@ class Stack(nn.Module):
             unroll=self.unroll, metadata_params={nn.PARTITION_NAME: "layers"})(self.block(name="blocks"), start, at)
         return StageNorm(self.norms, self.stages, self.dtype, name="norm")(x, stage), kept, looked
 
-    def cache(self, kept: tuple[jax.Array, jax.Array], slots: int) -> Cache:
-        """What `__call__` kept, with room for `slots` more."""
-        room = lambda x: jnp.pad(jnp.swapaxes(x, 2, 3), ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0)))
-        return Cache(*(tuple(room(x)[i] for i in range(self.layers)) for x in kept))
+    def cache(self, kept: tuple[jax.Array, ...], slots: int) -> Cache:
+        """What `__call__` kept, with room for `slots` more (of the memory there will be no more)."""
+        room = lambda x, more: jnp.pad(jnp.swapaxes(x, 2, 3), ((0, 0), (0, 0), (0, 0), (0, more), (0, 0)))
+        return Cache(*(tuple(room(x, slots * (place < 2))[i] for i in range(self.layers)) for place, x in enumerate(kept)))
 
     def step(
         self, params: Any, x_bc: jax.Array, cache: Cache, mask_bs: jax.Array, slot: jax.Array, text_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache, jax.Array | None]:
         """One more slot, outside of Linen: `params` are this stack's. Returns (output `[b, width]`, the cache with it, where the guided
-        head looks `[b, p]`). Layers are unrolled, so that their caches are updated where they lie."""
+        head looks `[b, p]`). Layers are unrolled, so that their caches are updated where they lie. `text_mask` is also that of the memory."""
         x, keys, values, looked, block = x_bc.astype(self.dtype), [], [], None, self.block(parent=None)
         for i in range(self.layers):
             own = {"params": jax.tree.map(lambda leaf: leaf[i], params["blocks"])}  # noqa: B023  used at once
             asked = text_mask if i == self.guided else None
-            x, key, value, looks = block.apply(own, x, cache.keys[i], cache.values[i], mask_bs, slot, asked, method="one")
+            memory = (cache.memory_keys[i], cache.memory_values[i], text_mask) if self.crossed else None
+            x, key, value, looks = block.apply(own, x, cache.keys[i], cache.values[i], mask_bs, slot, asked, memory, method="one")
             looked = looks if asked is not None else looked
             keys.append(key)
             values.append(value)
         norm = StageNorm(self.norms, self.stages, self.dtype, parent=None)
-        return norm.apply({"params": params["norm"]}, x[:, None], None)[:, 0], Cache(tuple(keys), tuple(values)), looked
+        return norm.apply({"params": params["norm"]}, x[:, None], None)[:, 0], cache._replace(keys=tuple(keys), values=tuple(values)), looked
 
 
 def text_vectors(table: Embed, ids_bp: jax.Array, width: int) -> jax.Array:
@@ -187,6 +223,9 @@ class Coarse(nn.Module):
     and the end, which has the number `codes`. A group's `group` codes are independent given the past (VALL-E 2, section 3.2): its
     embeddings are joined and projected on the way in, and its vector is spread to so many on the way out. With `prefix` text slots see each
     other, else only those before.
+
+    With an `encoder` (the numbers of another Stack) text has no slots: the encoder reads it, both ways, and every layer looks at what it says
+    (Vaswani et al. 2017; SPEAR-TTS, T5).
     """
 
     text: int
@@ -198,9 +237,12 @@ class Coarse(nn.Module):
     tied: bool = True
     dropout: float = 0.1
     dtype: Any = jnp.float32
+    encoder: Any = None
 
     def setup(self):
         init = nn.initializers.normal(self.width**-0.5)
+        if self.encoder:
+            self.reader = Stack(width=self.width, dropout=self.dropout, dtype=self.dtype, **self.encoder)
         self.text_table = Embed(self.text, self.width, init, self.dtype)
         self.table = Embed(self.codes + 1, self.width, init, self.dtype)
         self.begin = self.param("begin", named(nn.initializers.normal(1.0), ("embed",)), (self.width,))
@@ -213,7 +255,14 @@ class Coarse(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def trunk(self, **own: Any) -> Stack:
-        return Stack(width=self.width, dropout=self.dropout, dtype=self.dtype, **self.stack, **own)
+        return Stack(width=self.width, dropout=self.dropout, dtype=self.dtype, crossed=bool(self.encoder), **self.stack, **own)
+
+    def read(self, text_bp: jax.Array, deterministic: bool = True) -> tuple[jax.Array, jax.Array] | None:
+        """What the encoder makes of the text, `[b, p, width]`, and where it is; None without one."""
+        if not self.encoder:
+            return None
+        x = self.drop(text_vectors(self.text_table, text_bp, self.width), deterministic=deterministic)
+        return self.reader(x, text_bp > 0, None, deterministic)[0], text_bp > 0
 
     def groups(self, codes_bng: jax.Array) -> jax.Array:
         """Codes `[b, n, g]` -> one vector a group `[b, n, width]`, without positions. The end's number is read as its row, and is never seen."""
@@ -221,16 +270,16 @@ class Coarse(nn.Module):
         return x[..., 0, :] if self.group == 1 else self.gather(x.reshape(*x.shape[:2], -1))
 
     def first(self, text_bp: jax.Array, codes_bng: jax.Array) -> jax.Array:
-        """All slots' vectors `[b, p + 1 + n, width]`."""
+        """All slots' vectors `[b, p + 1 + n, width]`; with an encoder those of audio alone."""
         begin = jnp.broadcast_to(self.begin.astype(self.dtype), (text_bp.shape[0], 1, self.width))
         audio = jnp.concatenate([begin, self.groups(codes_bng)], 1)
         audio = audio + sinusoid(jnp.arange(audio.shape[1]), self.width)
-        return jnp.concatenate([text_vectors(self.text_table, text_bp, self.width), audio], 1)
+        return audio if self.encoder else jnp.concatenate([text_vectors(self.text_table, text_bp, self.width), audio], 1)
 
     def mask(self, text_bp: jax.Array, n_b: jax.Array, n: int) -> jax.Array:
-        """Which slot sees which, bool `[b, p + 1 + n, p + 1 + n]`; rows have `n_b` groups."""
-        p = text_bp.shape[1]
-        valid = jnp.concatenate([text_bp > 0, jnp.arange(n + 1) <= n_b[:, None]], 1)
+        """Which slot sees which, bool `[b, p + 1 + n, p + 1 + n]` (with an encoder without p); rows have `n_b` groups."""
+        p = 0 if self.encoder else text_bp.shape[1]
+        valid = jnp.concatenate([text_bp[:, :p] > 0, jnp.arange(n + 1) <= n_b[:, None]], 1)
         at = jnp.arange(p + 1 + n)
         seen = at[None] <= at[:, None]
         if self.prefix:
@@ -257,8 +306,8 @@ class Coarse(nn.Module):
         """(vectors of the audio slots `[b, 1 + n, width]`, what `Stack` keeps, where the guided head looks)."""
         x = self.drop(self.first(text_bp, codes_bng), deterministic=deterministic)
         mask = self.mask(text_bp, n_b, codes_bng.shape[1])
-        y, kept, looks = self.layers(x, mask, None, deterministic, text_bp > 0, keep)
-        return y[:, text_bp.shape[1] :], kept, looks
+        y, kept, looks = self.layers(x, mask, None, deterministic, None if self.encoder else text_bp > 0, keep, self.read(text_bp, deterministic))
+        return y[:, y.shape[1] - 1 - codes_bng.shape[1] :], kept, looks
 
     def next(self, codes_bg: jax.Array, position_b: jax.Array) -> jax.Array:
         """The vector of one group at its audio position (the begin vector has 0), `[b, width]`."""

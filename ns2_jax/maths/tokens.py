@@ -1,4 +1,5 @@
-"""Rows of codes of unequal lengths joined, and codes drawn from logits: nucleus (top-p), and repetition-aware sampling (VALL-E 2, Algorithm 1).
+"""Rows of codes of unequal lengths joined, and codes drawn from logits: top-k, nucleus (top-p), and repetition-aware sampling (VALL-E 2,
+Algorithm 1).
 
 Every row draws with its own key, so what it draws does not depend on the rows beside it.
 """
@@ -42,6 +43,13 @@ def nucleus(logits_bk: jax.Array, p: float) -> jax.Array:
     before = jnp.cumsum(share, -1) - share
     last = jnp.where((before < p) | (jnp.arange(share.shape[-1]) == 0), ordered, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits_bk >= last, logits_bk, IMPOSSIBLE)
+
+
+def likeliest(logits_bk: jax.Array, k: int) -> jax.Array:
+    """Logits with IMPOSSIBLE but for the `k` most likely codes (top-k) and those as likely as the last of them; 0 keeps all."""
+    if not 0 < k < logits_bk.shape[-1]:
+        return logits_bk
+    return jnp.where(logits_bk >= jax.lax.top_k(logits_bk, k)[0][:, -1:], logits_bk, IMPOSSIBLE)
 
 
 def repetition_aware(
