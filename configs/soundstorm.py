@@ -10,7 +10,8 @@ Sizes
            paper gives no batch and no rate, these are ours. For a pod or 16 GPUs; not trained here.
 
 Variants, as words in the argument:
-    semantic  a token a frame is the condition (the paper's), from `configs/semantic.py`; no phones, no predictors.
+    semantic  a token a frame is the condition (the paper's), from `configs/semantic.py`; no phones, no predictors. It speaks after
+              `configs/text_to_semantic.py`, which shows how.
     both      phones and tokens.
 
 Overrides: `level_law=uniform,infill=0,hide_text=0` and `drop_prompt=0,drop_text=0,drop_both=0` are the paper's training; `levels=8` models more

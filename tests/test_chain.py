@@ -58,7 +58,7 @@ def test_it_speaks_like_any_other(model, voice, folders):
 
 def test_its_sample_is_its_stages_by_hand(model, voice):
     """Text -> tokens -> frames, the prompt's before them -> codes: each stage's own program, times rounded as in a data set."""
-    text = np.pad(phones.ids(["sil", "HH", "AY", "sil"]), (0, 20)).astype(np.int32)
+    text = np.pad(phones.ids(["sil", "hh", "ay", "sil"]), (0, 20)).astype(np.int32)
     given = {"phones": text, "prompt_codes": np.pad(voice.codes, ((0, 12), (0, 0))), "prompt_frames": 20, "schedule": np.zeros(3, np.int32)}
     (made,) = model.run("sample", [given], [7], {"t": 64, "p": 24, "u": 32, "s": 64 * 200}, steps=STEPS)
     for_text, for_sound = jax.random.split(jax.random.key(7))

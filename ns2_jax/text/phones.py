@@ -86,6 +86,12 @@ def ids(phones: Sequence[str]) -> np.ndarray:
     return np.asarray([IDS[phone] for phone in phones], np.int32)
 
 
+def turns(indices: np.ndarray) -> np.ndarray:
+    """Of a conversation's phone ids `[p]`, the places of those with which a turn ends: a silence before a silence, and the last phone."""
+    silent = np.asarray(indices) == IDS[SILENCE]
+    return np.flatnonzero(np.append(silent[:-1] & silent[1:], True))
+
+
 def names(indices: Iterable[int]) -> list[str]:
     """Phone names of ids; padding is dropped. Raises ValueError for an id outside the inventory."""
     out = []
