@@ -7,6 +7,7 @@
     python -m ns2_jax.bench sample --config=configs/naturalspeech2.py:small
     python -m ns2_jax.bench sample --config=configs/naturalspeech2.py:base --by_steps=2,4,8,16,50,150 --rows=1,16
     python -m ns2_jax.bench sample --config=configs/valle.py:small --rows=1,8 --option=best_of=1
+    python -m ns2_jax.bench sample --config=configs/soundstorm.py:base --rows=1 --flattened
 
 Every figure is the median over `--repeats` runs of `--steps` steps, after the compilation and two steps of warm-up; the
 spread is printed beside it. Weights are random, batches too unless the config names a data set. `train` gives
@@ -14,7 +15,8 @@ seconds a step, frames/s, seconds of audio a second and chip, peak memory, on a 
 on any the share of the ceiling: how long the step's matrix products and convolutions would take at the rates that a large product and a
 large convolution reach here, in the same run and precision, over how long the step takes; `sample` the seconds of speech made in a
 second (by its own number of sampler steps, or the real-time factors of several with `--by_steps` and `--rows`; an option that is on or off, as
-the cache of a language model, is timed both ways); `data` batches and seconds of audio per second, or, without a config, what plan and feed
+the cache of a language model, is timed both ways; of a system that fills in codes the passes in a second, and with `--flattened` how long it takes
+to write the same codes one after the other); `data` batches and seconds of audio per second, or, without a config, what plan and feed
 reach on records like those of 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the
 hardware named in it.
 """
@@ -55,6 +57,7 @@ def define_flags() -> None:
     flags.DEFINE_list("by_steps", [], "Times `sample` of a system that speaks at so many sampler steps, for each number of --rows.")
     flags.DEFINE_list("rows", [], "Times `sample` alone, with so many utterances at once.")
     flags.DEFINE_multi_string("option", [], "Of the system's program `sample`, NAME=VALUE.")
+    flags.DEFINE_bool("flattened", False, "Times `sample` of a system that fills in codes, with --rows, also one code at a time.")
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
 
 
@@ -228,6 +231,8 @@ def bench_sample(config: Any, steps: int, repeats: int) -> dict[str, Any]:
     rng = jax.random.key(config.seed)
     if hasattr(system, "cache_bytes"):
         report["cache_bytes"] = system.cache_bytes(sizes)
+    if FLAGS.flattened and (not FLAGS.rows or not hasattr(system, "passes")):
+        raise ValueError("--flattened goes with --rows and a system that fills in codes (soundstorm)")
     if FLAGS.by_steps or FLAGS.rows:
         return report | {"programs": by_rows(program, state, inputs, numbers("by_steps"), numbers("rows") or [1], repeats)}
     for name, spec in system.programs().items():
@@ -289,9 +294,44 @@ def by_rows(program: Program, state: Any, inputs: dict[str, np.ndarray], counts:
             found[name] = times | {"compile_s": compiling, "rtf": times["median_step_seconds"] / (b * seconds)}
             if "codes" in spec.outputs:
                 found[name]["codes_per_second"] = b * sizes["t"] * sizes["q"] / times["median_step_seconds"]
+            if hasattr(system, "passes"):
+                found[name]["passes_per_second"] = system.passes((spec.options | chosen | more)["steps"]) / times["median_step_seconds"]
+        if FLAGS.flattened:
+            times = timed(flattened(program, b), repeats, 1)
+            slowest = max(one["median_step_seconds"] for name, one in found.items() if name.startswith(f"rows {b}"))
+            found[f"rows {b}, flattened"] = times | {"rtf": times["median_step_seconds"] / (b * seconds),
+                                                     "codes_per_second": b * sizes["t"] * sizes["q"] / times["median_step_seconds"],
+                                                     "gain": times["median_step_seconds"] / slowest}
         if hasattr(system, "cache_bytes"):
             found[f"rows {b}"]["cache_bytes"] = system.cache_bytes({**sizes, "b": b})
     return found
+
+
+def one_by_one(system: systems.System, codes: int) -> systems.System:
+    """A causal stack, as wide and deep and with as many parameters a layer as the decoder of `system`, that writes so many codes (no fewer)."""
+    numbers = system.decoder
+    width, convolved = numbers["width"], 3 * numbers.get("expansion", 1) * numbers["width"]
+    hidden = 2 * numbers["hidden"] + (convolved - 4 * width) // 2  # a Conformer's block has two dense pairs and a convolution, this one sees a text
+    stack = dict(layers=numbers["layers"], heads=numbers["heads"], hidden=hidden)
+    return systems.make("text_to_semantic", dict(
+        encoder=stack | {"layers": 1}, decoder=stack, tokens=system.codes, width=width, tied=False, dtype=system.dtype,
+        frames_per_phone=4.0 * codes))  # of a single phone: it may not end before all are written
+
+
+def flattened(program: Program, rows: int) -> Callable[[], None]:
+    """Writes as many codes as `sample` fills in, the levels of a frame one after the other, a pass a code, with a cache: what SoundStorm is compared
+    with (AudioLM). The codec is not in it."""
+    sizes = program.sizes()
+    codes = sizes["t"] * sizes["q"]
+    system, shape = one_by_one(program.system, codes), {"b": rows, "t": codes, "p": 1, "u": 1}
+    params = jax.jit(system.init)(jax.random.key(0), synthetic(system.fields, shape))[0]
+    spec = system.programs()["translate"]
+    given = synthetic(spec.inputs, shape) | {"prompt_frames": np.zeros(rows, np.int32)}
+    call = jax.jit(spec.bind(shape)).lower(params, {}, given, jax.random.key(0)).compile()
+    run = lambda: jax.block_until_ready(call(params, {}, given, jax.random.key(0)))
+    if (short := np.asarray(run()["frames"]) != codes).any():
+        raise ValueError(f"{short.sum()} of {rows} rows ended before {codes} codes were written")
+    return run
 
 
 BENCHES = {"train": bench_train, "data": bench_data, "sample": bench_sample}

@@ -43,7 +43,8 @@ Both are for models that fill in (SoundStorm), where an empty `--prompt=` gives 
 
     python -m ns2_jax.synthesize --task=dialogue --text=talk.txt --prompt=Ann=ann.wav --prompt=Ben=ben.wav --model=DIR --out=out.wav
 
-`dialogue` speaks the lines of a file, `SPEAKER: what they say`, each in its speaker's voice.
+`dialogue` speaks the lines of a file, `SPEAKER: what they say`, each in its speaker's voice; with `--at_once` all of them in one decoding, of a
+SoundStorm that was trained on conversations (`data_pipelines.dialogues`).
 
     python -m ns2_jax.synthesize --model=SOUNDSTORM,TOKENIZER,WRITER --text="Good morning." --prompt=voice.wav --out=out.wav
     python -m ns2_jax.synthesize --model=SOUNDSTORM,TOKENIZER --task=revoice --source=me.wav --prompt=voice.wav --out=out.wav
@@ -158,6 +159,8 @@ def read_jobs() -> list[Job]:
     for name in ("batch", "text", "score", "verify", "prompt_text", "times", "sampler", "speed", "pitch_shift"):
         if revoicing and FLAGS[name].value not in (None, False, []):
             raise ValueError(f"--{name} does not go with --task=revoice: the source is said again as it is")
+    if FLAGS.at_once and not talking:
+        raise ValueError("--at_once goes with --task=dialogue")
     if not changing and FLAGS.target_pitch is not None:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
     if singing and not FLAGS.language.lower().startswith("en"):
@@ -270,6 +273,7 @@ def define_flags() -> None:
                       "What to do: speak, sing, change a source, go on from a recording, hold a conversation.")
     flags.DEFINE_float("seconds", None, "Of the prompt, which --task=continue keeps; 3 if left out.", lower_bound=0.1)
     flags.DEFINE_multi_string("option", [], "Of the system's own, NAME=VALUE, as in --option=top_p=0.9.")
+    flags.DEFINE_bool("at_once", False, "All turns of --task=dialogue in one decoding, after the prompts of both speakers.")
     flags.DEFINE_string("source", None, "Audio file that is changed; for --task=convert or enhance it says the text.")
     flags.DEFINE_string("said", None, "What the source of --task=edit or continue says.")
     flags.DEFINE_string("aligner", None, "Run or export of an aligner, for a source and --verify; results/aligner/model of the repository if left out.")
@@ -367,7 +371,8 @@ def main(argv: list[str]) -> None:
             speeches = [inference.revoice(model, model.tokenizer, job.source, job.prompts[0] or None, FLAGS.seed, consent, **own) for job in part]
         elif FLAGS.task == "dialogue":
             speakers = [{name: hear((prompt,)) for name, prompt in zip(job.speakers, job.voices)} for job in part]
-            talks = [inference.converse(model, inference.read_dialogue(job.text), who, FLAGS.seed, **common) for job, who in zip(part, speakers)]
+            converse = inference.converse_at_once if FLAGS.at_once else inference.converse
+            talks = [converse(model, inference.read_dialogue(job.text), who, FLAGS.seed, **common) for job, who in zip(part, speakers)]
             speeches = [talk.speech for talk in talks]
             found = {job.out: f", {len(talk.turns)} turns" for job, talk in zip(part, talks)}
         elif not changing:

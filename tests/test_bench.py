@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -119,10 +120,34 @@ def test_a_language_model_with_and_without_its_cache():
     assert report["programs"]["rows 2"]["cache_bytes"] == 2 * 2 * 2 * slots * 32 * 4 and report["cache_bytes"] == 4 * 2 * 2 * 2 * slots * 32 * 4
 
 
+def test_passes_beside_one_code_at_a_time():
+    buckets = "--config.data.buckets=[{'b':8,'t':16,'p':8,'u':8}]"
+    done = call("sample", "--config=configs/soundstorm.py:smoke", buckets, "--rows=2", "--flattened", "--repeats=2", "--json")
+    assert done.returncode == 0, done.stderr
+    filled, written = (found := json.loads(done.stdout)["programs"])["rows 2"], found["rows 2, flattened"]
+    assert filled["passes_per_second"] == pytest.approx((16 + 3 - 1) / filled["median_step_seconds"])
+    assert written["codes_per_second"] == pytest.approx(2 * 16 * 3 / written["median_step_seconds"])
+    assert written["gain"] == pytest.approx(written["median_step_seconds"] / filled["median_step_seconds"])
+
+
+def test_one_code_at_a_time_costs_as_many_parameters():
+    """The paper's decoder and the causal stack beside it, layer by layer."""
+    from configs import soundstorm as soundstorm_config
+
+    config = soundstorm_config.get_config("base")
+    system = systems.make(config.system, config.model.to_dict())
+    other, counts = bench.one_by_one(system, 12), []
+    for one, name in ((system, "decoder"), (other, "layers")):
+        params = jax.eval_shape(one.init, jax.random.key(0), systems.shapes(one.fields, {**one.sizes, "b": 1, "t": 4, "p": 2}))[0][name]
+        counts.append(sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if "blocks" in jax.tree_util.keystr(path)))
+    assert counts[0] > 300e6 and counts[1] == pytest.approx(counts[0], rel=0.01)
+
+
 @pytest.mark.parametrize("words, line", [
     (["sample", *TINY, "--rows=2"], "error: --rows: system 'codec' has no sampler"),
     (["sample", *TINY, "--by_steps=2"], "error: --by_steps: system 'codec' has no sampler with steps"),
     (["sample", "--config=configs/naturalspeech2.py:smoke", "--by_steps=two"], "error: --by_steps=two: expected whole numbers"),
+    (["sample", *TINY, "--flattened", "--rows=1"], "error: --flattened goes with --rows and a system that fills in codes"),
     ([], "error: say what to time: one of ['data', 'sample', 'train'], not (nothing)"),
     (["trian"], "error: say what to time"),
     (["train"], "error: --config is missing"),

@@ -56,6 +56,13 @@ def test_it_speaks_like_any_other(model, voice, folders):
     assert len(other) != len(alone.audio) or np.abs(other - alone.audio).max() > 0
 
 
+def test_it_holds_a_conversation_at_once(model, voice):
+    """The writer reads all turns; how long each takes nobody says."""
+    made = inference.converse_at_once(model, [("Ann", "Hi."), ("Ben", "Go.")], {"Ann": voice, "Ben": voice}, 3, steps=STEPS)
+    assert [who for who, *_ in made.turns] == ["Ann", "Ben"] and made.turns[1][1:] == (made.turns[0][2], len(made.speech.audio))
+    assert np.isfinite(made.speech.audio).all() and np.abs(made.speech.audio).max() > 0
+
+
 def test_its_sample_is_its_stages_by_hand(model, voice):
     """Text -> tokens -> frames, the prompt's before them -> codes: each stage's own program, times rounded as in a data set."""
     text = np.pad(phones.ids(["sil", "hh", "ay", "sil"]), (0, 20)).astype(np.int32)

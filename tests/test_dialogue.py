@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from commands import refused, run
 
 from ns2_jax import inference
 from ns2_jax.audio import files
-from ns2_jax.inference import dialogue, provenance
+from ns2_jax.inference import dialogue, prompts, provenance, score
+from ns2_jax.text import front, phones
 
 NAME = "ns2_jax.synthesize"
 TEXT = "Ann: Hello, you.\n\n# they meet\nBen: Yes: me.\nAnn:   And I!  \n"
@@ -77,3 +79,55 @@ def test_the_command_speaks_a_transcript(toy, tmp_path, monkeypatch):
     assert "expected SPEAKER=FILE" in refused(NAME, *common, f"--prompt={tmp_path}/Ann.wav")
     lost = ["--model=M", "--task=dialogue", f"--text={tmp_path}/nowhere.txt", f"--out={tmp_path}/a.wav"]
     assert "nowhere.txt: no such file" in refused(NAME, *lost, *prompts)
+
+
+HERE = pathlib.Path(__file__).parent / "data_pipelines"
+TALK = [("Ann", "Hi."), ("Ben", "Go."), ("Ben", "On."), ("Ann", "Oh.")]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> inference.Model:
+    return inference.load(tiny.write_model("soundstorm", tmp_path_factory.mktemp("soundstorm")))
+
+
+@pytest.fixture(scope="module")
+def voices(sound) -> dict[str, inference.Heard]:
+    return {who: sound.hear(str(HERE / f"sentence{i}.flac")) for i, who in enumerate(("Ann", "Ben"))}
+
+
+def test_at_once_both_prompts_stand_before_all_turns(sound, voices):
+    """One row of the sampler: half of the room for who begins, half for the other, then all phones, a turn ending where two silences meet."""
+    asked, run_ = [], sound.run
+
+    def listening(name, rows, *args, **options):
+        asked.extend(rows if name == "sample" else ())
+        return run_(name, rows, *args, **options)
+
+    sound.run = listening
+    made = dialogue.speak_at_once(sound, TALK, voices, seed=3, steps=2)
+    sound.run = run_
+    (row,) = asked
+    np.testing.assert_array_equal(row["prompt_codes"], np.concatenate([voices[who].codes[:16] for who in ("Ann", "Ben")]))
+    said = [phones.ids(front.phonemise(text)) for text in ("Hi.", "Go. On.", "Oh.")]
+    np.testing.assert_array_equal(row["phones"][: sum(map(len, said))], np.concatenate(said))
+    ends = np.cumsum(row["durations"])[np.cumsum([len(ids) for ids in said]) - 1] * sound.hop
+    assert made.turns == (("Ann", 0, ends[0]), ("Ben", ends[0], ends[1]), ("Ann", ends[1], ends[2])) and len(made.speech.audio) == ends[2]
+    both = prompts.Heard(np.concatenate([voices[who].codes[:16] for who in ("Ann", "Ben")]))
+    words = [word for text in ("Hi.", "Go. On.", "Oh.") for word in front.words(text)]
+    np.testing.assert_array_equal(made.speech.audio, sound.speak(score.of_words(words), both, 3, steps=2).audio)
+    assert made.speech.origin.prompts == voices["Ann"].digests + voices["Ben"].digests and made.speech.origin.consent is None
+    other = dialogue.speak_at_once(sound, [("Ben", "Hi."), ("Ann", "Go. On."), ("Ben", "Oh.")], voices, seed=3, steps=2)
+    assert other.speech.origin.prompts == voices["Ben"].digests + voices["Ann"].digests
+    assert len(other.speech.audio) != len(made.speech.audio) or np.abs(other.speech.audio - made.speech.audio).max() > 0
+
+
+def test_at_once_is_refused(sound, voices, toy):
+    with pytest.raises(ValueError, match="does not hold a conversation at once"):
+        dialogue.speak_at_once(toy, TALK, VOICES)
+    with pytest.raises(ValueError, match="of two speakers, this one of 3: Ann, Ben, Eve"):
+        dialogue.speak_at_once(sound, [*TALK, ("Eve", "No.")], voices | {"Eve": voices["Ann"]})
+    with pytest.raises(ValueError, match="no prompt for speaker 'Ben'"):
+        dialogue.speak_at_once(sound, TALK, {"Ann": voices["Ann"]})
+    with pytest.raises(ValueError, match="longer than .* speaks at once"):
+        dialogue.speak_at_once(sound, TALK * 3, voices, steps=2)
+    assert "--at_once goes with --task=dialogue" in refused(NAME, "--model=M", "--at_once", "--text=Hi.", "--prompt=x.wav", "--out=a.wav")

@@ -8,6 +8,7 @@
     python -m ns2_jax.evaluate --model=runs/aligner --data=data/default --limit=0    an aligner's boundaries against exact ones
     python -m ns2_jax.evaluate --model=runs/wavegrad2 --evals=schedule_search --out=scores      schedules of 50, 25, 12 and 6 steps (or --steps)
     python -m ns2_jax.evaluate --model=SOUNDSTORM,TOKENIZER,WRITER --out=scores     speech by semantic tokens; `true_tokens` are the recordings'
+    python -m ns2_jax.evaluate --task=dialogue --model=DIR --data=TALKS --clean=data/default --at_once      conversations: who speaks when
     python -m ns2_jax.evaluate rate scores --out=rates                          the same over kbit/s: rates/rates.md and rates.png
     python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
     python -m ns2_jax.evaluate table results/* --out=results/README.md          the same scores as one Markdown table
@@ -35,7 +36,7 @@ from absl import flags
 
 from ns2_jax import inference
 from ns2_jax.evals import listening, lists, markdown, rate_distortion, report, rivals, surroundings
-from ns2_jax.evaluate import changed, job, judges
+from ns2_jax.evaluate import changed, job, judges, talking
 from ns2_jax.runtime import cluster
 
 FLAGS = flags.FLAGS
@@ -55,15 +56,17 @@ def define_flags() -> None:
                         f"or PROTOCOL:CORPUS with PROTOCOL one of {', '.join(lists.PROTOCOLS)}.")
     flags.DEFINE_string("wavs", None, "Folder of another system's outputs, <utterance>.wav: scored beside what else there is.")
     flags.DEFINE_list("evals", None, f"Some of {', '.join(judges.EVALS)}; what fits the task if left out.")
-    flags.DEFINE_enum("task", None, ["tts", "continue", "codec", "recordings", *changed.TASKS], "What is scored; tts where the model speaks, else "
-                      "codec. convert gives every recording the voice of another speaker's prompt, enhance takes a corpus made by "
-                      "data_pipelines.rooms (and --clean), sing one made by data_pipelines.singing.")
+    flags.DEFINE_enum("task", None, ["tts", "continue", "codec", "recordings", "dialogue", *changed.TASKS], "What is scored; tts where the model "
+                      "speaks, else codec. convert gives every recording the voice of another speaker's prompt, enhance takes a corpus made by "
+                      "data_pipelines.rooms (and --clean), sing one made by data_pipelines.singing, dialogue one made by "
+                      "data_pipelines.dialogues (and --clean).")
+    flags.DEFINE_bool("at_once", False, "All turns of --task=dialogue in one decoding, after the prompts of both speakers.")
     flags.DEFINE_float("seconds", 3.0, "Of every recording, which --task=continue keeps; those that have not a second more are left out.",
                        lower_bound=0.1)
     flags.DEFINE_float("prompt_seconds", 0.0, "Of a prompt from a data set, joined of several recordings where one is shorter; 0 is one recording.",
                        lower_bound=0.0)
-    flags.DEFINE_string("clean", None, "The data set that --data was made of, for --task=enhance.")
-    flags.DEFINE_string("aligner", str(inference.ALIGNER), "Run or export of an aligner, for --task=convert and enhance.")
+    flags.DEFINE_string("clean", None, "The data set that --data was made of, for --task=enhance and dialogue.")
+    flags.DEFINE_string("aligner", str(inference.ALIGNER), "Run or export of an aligner, for --task=convert, enhance and dialogue.")
     flags.DEFINE_string("prompt_text", None, "What the prompt of --list=hard:PROMPT says, for a model that goes on from it.")
     flags.DEFINE_integer("rerank", 1, "Takes of which the best, by --recogniser and voice, is scored too, as condition reranked.", lower_bound=1)
     flags.DEFINE_string("prompts", None, "Their surroundings, reverberant:SECONDS or noisy:DB: is that taken over? (--evals=room)")
@@ -107,6 +110,11 @@ def read_flags() -> tuple[str | None, Path | None]:
     if FLAGS.prompt_seconds and (wrong or FLAGS.task not in (None, "tts")):
         raise ValueError(f"--prompt_seconds={FLAGS.prompt_seconds:g} is about speech in the voice of a data set's prompts; it does not go with "
                          f"{(wrong or [f'--task={FLAGS.task}'])[0]}")
+    beside = [name for name in ("workdir", "list", "wavs", "prompts", "levels", "rivals") if FLAGS[name].value]
+    if FLAGS.task == "dialogue" and beside:
+        raise ValueError(f"--{beside[0]} does not go with --task=dialogue, which takes --model, --data and --clean")
+    if FLAGS.at_once and FLAGS.task != "dialogue":
+        raise ValueError("--at_once goes with --task=dialogue")
     if FLAGS.prompts:
         surroundings.read(FLAGS.prompts)
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
@@ -179,7 +187,8 @@ def main(argv: list[str]) -> None:
         evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
         sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option),
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
-                                              "save_audio", "clean", "aligner", "prompt_text", "prompts", "rerank", "seconds", "prompt_seconds")})
+                                              "save_audio", "clean", "aligner", "prompt_text", "prompts", "rerank", "seconds", "prompt_seconds",
+                                              "at_once")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)
@@ -190,7 +199,8 @@ def main(argv: list[str]) -> None:
     elif FLAGS.workdir:
         job.score_step(ask, FLAGS.workdir, out)
     else:
-        lines, items = job.score(ask, path, inference.load(path) if path else None, out)
+        score = talking.score if FLAGS.task == "dialogue" else job.score
+        lines, items = score(ask, path, inference.load(path) if path else None, out)
         if out:
             job.write(out, lines, items)
 

@@ -112,3 +112,18 @@ def make(task: str, model: inference.Model, aligner: inference.Model | None, mat
     for at in tqdm.tqdm(range(0, len(material.items), rows), task, mininterval=2, disable=not cluster.is_first()):
         made += some(range(at, min(at + rows, len(material.items))))
     return made, time.monotonic() - begun
+
+
+def revoice(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any], failed: Any) -> list[np.ndarray | None]:
+    """The recordings said again from their own semantic tokens in the voices of their prompts: what speech by tokens can reach at best. None
+    where the model cannot (`failed(item, reason)` is told)."""
+    made: list[np.ndarray | None] = []
+    own = {name: value for name, value in options.items() if name in (*model.programs["infill"].options, "schedule")}
+    for k in tqdm.trange(len(material.items), desc="tokens", mininterval=2, disable=not cluster.is_first()):
+        pair = [(audio, model.rate) for audio in (material.recordings[k], material.prompts[k])]
+        try:
+            made.append(inference.revoice(model, model.tokenizer, *pair, seed + material.places[k], **own).audio)
+        except ValueError as error:
+            failed(material.items[k], str(error))
+            made.append(None)
+    return made

@@ -59,6 +59,7 @@ class Ask:
     rerank: int = 1
     seconds: float = SECONDS
     prompt_seconds: float = 0.0
+    at_once: bool = False
 
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
@@ -93,21 +94,6 @@ def resynthesise(model: inference.Model, recordings: Sequence[np.ndarray], task:
             made[f"codec_{k}"] += model.decode_all(codes, levels=k)
         if "codec_unquantised" in made:
             made["codec_unquantised"] += [model.decode_latents(model.latents(audio)) for audio in part]
-    return made
-
-
-def revoice(model: inference.Model, material: Material, seed: int, options: Mapping[str, Any]) -> list[np.ndarray | None]:
-    """The items' recordings said again from their own semantic tokens in the voices of their prompts: what speech by tokens can reach at best."""
-    made: list[np.ndarray | None] = []
-    own = {name: value for name, value in options.items() if name in (*model.programs["infill"].options, "schedule")}
-    for k, (item, recording) in enumerate(tqdm.tqdm(zip(material.items, material.recordings), "tokens", len(material.items), mininterval=2,
-                                                    disable=not cluster.is_first())):
-        pair = [(audio, model.rate) for audio in (recording, material.prompts[k])]
-        try:
-            made.append(inference.revoice(model, model.tokenizer, *pair, seed + material.places[k], **own).audio)
-        except ValueError as error:
-            fail(item, "true_tokens", str(error))
-            made.append(None)
     return made
 
 
@@ -288,7 +274,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if model and task != "recordings" and "recording" in made and "encode" in model.programs:  # else it has no codec
         made |= resynthesise(model, made["recording"], task, ask.levels)
     if model and model.tokenizer and task != "recordings" and "recording" in made:
-        made["true_tokens"] = revoice(model, material, ask.seed, ask.sampler)
+        made["true_tokens"] = changed.revoice(model, material, ask.seed, ask.sampler, lambda item, reason: fail(item, "true_tokens", reason))
     rates, others = {}, {}
     if task == "codec" and "q" in model.system.sizes:  # a vocoder has no bits
         levels = {"codec": int(model.system.sizes["q"])} | {f"codec_{k}": k for k in fewer_levels(model, ask.levels)}

@@ -30,6 +30,7 @@ from ns2_jax.inference.continuation import continue_all
 from ns2_jax.inference.conversion import PITCHES, convert_all
 from ns2_jax.inference.dialogue import read as read_dialogue
 from ns2_jax.inference.dialogue import speak as converse
+from ns2_jax.inference.dialogue import speak_at_once as converse_at_once
 from ns2_jax.inference.editing import edit, go_on
 from ns2_jax.inference.model import ROWS, Model, ladder
 from ns2_jax.inference.prompts import Heard, Said
@@ -54,10 +55,10 @@ from ns2_jax.text.front import words as spoken
 
 __all__ = [
     "ALIGNER", "FOUND", "LEXICON", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Consent", "Heard", "Model", "Origin", "Prompt", "Said",
-    "Score", "Speech", "check", "codec_hash", "consent", "continue_all", "converse", "convert_all", "edit", "encode", "go_on", "inventory", "joined",
-    "ladder", "load", "meshes", "of_phones", "of_words", "options_of", "phones_of", "read_consent", "read_dialogue", "read_lexicon", "read_mark",
-    "read_score", "read_song", "revoice", "sidecar_of", "speak_checked", "split", "spoken", "sung", "wav_samples", "wav_stream", "write",
-    "write_text"]
+    "Score", "Speech", "check", "codec_hash", "consent", "continue_all", "converse", "converse_at_once", "convert_all", "edit", "encode", "go_on",
+    "inventory", "joined", "ladder", "load", "meshes", "of_phones", "of_words", "options_of", "phones_of", "read_consent", "read_dialogue",
+    "read_lexicon", "read_mark", "read_score", "read_song", "revoice", "sidecar_of", "speak_checked", "split", "spoken", "sung",
+    "wav_samples", "wav_stream", "write", "write_text"]
 
 UNITS = "units.model"
 """Of a run or an export that takes text in SentencePiece units: the file that says which."""

@@ -1,12 +1,17 @@
 """A conversation: a transcript with turns and a prompt for each speaker -> one waveform.
 
-Every turn is spoken in the voice of its speaker's prompt, and the turns follow each other after a short pause. What one says does not colour how
-the next begins: SoundStorm's own dialogues (section 4.2) are made in one go by a model that was trained on conversations.
+`speak`: every turn in the voice of its speaker's prompt, one after the other with a short pause between. What one says does not colour how the
+next begins. `speak_at_once`: as SoundStorm's dialogues (section 4.2), all turns in one decoding of a model that was trained on conversations
+(`data_pipelines.dialogues`), both speakers' prompts before it.
+
+Where the second leaves the paper: there the prompt is a recorded exchange whose words are known. Here it is a recording of each, and nobody knows
+the words; who speaks first is heard first, so that turns go on alternating.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ns2_jax.inference import provenance, speech
-from ns2_jax.inference.score import Score
+from ns2_jax.inference.prompts import Heard
+from ns2_jax.inference.score import Score, of_words
+from ns2_jax.text import front, phones as inventory
 
 if TYPE_CHECKING:
     from ns2_jax.inference.model import Model
@@ -48,6 +55,12 @@ def read(text: str) -> list[tuple[str, str]]:
     return turns
 
 
+def check(turns: Sequence[tuple[str, str]], prompts: Mapping[str, Any]) -> None:
+    """Raises ValueError for a speaker without a prompt."""
+    if missing := next((who for who, _ in turns if who not in prompts), None):
+        raise ValueError(f"no prompt for speaker {missing!r}; there are prompts for {sorted(prompts)}")
+
+
 def speak(
     model: Model, turns: Sequence[tuple[str, str]], prompts: Mapping[str, speech.Prompt], seed: int = 0, gap: float = GAP, **options: Any,
 ) -> Dialogue:
@@ -55,11 +68,40 @@ def speak(
 
     Raises ValueError for a speaker without a prompt, and as `Model.speak_batch`.
     """
-    if missing := next((who for who, _ in turns if who not in prompts), None):
-        raise ValueError(f"no prompt for speaker {missing!r}; there are prompts for {sorted(prompts)}")
+    check(turns, prompts)
     made = model.speak_batch([(text, prompts[who]) for who, text in turns], [seed + i for i in range(len(turns))], **options)
     pause = round(gap * model.rate / model.hop)
     return join(model, [who for who, _ in turns], made, pause)
+
+
+def speak_at_once(
+    model: Model, turns: Sequence[tuple[str, str]], prompts: Mapping[str, speech.Prompt], seed: int = 0, lexicon: Any = None, language: str = "en",
+    **options: Any,
+) -> Dialogue:
+    """The `turns` of two speakers in one decoding. Of each prompt half of the longest that the model hears is heard; turns of one speaker that
+    follow each other are one. A model that decides on lengths as it speaks (`Model.paces`) does not say when: its turns are as even as its phones.
+
+    Raises ValueError for a model whose prompt does not stand before what it says or that does not read phones, other than two speakers, one
+    without a prompt, and a conversation longer than the largest bucket.
+    """
+    if "infill" not in model.programs or not model.speaks or model.unit_text:
+        raise ValueError(f"{model.name} does not hold a conversation at once: that takes a SoundStorm that reads phones")
+    turns = [(who, " ".join(text for _, text in some)) for who, some in itertools.groupby(turns, key=lambda turn: turn[0])]
+    check(turns, prompts)
+    everyone = list(dict.fromkeys(who for who, _ in turns))
+    if len(everyone) != 2:
+        raise ValueError(f"a conversation at once is of two speakers, this one of {len(everyone)}: {', '.join(everyone)}")
+    voices = [model.hear(prompts[who], lexicon, language).first(model.longest_prompt // 2) for who in everyone]
+    heard = provenance.together([provenance.origin(model, one.digests, seed, {}, one.consent) for one in voices])
+    voice = Heard(np.concatenate([one.codes for one in voices]), digests=heard.prompts, consent=heard.consent)
+    table = model.pronunciations(lexicon)
+    words = [word for _, text in turns for word in front.words(text, table, language)]  # each turn with silence at both ends
+    made = model.speak(of_words(words), voice, seed, **options)
+    if len(made.pieces) > 1:
+        most = model.buckets[-1]["t"] * model.hop / model.rate
+        raise ValueError(f"the conversation is longer than {model.name} speaks at once ({most:.1f} s); turn by turn it may be")
+    edges = [0, *made.ends[inventory.turns(inventory.ids(made.phones))].tolist()]
+    return Dialogue(made, tuple((who, *edge) for (who, _), edge in zip(turns, itertools.pairwise(edges), strict=True)))
 
 
 def join(model: Model, speakers: Sequence[str], made: Sequence[speech.Speech], pause: int) -> Dialogue:

@@ -50,7 +50,7 @@ class Programs:
         """Program: phones, durations, pitch and a prompt whose words are not known -> audio, codes int32 `[b, t, q]`, frames.
 
         The prompt stands before the first frame, as one recording with what follows; a row with no prompt frames gets a voice by chance.
-        `steps` + levels - 1 passes are made, shared among the levels by `schedule` (int32 `[b, q]`; zeros: `steps` for the first, one for
+        `passes(steps)` are made, shared among the levels by `schedule` (int32 `[b, q]`; zeros: `steps` for the first, one for
         each other). `guidance` is the total factor (1: one evaluation a pass, else two). Frames past `sizes["t"]` are cut: callers choose
         a bucket that holds the durations' sum.
         """
@@ -93,6 +93,10 @@ class Programs:
                            choice)
         return self._spoken(rest, codes, mask)
 
+    def passes(self, steps: int) -> int:
+        """How often decoding asks the decoder, with `steps` for the first level and one for each other."""
+        return steps + self.levels - 1
+
     def _fill(
         self, params: Tree, rest: Tree, codes: jax.Array, target: jax.Array, mask: jax.Array, c: jax.Array, known: jax.Array,
         schedule: jax.Array, rng: jax.Array, steps: int, guidance: float, temperature: float, top_p: float, choice: float,
@@ -112,7 +116,7 @@ class Programs:
             return without + guidance * (with_ - without)
 
         return masking.decode(
-            logits_of, codes, target, schedule, jax.random.split(rng, rows), blank=self.codes, total=steps + self.levels - 1,
+            logits_of, codes, target, schedule, jax.random.split(rng, rows), blank=self.codes, total=self.passes(steps),
             temperature=temperature, top_p=top_p, choice=choice)
 
     def _spoken(self, rest: Tree, codes: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
