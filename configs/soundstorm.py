@@ -14,6 +14,9 @@ Variants, as words in the argument:
               `configs/text_to_semantic.py`, which shows how.
     both      phones and tokens.
 
+For conversations in one decoding (`ns2_jax.synthesize --task=dialogue --at_once`) train, or go on training, on what `data_pipelines.dialogues`
+makes of the corpus (with codes by `data_pipelines.encode`, and tokens by `data_pipelines.tokens`).
+
 Overrides: `level_law=uniform,infill=0,hide_text=0` and `drop_prompt=0,drop_text=0,drop_both=0` are the paper's training; `levels=8` models more
 of the codec.
 """

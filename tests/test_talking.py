@@ -93,7 +93,7 @@ def test_the_command(corpora, tmp_path):
         assert "needs --data=DIR" in refused(NAME, "--task=dialogue", *asked[:2])
         assert "does not go with --task=dialogue" in refused(NAME, "--task=dialogue", *asked, "--wavs=x")
         assert "--evals=prosody does not go" in refused(NAME, "--task=dialogue", *asked[:3], "--evals=prosody")
-        assert "it needs --task=dialogue" in refused(NAME, *asked[:2], "--evals=turns")
+        assert "it needs --task=dialogue" in refused(NAME, "--model=a,b", f"--data={corpora[1]}", "--evals=turns")
         assert "--at_once goes with --task=dialogue" in refused(NAME, *asked[:2], "--at_once")
     lines = {line["name"]: line for line in map(json.loads, (tmp_path / "o" / "scores.jsonl").read_text().splitlines())}
     assert {f"{what}_{on}" for what in ("turn_within_100", "turn_within_250", "secs_own", "secs_nearest")

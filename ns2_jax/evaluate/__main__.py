@@ -110,7 +110,7 @@ def read_flags() -> tuple[str | None, Path | None]:
     if FLAGS.prompt_seconds and (wrong or FLAGS.task not in (None, "tts")):
         raise ValueError(f"--prompt_seconds={FLAGS.prompt_seconds:g} is about speech in the voice of a data set's prompts; it does not go with "
                          f"{(wrong or [f'--task={FLAGS.task}'])[0]}")
-    beside = [name for name in ("workdir", "list", "wavs", "prompts", "levels", "rivals") if FLAGS[name].value]
+    beside = [name for name in ("workdir", "list", "wavs", "prompts", "levels", "rivals") if FLAGS[name].value] + ["rerank"] * (FLAGS.rerank > 1)
     if FLAGS.task == "dialogue" and beside:
         raise ValueError(f"--{beside[0]} does not go with --task=dialogue, which takes --model, --data and --clean")
     if FLAGS.at_once and FLAGS.task != "dialogue":

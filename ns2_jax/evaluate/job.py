@@ -188,9 +188,7 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
         raise ValueError(f"--task=codec: system {model.config['system']!r} has no codec; use --task=tts")
     if task in ("tts", *changed.TASKS) and not model.speaks:
         raise ValueError(f"--task={task}: system {model.config['system']!r} does not speak; use --task=codec")
-    if out and (out / "audio").exists() and not ask.save_audio:
-        raise ValueError(f"{out} holds the audio of an earlier evaluation, which would stand beside other scores; add --save_audio, or give "
-                         "another --out")
+    check_audio(ask, out)
     evals = tuple(ask.evals or judges.DEFAULTS[task])
     if not ask.evals and task == "codec" and "latents" not in model.programs["encode"].outputs:
         evals = tuple(name for name in evals if name != "predictability")
@@ -363,6 +361,13 @@ def score_alignment(ask: Ask, path: str, model: inference.Model) -> tuple[list[d
     items = cluster.gather(material.items)
     cluster.say("\n" + scores.table(lines))
     return lines, items
+
+
+def check_audio(ask: Ask, out: Path | None) -> None:
+    """Raises ValueError where old audio would stay."""
+    if out and (out / "audio").exists() and not ask.save_audio:
+        raise ValueError(f"{out} holds the audio of an earlier evaluation, which would stand beside other scores; add --save_audio, or give "
+                         "another --out")
 
 
 def save_audio(folder: Path, items: Sequence[Mapping[str, Any]], made: Mapping[str, Sequence[np.ndarray | None]], rate: int) -> None:

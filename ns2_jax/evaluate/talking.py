@@ -137,6 +137,7 @@ def score(ask: job.Ask, path: str, model: inference.Model, out: Path | None) -> 
         raise ValueError("--task=dialogue needs a model that speaks: --model=DIR")
     if not ask.clean or not ask.data:
         raise ValueError("--task=dialogue needs --data=DIR, made by data_pipelines.dialogues, and --clean=DIR, the data set that was made of")
+    job.check_audio(ask, out)
     evals = ask.evals or DEFAULTS
     if wrong := next((name for name in evals if name not in EVALS), None):
         raise ValueError(f"--evals={wrong} does not go with --task=dialogue: expected {', '.join(EVALS)}")
