@@ -50,12 +50,11 @@ def talks(corpora) -> talking.Talks:
 
 
 def test_everybody_has_another_utterance_as_prompt(talks, corpora):
-    assert len(talks.turns) >= 2
+    assert len(talks.turns) >= 1
     for item, said, prompts, names in zip(talks.material.items, talks.turns, talks.prompts, talks.names, strict=True):
         assert {who for who, _ in said} == {"rms", "slt"} == set(prompts) and set(item["speaker"].split("+")) == set(prompts)
         assert all((who, one.text) not in said and names[who] == f"{who}: {one.text}" for who, one in prompts.items())
         assert item["text"] == " ".join(text for _, text in said)
-    assert len(talking.gather(*corpora, "test", 16000, 1, 0).turns) == 1
     with pytest.raises(ValueError, match="16000 Hz, the model works at 800"):
         talking.gather(*corpora, "test", 800, 0, 0)
     with pytest.raises(ValueError, match="no conversation"):
@@ -81,11 +80,11 @@ def test_what_recordings_get(talks):
     assert score(dataclasses.replace(talks, prompts=exchanged), {"recording": recordings})["secs_nearest_recording"] == 0
 
 
-def test_the_command(corpora, tmp_path):
+def test_the_command(corpora, talks, tmp_path):
     """A toy hums every phone in a script of its own; what it makes, how, and what is refused."""
     toy = tiny.toy(buckets=(dict(b=1, t=20000, p=160, u=30),), rate=16000)
     load = inference.load
-    asked = ("--model=a,b", f"--data={corpora[0]}", f"--clean={corpora[1]}", "--limit=2", "--evals=turns", f"--out={tmp_path / 'o'}")
+    asked = ("--model=a,b", f"--data={corpora[0]}", f"--clean={corpora[1]}", "--evals=turns", f"--out={tmp_path / 'o'}")
     toy.path = "a,b"
     with mock.patch.object(inference, "load", lambda path: toy if path == "a,b" else load(path)):
         code, _, err = run(NAME, "--task=dialogue", *asked, "--option=speed=0.02", "--save_audio")
@@ -102,5 +101,5 @@ def test_the_command(corpora, tmp_path):
     assert about["at_once"] is False and about["sampler"]["speed"] == 0.02 and about["model"] == toy.hash and len(about["aligner"]) == 12
     assert "model" not in lines["turn_within_250_recording"]["fingerprint"] and about["clean"] != about["data"]
     items = [json.loads(line) for line in (tmp_path / "o" / "items.jsonl").read_text().splitlines()]
-    assert len(items) == 2 and all("failures" not in item and len(item["turns"]["synthesis"]["errors"]) == 2 for item in items)
-    assert len(list((tmp_path / "o" / "audio").glob("*-synthesis.flac"))) == 2
+    assert len(items) == len(talks.turns) and all("failures" not in item and len(item["turns"]["synthesis"]["errors"]) == 2 for item in items)
+    assert len(list((tmp_path / "o" / "audio").glob("*-synthesis.flac"))) == len(items)
