@@ -244,7 +244,8 @@ def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[s
     """
     root = pathlib.Path(root)
     numbers = [(split, k) for split, about in made["splits"].items() for k in range(about["shards"])]
-    rejects = _rows([root / "plan" / "rejects.jsonl", *(shards.rejects_path(root, *at) for at in numbers)])
+    rejects = [json.loads(line) for line in plans.read_list(root / "plan" / "rejects.jsonl")]
+    rejects += _rows(shards.rejects_path(root, *at) for at in numbers)
     pieces = _rows(pieces_path(root, *at) for at in numbers) if made.get("split_seconds") else []
     divided = len({row["of"] for row in pieces})
     shards.write_lines(root / "rejects.jsonl", rejects)
