@@ -211,7 +211,10 @@ def test_pairs_are_compared_by_several_workers(folder, tmp_path, caplog):
     stages(config(folder, out), "ingest,quality")
     once, calls = tree(out), []
     assert not scratch(out)
-    (out / "duplicates.jsonl").unlink()
+    (out / "duplicates.jsonl").write_bytes(once["duplicates.jsonl"].replace(b'"near"', b'"neer"'))
+    with pytest.raises(ValueError, match="the quality columns are not those of the records; stage quality writes them again"):
+        stages(config(folder, out), "verify")
+    shutil.rmtree(out / "verify")
 
     def two(work, n, description):
         calls.append((n, description))
