@@ -274,7 +274,8 @@ def check_rejects(root: str | os.PathLike, inputs: int, most: float) -> None:
         if len(rows) > max(most * inputs, FEW):
             raise ValueError(f"{len(rows)} of {inputs} utterances ({len(rows) / inputs:.0%}) were rejected as {reason!r}, more than "
                              f"config.max_rejects={most:g} allows; for example {rows[0]['item']}: {rows[0]['detail']}. See "
-                             f"{pathlib.Path(root) / 'rejects.jsonl'}; mend the corpus, or allow more to go on with the rest")
+                             f"{pathlib.Path(root) / 'rejects.jsonl'}; mend the corpus and make the data set again in "
+                             "another folder, or allow more to go on with the rest")
 
 
 # The command ---------------------------------------------------------------------------------------------------------
