@@ -165,6 +165,21 @@ def test_a_data_set_goes_on_as_it_was_begun(lj, tmp_path):
         stages({**settings, "root": ""}, "index")
 
 
+def test_a_data_set_goes_on_in_another_folder(lj, tmp_path, monkeypatch):
+    """Begun with paths from here, it goes on from elsewhere (a worker on another machine, the next command): nothing is missing."""
+    monkeypatch.chdir(lj.parent)
+    pathlib.Path("lexicon.txt").write_text("dollars  B AH1 K S\n")
+    settings = {**config("ljspeech", lj.name, "out", per_shard=5), "lexicon": "lexicon.txt"}
+    stages(settings, "ingest,phonemise,index")
+    before = digests(tmp_path / "out")
+    records.shard_path(tmp_path / "out", "audio", "train", 0, 3).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    stages({**settings, "root": str(lj), "out": "../out", "lexicon": "../lexicon.txt"}, "ingest,phonemise,index")
+    assert digests(tmp_path / "out") == before
+    assert {row["reason"] for row in map(json.loads, open("../out/rejects.jsonl"))} == {"no_audio"}
+
+
 @pytest.mark.parametrize(("changed", "words"), [
     ({"per_shard": 0}, "config.per_shard=0; expected at least 1"), ({"rate": 0}, "config.rate=0"),
     ({"split_by": "gender"}, "expected speaker"), ({"trim": float("nan")}, "config.trim=nan; expected at least 0, and finite"),
