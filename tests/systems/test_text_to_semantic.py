@@ -252,7 +252,7 @@ def test_golden_metrics_of_one_training_step():
 
 
 def test_tokens_are_learned():
-    """One batch, again and again: from log(17) nats to less than half of that."""
+    """One batch, again and again: from log(17) nats and a little (a tied table guesses, with logits of unit deviation and more) to a tenth."""
     one, _, run = still()
     data = batch(one)
     params, optimiser = jit(one.init)(jax.random.key(0), data)[0], optax.adam(1e-2)
@@ -267,7 +267,7 @@ def test_tokens_are_learned():
         (loss, (_, metrics)), grads = run(params, data)
         params, opt = step(params, opt, grads)
         history.append(float(loss / metrics["weight"]))
-    assert abs(history[0] - np.log(17)) < 0.7 and history[-1] < 0.5 * np.log(17)
+    assert np.log(17) < history[0] < np.log(17) + 1 and history[-1] < 0.1 * np.log(17)
 
 
 def test_flops_are_those_the_compiler_counts():
