@@ -164,7 +164,13 @@ def _align(job: Job) -> None:
         learned_align.check(dataset, learned_align.load(where) if where else None)
         job.each(learned_align.align_shard, (where, lexicon), "align", device=bool(where))
     manifest = shards.write_manifest(job.root, phones=phones.inventory_hash(), needed=["align"])
-    logging.info("not aligned: %s", manifest["groups"]["align"]["rejects"] or "none")
+    rejects, total = manifest["groups"]["align"]["rejects"], sum(dataset.records(split) for split in dataset.splits)
+    logging.info("not aligned: %s", rejects or "none")
+    for reason, count in rejects.items():
+        if count > max(job.config["max_rejects"] * total, ingest.FEW):
+            raise ValueError(f"stage align: {count} of {total} utterances ({count / total:.0%}) got no times ({reason}), more than "
+                             f"config.max_rejects={job.config['max_rejects']:g} allows; give another config.aligner (one of ours: train it longer) or "
+                             "config.lexicon, or allow more to go on with the rest")
 
 
 def _f0(job: Job) -> None:

@@ -285,6 +285,9 @@ def test_times_of_text_grids_and_of_an_aligner(lj, tmp_path):
     for name, n in (("LJ001-0004", 4), ("LJ001-0007", 7)):
         assert phones.names(found[name]["phones"]) == ["sil", "g", "ow"]
         np.testing.assert_allclose(found[name]["ends"], [4800, 8000, RATE * (20 + n) // 20], atol=1)
+    (grids / "LJ" / "LJ001-0007.TextGrid").unlink()
+    with pytest.raises(ValueError, match=r"11 of 12 utterances \(92%\) got no times \(no_alignment\), more than config.max_rejects=0.05"):
+        stages({**settings, "aligner": str(grids)}, "align")
     stages({**settings, "aligner": ""}, "align,index,verify")
     dataset = Dataset.open(out)
     assert dataset.manifest["groups"]["align"]["rejects"] == {} and dataset.manifest["groups"]["align"]["aligner"] == "none"
