@@ -19,7 +19,7 @@ Variants, as words in the argument:
     consistency  consistency distillation, in as many segments as `evaluations` (1 without)
     rectified    straight lines between noise and what the teacher makes of it; a quarter of the rows are real pairs
     compress     a smaller student that learns everything: half of every width at small (a quarter of the size), a quarter of it at base (435 M
-                 become 50 M with the codec), the teacher's answer point by point
+                 become 53 M with the codec), the teacher's answer point by point
     flow         the teacher was trained with `flow` (only where `teacher=` does not say it)
     grad_stylespeech   of that kind (likewise); its network must predict velocity
 """

@@ -474,7 +474,7 @@ def test_the_null_branch_is_asked_about_the_same_noisy_mel():
     @jit
     def watched(given):
         seen = []
-        spy = types.SimpleNamespace(apply=one.apply, average=one.average, _styles=one._styles, process=one.process,
+        spy = types.SimpleNamespace(apply=one.apply, average=one.average, _styles=one._styles, process=one.process, guided=False,
                                     _clean=lambda params, z, t, mu, s, mask: (seen.append((z, mu)), z)[1])
         denoise, *_ = type(one)._denoiser(spy, params, given, 24, 2.0, 0)
         denoise(z, jnp.float32(0.3))
