@@ -43,7 +43,8 @@ WIDTHS = ("width", "hidden", "filters", "time_hidden")
 
 def narrowed(numbers: Mapping[str, Any], share: float) -> dict[str, Any]:
     """Every width of the trained networks times `share`, and nothing else."""
-    inner = {name: narrowed(value, share) for name, value in numbers.items() if isinstance(value, Mapping) and name not in ("codec", "vocoder", "aligner")}
+    kept = ("codec", "vocoder", "aligner")
+    inner = {name: narrowed(value, share) for name, value in numbers.items() if isinstance(value, Mapping) and name not in kept}
     return {name: value for name, value in inner.items() if value} | {name: int(numbers[name] * share) for name in WIDTHS if numbers.get(name)}
 
 

@@ -27,8 +27,8 @@ from ns2_jax.systems import system as systems
 from ns2_jax.systems.system import Field, Program
 
 SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
-CONFIGS = {"codec": codec_config, "distill": distill_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config, "semantic": semantic_config,
-           "soundstorm": soundstorm_config, "valle": valle_config, "vocoder": vocoder_config, "wavegrad2": wavegrad2_config}
+CONFIGS = {"codec": codec_config, "distill": distill_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config,
+           "semantic": semantic_config, "soundstorm": soundstorm_config, "valle": valle_config, "vocoder": vocoder_config, "wavegrad2": wavegrad2_config}
 
 
 def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -284,7 +284,8 @@ def fill(state: dict[str, Tree], sources: Mapping[str, str], fresh: Sequence[str
 
     `{"rest/codec": DIR}` puts DIR's `params/**` and `rest/**` below `rest/codec`; `{"params": DIR}` or
     `{"params/encoder": DIR}` takes the leaves of the same path. Every leaf below a key must be found with its shape, but for those whose
-    paths match one of the regexes `fresh`, which stay as they are where DIR has none; what DIR has besides is ignored. The average starts from the new params. Raises Mismatch listing every path.
+    paths match one of the regexes `fresh`, which stay as they are where DIR has none; what DIR has besides is ignored. The
+    average starts from the new params. Raises Mismatch listing every path.
     """
     flat = flatten({"params": state["params"], "rest": state["rest"]})
     for prefix, path in sources.items():

@@ -232,5 +232,6 @@ def check_borrowed(config: Any, borrowed: Mapping[str, str]) -> None:
     for path, name in borrowed.items():
         source = next((given[key] for key in given if path == key or path.startswith(key + "/")), None)
         if not source:
-            raise ValueError(f"""system {config.system!r} has a {name.rsplit('.', 1)[-1]} of another run: say whose, with --config.init_from='{{"{path}": "EXPORT"}}'""")
+            part = name.rsplit(".", 1)[-1]
+            raise ValueError(f"""system {config.system!r} has a {part} of another run: say whose, with --config.init_from='{{"{path}": "EXPORT"}}'""")
         check_same(config, name, source)

@@ -8,14 +8,15 @@ made in stages, each a training whose teacher lies in `rest/teacher`, frozen:
 
 That is ZipVoice-Distill (Zhu et al. 2025, 2506.13053) with progressive distillation (Salimans & Ho 2022, 2202.00512) as its end. Other `objective`s:
 "consistency" (Song et al. 2023; CoMoSpeech, 2305.06908; in several segments RapFlow-TTS, 2506.16741) and "rectified" (ReFlow-TTS, 2309.17056).
-A smaller student (`student` has other numbers, `whole`) learns everything: durations and pitch from the data, the denoiser from the teacher's answers.
+A smaller student (`student` has other numbers, `whole`) learns everything: durations and pitch from the data, the denoiser from the teacher's
+answers.
 
 Where we differ from what is published, or it is silent:
   * Encoders and predictors are the teacher's and stay as they are unless `whole`: otherwise durations drift.
   * Places are drawn evenly over the whole way of `Flow`'s coordinates, the noisy end included. Teachers trained with EDM's log-normal sigma, as
     CoMoSpeech's, practically never see the noise that one evaluation starts from.
-  * The boundary condition holds by construction (`maths.distillation.step`); consistency targets come from the student itself, without an average (Song
-    & Dhariwal 2023), and both of its calls drop out the same.
+  * The boundary condition holds by construction (`maths.distillation.step`); consistency targets come from the student itself, without an
+    average (Song & Dhariwal 2023), and both of its calls drop out the same.
   * Losses are means over valid frames: over padding, short utterances would count less.
   * `coolest`: rows are also shown noise that is quieter than the process's, down to this deviation, because sampling may start there (`temperature`).
   * A teacher that predicts noise is refused: at t = 1 its data estimate has no signal left (Salimans & Ho, section 4).
@@ -234,8 +235,8 @@ class System(SingleLoss):
         return distillation.trajectory(learns, teaches, one, y, path)
 
     def flops(self, sizes: Sizes) -> float:
-        """Analytic forward FLOPs of one batch, so that three times it is a step: the student as in its own training, and a third of the teacher's
-        evaluations, which nothing goes back through. Encoders are counted with each."""
+        """Analytic forward FLOPs of one batch, an upper bound of which three times is a step: the student as in its own training, and a third of the
+        teacher's evaluations, which nothing goes back through; encoders and predictors are counted with each."""
         twice = 1 if self.taught.guided else 2
         calls = twice * {"trajectory": self.teacher_steps, "consistency": 2, "rectified": self.teacher_steps}[self.objective]
         return self.learner.flops(sizes) + calls / 3 * self.taught.flops(sizes)

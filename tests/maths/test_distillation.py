@@ -14,7 +14,7 @@ from ns2_jax.maths import distillation, process, samplers
 
 FLOW, VP = process.Flow(), process.VP()
 PLACES, WIDTH = jnp.asarray([-1.0, 0.5]), 0.15
-TABLE = jnp.linspace(-3.0, 3.0, 6001)
+TABLE = jnp.linspace(-6.0, 6.0, 12_001)
 
 
 def exact(one: process.Process, z, t):
@@ -91,25 +91,24 @@ def test_segments_are_consistent_with_their_own_ends():
     found = distillation.consistency(student, teacher, FLOW, y, place, jnp.maximum(place - 0.02, end), end)
     assert mean_square(found) < 2e-6
     whole = distillation.consistency(student, teacher, FLOW, y, place, jnp.maximum(place - 0.02, 0), 0 * place)
-    assert mean_square(whole) > 1e-4
+    assert mean_square(whole) > 1e-5
 
 
 @pytest.mark.parametrize("evaluations", [4, 2, 1])
 def test_the_trajectory_loss_vanishes_for_the_student_of_few_evaluations(evaluations):
     """On its own places, with the flow's mean velocity; and that student samples the mixture in so many evaluations."""
-    grid = jnp.asarray(samplers.places(FLOW, samplers.warped(evaluations, samplers.sway())), jnp.float32)
+    grid = samplers.places(FLOW, samplers.warped(evaluations, samplers.sway())).clip(0)
     teacher = functools.partial(exact, FLOW)
 
     def student(z, t):
-        pieces = [jnp.where(jnp.abs(t - grid[i])[:, None, None] < 1e-4, (carried(z, t, float(grid[i + 1])) - z) / (grid[i + 1] - grid[i]), 0.0)
-                  for i in range(evaluations)]
+        ways = list(zip(grid[:-1].tolist(), grid[1:].tolist()))
+        pieces = [jnp.where(jnp.abs(t - a)[:, None, None] < 1e-4, (carried(z, t, b) - z) / (b - a), 0.0) for a, b in ways]
         return z - t[:, None, None] * sum(pieces)
 
-    noise = jax.random.normal(jax.random.key(3), (evaluations, 2000, 2))
-    chosen = jnp.arange(evaluations)
+    noise, (begin, end) = jax.random.normal(jax.random.key(3), (evaluations, 2000, 2)), jnp.asarray((grid[:-1], grid[1:]), jnp.float32)
     x0 = jnp.where(noise[..., ::-1] > 0, PLACES[0], PLACES[1])
-    y = distillation.mixed(x0, noise, grid[chosen])
-    path = grid[chosen] + jnp.linspace(0, 1, 129)[:, None] * (grid[chosen + 1] - grid[chosen])
+    y = distillation.mixed(x0, noise, begin)
+    path = begin + jnp.linspace(0, 1, 129)[:, None] * (end - begin)
     found = mean_square(distillation.trajectory(student, teacher, FLOW, y, path))
     assert found < 2e-4 and mean_square(distillation.trajectory(teacher, teacher, FLOW, y, path)) > 30 * found
     start = jax.random.normal(jax.random.key(4), (1, 4000, 1))
@@ -181,15 +180,15 @@ def test_a_student_learns_the_one_step_histogram():
     """Consistency distillation by Adam from an exact teacher: samples of one evaluation are near the mixture's (Wasserstein distance by sorting),
     those of one evaluation of the teacher are not."""
     teacher = functools.partial(exact, FLOW)
-    keys = jax.random.split(jax.random.key(0), 2)
-    params = {"a": jax.random.normal(keys[0], (2, 64)) * 1.5, "b": jnp.zeros(64), "c": jax.random.normal(keys[1], (64, 64)) * 0.15, "d": jnp.zeros(64),
-              "e": jnp.zeros((64, 1))}
+    keys, number = jax.random.split(jax.random.key(0), 2), 800
+    params = {"a": jax.random.normal(keys[0], (2, 64)) * 1.5, "b": jnp.zeros(64), "c": jax.random.normal(keys[1], (64, 64)) * 0.15,
+              "d": jnp.zeros(64), "e": jnp.zeros((64, 1))}
 
     def student(params, z, t):
         h = jnp.tanh(jnp.concatenate([z, jnp.broadcast_to(t[:, None, None], z.shape)], -1) @ params["a"] + params["b"])
         return jnp.tanh(h @ params["c"] + params["d"]) @ params["e"]
 
-    optimiser = optax.adam(optax.cosine_decay_schedule(5e-3, 1500))
+    optimiser = optax.adam(optax.cosine_decay_schedule(5e-3, number))
 
     def update(carry, key):
         params, opt = carry
@@ -205,7 +204,7 @@ def test_a_student_learns_the_one_step_histogram():
         updates, opt = optimiser.update(jax.grad(loss)(params), opt)
         return (optax.apply_updates(params, updates), opt), None
 
-    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(update, carry, jax.random.split(jax.random.key(1), 1500)))((params, optimiser.init(params)))
+    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(update, carry, jax.random.split(jax.random.key(1), number)))((params, optimiser.init(params)))
     start = jax.random.normal(jax.random.key(2), (1, 4000, 1))
     wanted = np.sort(np.asarray(carried(start, jnp.ones(1), 0.0)).ravel())
     distance = lambda made: float(np.abs(np.sort(np.asarray(made).ravel()) - wanted).mean())

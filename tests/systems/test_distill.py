@@ -1,4 +1,4 @@
-"""Distillation as a system: what it starts from, what it learns and leaves alone, invariances, and a student that becomes a model of its teacher's kind."""
+"""Distillation as a system: what it starts from, what it learns and leaves alone, and a student that becomes a model of its teacher's kind."""
 
 from __future__ import annotations
 

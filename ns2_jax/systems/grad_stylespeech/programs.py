@@ -51,8 +51,8 @@ class Programs:
     ) -> dict[str, jax.Array]:
         """Program: phones, durations and a prompt -> audio, log-mel (nats), frames.
 
-        `guidance` is the total factor (1: one evaluation a step, else two; of a `guided` system always one); `temperature` the standard deviation of the start, Grad-TTS's 1 /
-        tau; `window` that of `styles`. Frames past `sizes["t"]` are cut: callers choose a bucket that holds the durations' sum.
+        `guidance` is the total factor (1: one evaluation a step, else two; of a `guided` system always one); `temperature` the standard deviation
+        of the start, Grad-TTS's 1 / tau; `window` that of `styles`. Frames past `sizes["t"]` are cut: callers choose a bucket that holds the durations' sum.
         """
         denoise, mu, mask = self._denoiser(params, inputs, sizes["t"], guidance, window)
         start = temperature * jax.random.normal(rng, mu.shape) * mask[..., None]

@@ -57,8 +57,8 @@ class Programs:
     ) -> dict[str, jax.Array]:
         """Program: phones, durations, pitch and a prompt -> audio, latents (codec's units), frames.
 
-        `guidance` is the total factor (1: one evaluation a step, else two; of a `guided` system always one); `temperature` the standard deviation of the
-        start; `snap` rounds the result to so many levels of codes (0: not). Frames past `sizes["t"]` are cut: callers
+        `guidance` is the total factor (1: one evaluation a step, else two; of a `guided` system always one); `temperature` the standard
+        deviation of the start; `snap` rounds the result to so many levels of codes (0: not). Frames past `sizes["t"]` are cut: callers
         choose a bucket that holds the durations' sum. `window` is that of `prompts`.
         """
         denoise, mask = self._denoiser(params, rest, inputs, sizes["t"], guidance, window)
