@@ -171,15 +171,15 @@ def test_the_teacher_of_the_second_stage_may_follow_the_student():
 
 
 def test_the_denoiser_that_is_distilled_is_the_one_that_samples():
-    """Guided, at one time, of the mels themselves; the sampler's is of what is left without the average mel, and hears another's prompt."""
+    """Guided, at one time, of the mels themselves; the sampler's is of what is left of them without the average."""
     one, data = grad.system(prediction="v", weighting="v"), grad.batch(grad.system())
+    data["prompt_audio"] *= np.repeat(np.arange(10) < data["prompt_frames"][:, None], grad.HOP, 1)
     params, rest = grad.started()
     z, w = np.random.default_rng(0).normal(size=(8, 24, grad.MELS)).astype(np.float32), 2.0
 
     def both(params, data):
         seen = one.denoising(params, rest, data)
-        inputs = data | {"prompt_mel": one.vocoder_network.encode(data["prompt_audio"])}
-        denoise, mu, mask = one._denoiser(params, inputs, 24, w, 0)
+        denoise, mu, mask = one._denoiser(params, data | {"prompt_mel": one.vocoder_network.encode(data["prompt_audio"])}, 24, w, 0)
         t = jnp.float32(0.4)
         residual = denoise(z * mask[..., None] - one.process.alpha(t) * mu, t)
         return seen.denoise(z * mask[..., None], jnp.full(8, t), jnp.full(8, w)), (residual + mu) * mask[..., None], seen.x0
