@@ -92,7 +92,8 @@ class System(Programs, SingleLoss):
     beta_start: float = 0.05
     beta_end: float = 20.0
     t_lowest: float = 1e-5
-    objective: str = "paper"  # or "flow", for which the next five and the betas do not count
+    objective: str = "paper"  # or "flow", for which the betas and the five after the next do not count
+    flow_weight: float = 1.0
     data_weight: float = 1.0
     score_weight: float = 1.0
     prediction: str = "x0"  # or "v"
@@ -299,10 +300,9 @@ class System(Programs, SingleLoss):
         terms = self.diffusion_terms(rest, x0_hat, x0, batch["codes"], alpha, sigma)
         if self.objective == "flow":
             terms["flow"] = jnp.square(predicted - (draws["noise"] - x0)).mean(-1)
-        priors = self.prior_terms(log_duration, pitch, batch)
-        total = terms["flow"] if self.objective == "flow" else self.data_weight * terms["data"] + self.score_weight * terms["score"]
-        total = total + self.prior(priors)
-        terms |= priors
+        terms |= self.prior_terms(log_duration, pitch, batch)
+        of = ("flow",) if self.objective == "flow" else ("data", "score")
+        total = self.weighed(terms, *of, "duration", "pitch", "voicing")
         if self.ce_weight:
             total = total + self.ce_weight * terms["ce"]
         metrics = {name: (term * weight).sum() for name, term in terms.items()}
@@ -339,7 +339,7 @@ class System(Programs, SingleLoss):
             null = self.call(params, "phones", "without", c, ~none), self.prompts(params, rest, batch, ~none)["denoiser"]
             return samplers.guide(said(z, t, *null, rng), x0, factor_b[:, None, None])
 
-        prior = self.prior(self.prior_terms(log_duration, pitch, batch))
+        prior = self.weighed(self.prior_terms(log_duration, pitch, batch), "duration", "pitch", "voicing")
         return Denoising(self.latents(rest, batch["codes"], mask), mask, mask * batch["weight"][:, None], prior, denoise)
 
     def clean(self, predicted: jax.Array, z: jax.Array, t_b: jax.Array) -> jax.Array:
@@ -348,9 +348,9 @@ class System(Programs, SingleLoss):
             return process.x0_from_u(z, predicted, *self.process.levels(t_b, z))
         return predicted if self.prediction == "x0" else process.x0_from_v(z, predicted, *self.process.levels(t_b, z))
 
-    def prior(self, terms: Mapping[str, jax.Array]) -> jax.Array:
-        """Equation 7's losses with their weights, `[b, t]`."""
-        return sum(getattr(self, f"{name}_weight") * terms[name] for name in ("duration", "pitch", "voicing"))
+    def weighed(self, terms: Mapping[str, jax.Array], *names: str) -> jax.Array:
+        """The sum of those terms with their weights, `[b, t]`."""
+        return sum(getattr(self, f"{name}_weight") * terms[name] for name in names)
 
     def diffusion_terms(
         self, rest: Tree, x0_hat: jax.Array, x0: jax.Array, codes_btq: jax.Array, alpha: jax.Array, sigma: jax.Array,
