@@ -4,8 +4,8 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  5.4 M in the networks, everything at frame rate: three quarters of an hour on two CPU cores give PESQ-WB 3.71 on unseen
-           synthetic voices. The first 6 levels are what text and voice predict, the other ten add the waveform below 1.28 kHz.
+    small  5.4 M in the networks, everything at frame rate: two hours on two CPU cores give PESQ-WB 3.72 on unseen synthetic
+           voices. The first 6 levels are what text and voice predict, the other ten add the waveform below 1.28 kHz.
            Export, command and scores are in results/codec/README.md.
     base   the paper's convolutional layout, 27.0 M with its codebooks (widths ours, the count the paper's), batch and steps of the
            paper (8 x 200 clips, 440 K steps, Adam 2e-4). For a pod or several GPUs; not trained here.
@@ -16,6 +16,7 @@ Variants, as words in the argument:
     causal  convolutions that look back only, for streaming; `small` keeps the look-ahead of its transforms (4 frames, 50 ms).
 
 Overrides: `hop=320,levels=12` gives base strides 2-4-5-8 and the 50 Hz codec that SoundStorm's base stands on.
+`--config.model.refine=4` lets the last four levels of `small` go on with the coarse channels (why: results/codec/README.md).
 `--config.model.balance=True` turns on EnCodec's balance of the losses' gradients.
 """
 
@@ -65,7 +66,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             levels=16, codes=1024, mel_scales=((128, 10), (256, 20), (512, 40), (1024, 80), (2048, 128)), judge="2d",
             judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25, complex_weight=0.0),
     )
-    config.model.balance = False
+    config.model.balance, config.model.refine = False, 0
     if "modern" in words:
         config.model.judge, config.model.commitment_weight = "dac", 0.25
         config.model.judge_filters = common.choose(size, smoke=8, small=8, base=32)

@@ -179,7 +179,7 @@ def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: i
         rejects.append({"item": item.path, "reason": error.reason, "detail": str(error)})
         writers["meta"].reject(error.reason)
 
-    try:
+    with records.committing(writers):
         for whole in (Utterance(**json.loads(line)) for line in lines):
             try:
                 items = pauses.split(whole, settings.split_seconds, settings.min_seconds, settings.trim or pauses.BELOW_DB) if (
@@ -200,12 +200,6 @@ def ingest_shard(root: str, settings: Settings, split: str, shard: int, total: i
                     writer.write(values[group], samples)
         for path, rows in zip(lists, (rejects, pieces)):
             shards.write_lines(path, rows)
-        for writer in writers.values():
-            writer.commit()
-    except BaseException:
-        for writer in writers.values():
-            writer.discard()
-        raise
 
 
 def _agree(root: str, groups: Iterable[str], split: str, shard: int, total: int) -> bool:

@@ -111,7 +111,7 @@ def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], sp
     rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
     info = {"f0": {"period": dataset.f0_period}}
     writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info=info.get(group)) for group in GROUPS}
-    try:
+    with records.committing(writers):
         for i in sorted(rows.tolist()):
             place = Place(dataset, split, i)
             old = read(place)
@@ -125,12 +125,6 @@ def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], sp
             for group, value in values(made).items():
                 writers[group].write(value, len(made.audio))
         shards.write_lines(shards.rejects_path(out, split, shard), rejects)
-        for writer in writers.values():
-            writer.commit()
-    except BaseException:
-        for writer in writers.values():
-            writer.discard()
-        raise
 
 
 def _claim(out: pathlib.Path, asked: dict[str, str]) -> None:

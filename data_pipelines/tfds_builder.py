@@ -43,6 +43,7 @@ class Ns2Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     name = "ns2_corpus"
+    pkg_dir_path = pathlib.Path(__file__).parent  # TFDS looks the package up by its name, which as a command it has not
 
     def __init__(self, *, source: str | os.PathLike, **kwargs: Any):
         self.source = Dataset.open(source)

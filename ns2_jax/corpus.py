@@ -76,7 +76,7 @@ def speak_shard(model: inference.Model, data: dataset.Dataset, out: str | os.Pat
     tools = {"ns2_jax": ns2_jax.__version__, "model": model.hash, "synthetic": "true"}
     longest = None if model.continues else int(PROMPT * data.sample_rate)  # its text is that of all of it
     writers = {group: records.ShardWriter(out, group, split, shard, shards, base_hop=data.base_hop, tools=tools, inputs=inputs) for group in GROUPS}
-    try:
+    with records.committing(writers):
         for first in range(0, len(metas), AT_ONCE):
             part = range(first, min(first + AT_ONCE, len(metas)))
             languages = {str(metas[i]["lang"]) for i in part}
@@ -100,12 +100,6 @@ def speak_shard(model: inference.Model, data: dataset.Dataset, out: str | os.Pat
                     times = {"phones": inference.inventory.ids(list(speech.phones)).astype(np.uint8), "ends": speech.ends.astype(np.int32)}
                     for group, values in (("meta", text), ("audio", {"audio": pcm.astype(np.int16)}), ("align", times)):
                         writers[group].write(values, len(pcm))
-        for writer in writers.values():
-            writer.commit()
-    except BaseException:
-        for writer in writers.values():
-            writer.discard()
-        raise
     return failed
 
 

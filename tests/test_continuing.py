@@ -114,12 +114,12 @@ def test_every_phone_of_a_prompt_has_a_frame(model, monkeypatch):
         return aligning.Aligned(np.diff(ends, prepend=0), ends, 1.0)
 
     monkeypatch.setattr(aligning, "align", align)
-    monkeypatch.setattr(model, "listen", lambda voice: VOICE[0])
+    monkeypatch.setattr(prompts, "listen", lambda model, voice: (VOICE[0], ""))
     monkeypatch.setattr(model, "encode", lambda audio: np.zeros((len(audio) // 200, 3), np.int32))
     model.aligner = Even()
     heard = prompts.hear(model, SAID, None, "en")
     assert heard.durations == (1, 1, 1, 27, 1, 1) and len(heard.codes) == 32
-    monkeypatch.setattr(model, "listen", lambda voice: VOICE[0][:1000])
+    monkeypatch.setattr(prompts, "listen", lambda model, voice: (VOICE[0][:1000], ""))
     with pytest.raises(ValueError, match="0.06 s are 5 frames and the text has 6 phones"):
         prompts.hear(model, SAID, None, "en")
 

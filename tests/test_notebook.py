@@ -24,7 +24,7 @@ def run(monkeypatch, capsys, change) -> tuple[dict, list[np.ndarray], str]:
     display = types.ModuleType("IPython.display")
     display.Audio, display.display = lambda audio, rate: (audio, rate), lambda shown: heard.append(shown[0])
     shell = types.ModuleType("IPython")
-    shell.get_ipython = lambda: None  # matplotlib asks whether it is in one
+    shell.get_ipython, shell.version_info = lambda: None, (9, 0)  # matplotlib asks whether it is in one
     monkeypatch.setitem(sys.modules, "IPython", shell)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setenv("NS2_JAX_CACHE", "off")

@@ -14,6 +14,7 @@ of `tf.train.Example` (`wire.py`), so every TensorFlow tool opens it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -21,7 +22,7 @@ import json
 import os
 import pathlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -326,6 +327,20 @@ class ShardWriter:
             self.commit()
         else:
             self.discard()
+
+
+@contextlib.contextmanager
+def committing(writers: Mapping[str, ShardWriter]) -> Iterator[None]:
+    """Commits the writers of one shard's groups when the block ends; discards them all where it raises."""
+    try:
+        yield
+        for writer in writers.values():
+            writer.commit()
+    except BaseException:
+        for writer in writers.values():
+            writer.discard()
+        raise
+
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -42,6 +42,7 @@ class System(Base):
     codec: Mapping[str, Any]
     levels: int = 16
     codes: int = 1024
+    refine: int = 0  # of the last levels, which go on with the coarse channels; those between then code the waveform's alone
     mel_scales: tuple[tuple[int, int], ...] = ((128, 10), (256, 20), (512, 40), (1024, 80), (2048, 128))
     judge: str = "2d"
     judge_sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)
@@ -68,6 +69,9 @@ class System(Base):
         if net.coarse and (net.code_width or not net.wave or net.coarse >= self.levels):
             raise ValueError(f"coarse={net.coarse} levels of {self.levels} need Euclidean codes (code_width={net.code_width}), channels for the "
                              f"waveform (wave={net.wave}) and finer levels that code them")
+        if self.refine and not (net.coarse and 0 < self.refine < self.levels - net.coarse):
+            raise ValueError(f"refine={self.refine}: the last levels of {self.levels} go on with what coarse={net.coarse} levels coded, and "
+                             "leave some between for the waveform")
 
     @property
     def network(self) -> Codec:
@@ -109,9 +113,16 @@ class System(Base):
 
     @property
     def task(self) -> jax.Array:
-        """Which channels each level codes, 0 or 1 `[q, c]`: the coarse levels leave those of the waveform to the others."""
-        late = jnp.arange(self.levels)[:, None] >= self.network.coarse
-        return (late | (jnp.arange(self.network.channels) < self.network.coarse_channels)).astype(jnp.float32)
+        """Which channels each level codes, 0 or 1 `[q, c]`.
+
+        The coarse levels leave those of the waveform to the others. These see all, or with `refine` first the waveform's and at last what
+        the coarse ones left: its error is small beside the waveform's, which codes of all channels therefore follow, but is heard more.
+        """
+        level, slow = jnp.arange(self.levels)[:, None], jnp.arange(self.network.channels) < self.network.coarse_channels
+        late = level >= self.network.coarse
+        if not self.refine:
+            return (late | slow).astype(jnp.float32)
+        return jnp.where(late & (level < self.levels - self.refine), ~slow, slow).astype(jnp.float32)
 
     def mel_loss(self, real_bs: jax.Array, fake_bs: jax.Array) -> jax.Array:
         """Multi-scale L1 of log10 mel magnitudes (DAC's, floor 1e-4), mean over scales: `[b]`."""

@@ -9,6 +9,7 @@ import os
 import pathlib
 import sys
 
+import commands
 import numpy as np
 import pytest
 import soundfile
@@ -280,7 +281,8 @@ def test_tfds_there_and_back(tmp_path):
         save(root / f"speaker{i % 2}" / f"{i}.wav", 1.0 + i / 10)
         write(root / f"speaker{i % 2}" / f"{i}.txt", f"Number {i}.")
     ours = build(config("folder", root, tmp_path / "ours"))
-    tfds_builder.export(tmp_path / "ours", tmp_path / "tfds")
+    code, _, said = commands.run("data_pipelines.tfds_builder", f"--data={tmp_path / 'ours'}", f"--out={tmp_path / 'tfds'}")
+    assert code == 0, said
     import tensorflow_datasets as tfds
 
     tfds_builder.export(tmp_path / "ours", tmp_path / "tfds")  # the same again is there already

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from configs.codec import get_config
+from ns2_jax.layers import quantize
 from ns2_jax.systems.system import make, shapes
 from tests import goldens, meshes
 
@@ -298,3 +299,20 @@ def test_flops_equal_the_compilers_count(changes):
     quantiser = 2.0 * 2 * 16 * one.levels * one.codes * net.channels
     # elementwise work and the FFT are in the compiler's count only
     assert 0.9 < (one.flops(sizes) - quantiser) / compiled < 1.02
+
+
+def test_the_last_levels_go_on_with_the_coarse_channels():
+    """Levels 1 and 2 code the 8 first channels, level 3 the waveform's, level 4 what the first two left."""
+    one = system(refine=1)
+    np.testing.assert_array_equal(one.task, [[1] * 12 + [0] * 4, [1] * 12 + [0] * 4, [0] * 12 + [1] * 4, [1] * 12 + [0] * 4])
+    params, rest = one.init(jax.random.key(0), batch())
+    books, z = np.asarray(rest["codebooks"]), np.asarray(one.network.apply({"params": params["gen"]}, batch()["audio"], method="encode"))
+    assert not books[:2, :, 12:].any() and not books[2, :, :12].any() and not books[3, :, 12:].any() and books[3].any()
+    codes = quantize.rvq_encode(z, quantize.Books(books, books))
+    errors = [np.square(z - quantize.rvq_lookup(books, codes, levels)).mean((0, 1)) for levels in (2, 3, 4)]
+    np.testing.assert_array_equal(errors[0][:12], errors[1][:12])
+    np.testing.assert_array_equal(errors[1][12:], errors[2][12:])
+    assert errors[2][:12].sum() < errors[1][:12].sum() and errors[1][12:].sum() < errors[0][12:].sum()
+    for wrong in (dict(refine=2), dict(refine=3), dict(refine=1, codec=dict(one.codec) | dict(coarse=0))):
+        with pytest.raises(ValueError, match=f"refine={wrong['refine']}: the last levels of 4"):
+            system(**wrong)
