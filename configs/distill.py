@@ -15,8 +15,9 @@ guidance costs nothing.
 Sizes are the teacher's: smoke (seconds, for tests), small (two CPU cores), base (a pod). None has been trained here.
 
 Variants, as words in the argument:
-    few          the second stage: its teacher is a student of the first, and it learns the places of `evaluations=4` (or 2, 1) alone
-    consistency  consistency distillation, in as many segments as `evaluations` (1 without)
+    few          the second stage: its teacher is a student of the first, and it learns the places of `evaluations=4` alone; of 2 from the student
+                 of 4, of 1 from that of 2
+    consistency  consistency distillation, in as many segments as `evaluations` (1 without), from any teacher but a student of `few`
     rectified    straight lines between noise and what the teacher makes of it; a quarter of the rows are real pairs
     compress     a smaller student that learns everything: half of every width at small (a quarter of the size), a quarter of it at base (435 M
                  become 53 M with the codec), the teacher's answer point by point
@@ -68,16 +69,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     size, words, overrides = common.parse(arg, WORDS)
     if "consistency" in words and "rectified" in words:
         raise ValueError(f"config argument {arg!r}: 'consistency' and 'rectified' exclude each other")
-    of = "grad_stylespeech" if "grad_stylespeech" in words else "naturalspeech2"
+    folder = overrides.pop("teacher", "")
+    about = read(folder) if folder else {}
+    of = about.get("system", "grad_stylespeech" if "grad_stylespeech" in words else "naturalspeech2")
     like = {"naturalspeech2": naturalspeech2, "grad_stylespeech": grad_stylespeech}[of].get_config(size + ",flow" * ("flow" in words))
-    numbers, about = like.model.to_dict(), {}
-    if of == "grad_stylespeech" and "flow" not in words:
+    numbers = about.get("model") or like.model.to_dict()
+    if not about and of == "grad_stylespeech" and "flow" not in words:
         numbers |= dict(prediction="v", weighting="v")
-    if "few" in words:
+    if not about and "few" in words:
         numbers |= FIRST
-    if folder := overrides.pop("teacher", ""):
-        about = read(folder)
-        of, numbers = about["system"], about["model"]
     few, whole = "few" in words, "compress" in words
     objective = next((word for word in ("consistency", "rectified") if word in words), "trajectory")
 
@@ -85,9 +85,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     student = narrowed(numbers, common.choose(size, smoke=0.5, small=0.5, base=0.25)) if whole else {}
     config.model = ml_collections.ConfigDict(dict(
         of=of, teacher=numbers, student=student, objective=objective, whole=whole, sampler="sway", furthest=0.3, lowest=0.02,
-        evaluations=4 if few else 0, guidance=(2.0, 4.0) if few else (1.0, 3.0), factor=3.0 if few else 2.0,
+        evaluations=4 if few else 0, guidance=(1.0, 3.0), factor=2.0,
         teacher_steps=1 if whole and objective == "trajectory" else 8 if objective == "rectified" else 2,
-        coolest=min(float(numbers.get("temperature", 1.0)), 1.0), huber=objective == "consistency", real_share=0.25, teacher_decay=1.0,
+        coolest=min(float(numbers.get("temperature", 1.0)), 1.0), huber=objective == "consistency", real_share=0.25,
         strides=common.choose(size, smoke=(0.1, 0.05, 20), small=(0.1, 0.02, 3000), base=(0.1, 0.01, 30_000))))
     data = about.get("data", {})
     config.data.transform = data.get("transform", like.data.transform)

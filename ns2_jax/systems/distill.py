@@ -18,9 +18,12 @@ Where we differ from what is published, or it is silent:
   * The boundary condition holds by construction (`maths.distillation.step`); consistency targets come from the student itself, without an
     average (Song & Dhariwal 2023), and both of its calls drop out the same.
   * Losses are means over valid frames: over padding, short utterances would count less.
+  * Near the data errors count as those of the data estimate (`maths.distillation.KNEE`).
   * `coolest`: rows are also shown noise that is quieter than the process's, down to this deviation, because sampling may start there (`temperature`).
   * A teacher that predicts noise is refused: at t = 1 its data estimate has no signal left (Salimans & Ho, section 4).
-  * `teacher_decay` below 1 lets the teacher follow the student's average once an update (ZipVoice-Distill: 0.9999 in stage 2).
+  * The second stage's teacher stays as it is and is asked about the factors that it learned; ZipVoice-Distill's follows the student's average
+    and is asked about larger ones.
+  * Real pairs of "rectified" are told the factor 1: without guidance is what they are.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class System(SingleLoss):
     objective: str = "trajectory"
     whole: bool = False
     evaluations: int = 0  # those that the student is for: their places alone, or segments of consistency; 0: from anywhere to anywhere
-    sampler: str = "sway"  # whose places they are
+    sampler: str = "sway"  # whose places they are, and those of the teacher's way of "rectified"
     guidance: tuple[float, float] = (1.0, 3.0)  # total factors, drawn evenly
     factor: float = 2.0  # what the student samples with, unless it is told
     teacher_steps: int = 2  # for one of the student; of "rectified" from noise to data
@@ -66,7 +69,6 @@ class System(SingleLoss):
     strides: tuple[float, float, int] = (0.1, 0.01, 10_000)  # of "consistency": first, last, and after how many steps
     real_share: float = 0.25  # of rows whose pair is real, against drift; of "rectified"
     huber: bool = False  # pseudo-Huber distance of a row instead of mean squares
-    teacher_decay: float = 1.0
     dtype: str = "float32"
 
     fresh = (r"params/guidance/.*",)  # what a teacher may not have
@@ -82,8 +84,6 @@ class System(SingleLoss):
             raise ValueError(f"system {self.of!r} with prediction='eps' cannot be distilled to few steps; expected a teacher that predicts velocity")
         if self.learner.process != self.taught.process:
             raise ValueError("teacher and student follow different processes; leave process and objective out of config.model.student")
-        if self.teacher_decay < 1 and self.learner.networks.keys() != self.taught.networks.keys():
-            raise ValueError("teacher_decay below 1: the teacher can follow only a student with its own networks, as in the second stage")
 
     # The two ------------------------------------------------------------------------------------------------------------
 
@@ -95,7 +95,9 @@ class System(SingleLoss):
     @property
     def numbers(self) -> dict[str, Any]:
         """The student's, as a system of kind `of`."""
-        own = {"guided": True, "guidance": self.factor, "sampler": self.sampler, "evaluations": self.evaluations or 8}
+        jumps = self.objective == "consistency" and self.evaluations < 2  # from anywhere to the data: more steps begin again from there
+        own = {"guided": True, "guidance": self.factor, "sampler": "renoise" if jumps else self.sampler,
+               "evaluations": self.evaluations or (1 if jumps else 8)}
         return merged({**self.teacher, **own}, self.student)
 
     @functools.cached_property
@@ -144,52 +146,45 @@ class System(SingleLoss):
         teacher, _ = self.taught.build(jax.random.fold_in(rng, 1), batch)
         return params, {**rest, "teacher": {"params": teacher}}
 
-    def update(self, params: Tree, rest: Tree, stats: Tree, rng: jax.Array, step: jax.Array) -> Tree:
-        """The teacher, following where it may: once an update, however many micro-batches that has."""
-        del stats, rng, step
-        if self.teacher_decay == 1:
-            return rest
-        follow = lambda old, new: (new + self.teacher_decay * (old - new)).astype(old.dtype)
-        return {**rest, "teacher": {"params": jax.tree.map(follow, rest["teacher"]["params"], params)}}
-
     # Loss ---------------------------------------------------------------------------------------------------------------
 
-    @property
-    def grid(self) -> Any:
-        """Places of the student's evaluations and the end, float64 `[evaluations + 1]`."""
-        return samplers.places(self.learner.process, samplers.warped(max(self.evaluations, 1), samplers.warp(self.sampler)))
+    def grid(self, evaluations: int) -> jax.Array:
+        """Places of so many evaluations of the sampler and the end, `[evaluations + 1]`. Those of twice as many are these and one between each two."""
+        return jnp.asarray(samplers.places(self.learner.process, samplers.warped(evaluations, samplers.warp(self.sampler))), jnp.float32)
 
     def draws(self, rng: jax.Array, rows: int, frames: int, step: jax.Array) -> dict[str, jax.Array]:
         """All randomness of a step: `path [n + 1, b]` of places (of "consistency" from, to and the segment's end; of "rectified" the teacher's whole
         way, and `place` on the line), noise, guidance factors, which rows are real pairs, dropout's key."""
         keys = jax.random.split(rng, 6)
-        grid = jnp.asarray(self.grid, jnp.float32)
-        even = lambda key: process.stratified(key, rows, 0.0)
+        number, steps = max(self.evaluations, 1), self.teacher_steps
+        grid = self.grid(number)
         noise = jax.random.normal(keys[1], (rows, frames, self.sizes["c"]))
-        quiet = self.coolest + (1 - self.coolest) * jax.random.uniform(keys[2], (rows, 1, 1))
+        quiet = self.coolest + (1 - self.coolest) * jax.random.uniform(keys[2], (rows,))
         low, high = self.guidance
-        drawn = {"noise": quiet * noise, "factor": low + (high - low) * jax.random.uniform(keys[3], (rows,)), "dropout": keys[4]}
-        share = 1 - even(keys[0])  # (0, 1]: the noisy end is among them
+        factor = low + (high - low) * jax.random.uniform(keys[3], (rows,))
+        share = 1 - process.stratified(keys[0], rows, 0.0)  # (0, 1]: the noisy end is among them
         anywhere = self.lowest + (grid[0] - self.lowest) * share
+        drawn = {"dropout": keys[4]}
         if self.objective == "rectified":
-            way = jnp.linspace(grid[0], 0.0, self.teacher_steps + 1)
             real = jax.random.uniform(keys[5], (rows,)) < self.real_share
-            return drawn | {"path": jnp.broadcast_to(way[:, None], (len(way), rows)), "place": anywhere, "real": real}
-        segment = jnp.minimum(jnp.floor((1 - share) * (len(grid) - 1)).astype(jnp.int32), len(grid) - 2)  # rows spread evenly
-        start, end = grid[segment], grid[segment + 1]
-        if self.objective == "consistency":
-            inside = (1 - share) * (len(grid) - 1) - segment
-            begin = jnp.maximum(start + inside * (end - start), jnp.minimum(self.lowest, start))
-            first, last, steps = self.strides
-            stride = first + (last - first) * jnp.minimum(step / steps, 1.0)
-            return drawn | {"path": jnp.stack([begin, jnp.maximum(begin - stride, end), end])}
-        if self.evaluations:
-            shares = jnp.arange(self.teacher_steps + 1)[:, None] / self.teacher_steps
-            return drawn | {"path": start + shares * (end - start)}
-        path = [anywhere]
-        for key in jax.random.split(keys[5], self.teacher_steps):
-            path.append(path[-1] - jax.random.uniform(key, (rows,), minval=1e-3) * jnp.minimum(self.furthest, path[-1]))
-        return drawn | {"path": jnp.stack(path)}
+            quiet, factor = jnp.where(real, 1.0, quiet), jnp.where(real, 1.0, factor)
+            drawn |= {"path": jnp.broadcast_to(self.grid(steps)[:, None], (steps + 1, rows)), "place": anywhere, "real": real}
+        elif self.objective == "consistency" or self.evaluations:
+            segment = jnp.minimum(jnp.floor((1 - share) * number).astype(jnp.int32), number - 1)  # rows spread evenly
+            start, end = grid[segment], grid[segment + 1]
+            if self.objective == "consistency":
+                begin = jnp.maximum(start + ((1 - share) * number - segment) * (end - start), jnp.minimum(self.lowest, start))
+                first, last, until = self.strides
+                stride = first + (last - first) * jnp.minimum(step / until, 1.0)
+                drawn |= {"path": jnp.stack([begin, jnp.maximum(begin - stride, end), end])}
+            else:  # where a teacher of so many times the evaluations makes its own
+                drawn |= {"path": self.grid(number * steps)[segment * steps + jnp.arange(steps + 1)[:, None]]}
+        else:
+            path = [anywhere]
+            for key in jax.random.split(keys[5], steps):
+                path.append(path[-1] - jax.random.uniform(key, (rows,), minval=1e-3) * jnp.minimum(self.furthest, path[-1]))
+            drawn |= {"path": jnp.stack(path)}
+        return drawn | {"noise": quiet[:, None, None] * noise, "factor": factor}
 
     def loss(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, tuple[Tree, dict]]:
         rows, frames = batch["frames"].shape[0], self._frames(batch)
@@ -227,7 +222,8 @@ class System(SingleLoss):
         learns, teaches = told(student, draws["dropout"]), told(teacher, None)
         x0 = jax.lax.stop_gradient(student.x0)
         if self.objective == "rectified":
-            made = distillation.rectified(learns, teaches, one, noise, path, draws["place"])
+            start = noise / distillation.state(one, path[0], noise)[1]  # as sampling starts
+            made = distillation.rectified(learns, teaches, one, start, path, draws["place"])
             return jnp.where(draws["real"][:, None, None], distillation.straight(learns, one, x0, noise, draws["place"]), made)
         y = distillation.mixed(x0, noise, path[0])
         if self.objective == "consistency":
@@ -237,6 +233,6 @@ class System(SingleLoss):
     def flops(self, sizes: Sizes) -> float:
         """Analytic forward FLOPs of one batch, an upper bound of which three times is a step: the student as in its own training, and a third of the
         teacher's evaluations, which nothing goes back through; encoders and predictors are counted with each."""
-        twice = 1 if self.taught.guided else 2
-        calls = twice * {"trajectory": self.teacher_steps, "consistency": 2, "rectified": self.teacher_steps}[self.objective]
-        return self.learner.flops(sizes) + calls / 3 * self.taught.flops(sizes)
+        calls = (2 if self.objective == "consistency" else self.teacher_steps) * (1 if self.taught.guided else 2)
+        again = self.objective == "consistency"  # the student makes its target too
+        return (1 + again / 3) * self.learner.flops(sizes) + calls / 3 * self.taught.flops(sizes)

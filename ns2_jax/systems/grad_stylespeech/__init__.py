@@ -301,6 +301,9 @@ class System(Programs, SingleLoss):
         del rest
         none, step = jnp.zeros(batch["frames"].shape, bool), jnp.int32(self.binarise_from)
         y, mask, s, (h, durations), mu, weight, terms = self.conditions(params, batch, none, rng)
+        if not self.guided:
+            null = self.styles(params, y, batch["frames"], ~none)
+            apart = self.average(params, h, durations, null, mask.shape[1])[0], null
 
         def said(z: jax.Array, t: jax.Array, mu: jax.Array, s: jax.Array) -> jax.Array:
             return (self._clean(params, z - self.process.levels(t, z)[0] * mu, t, mu, s, mask) + mu) * mask[..., None]
@@ -312,8 +315,7 @@ class System(Programs, SingleLoss):
             x0 = said(z, t, mu, s)
             if factor_b is None:
                 return x0
-            null = self.styles(params, y, batch["frames"], ~none)
-            return samplers.guide(said(z, t, self.average(params, h, durations, null, mask.shape[1])[0], null), x0, factor_b[:, None, None])
+            return samplers.guide(said(z, t, *apart), x0, factor_b[:, None, None])
 
         prior = jnp.broadcast_to(self.weighed(terms, step)[:, None], mask.shape)
         return Denoising(y, mask, mask * weight[:, None], prior, denoise)

@@ -326,6 +326,8 @@ class System(Programs, SingleLoss):
         """A batch as `systems.distill` needs it; with a key, in training mode. Nothing is dropped but what guidance asks for."""
         mask, none = alignment.length_mask(batch["frames"], batch["f0"].shape[1]), jnp.zeros(batch["frames"].shape, bool)
         c, prompts, log_duration, pitch = self.conditions(params, rest, batch, mask, none, rng)
+        if not self.guided:
+            null = self.call(params, "phones", "without", c, ~none), self.prompts(params, rest, batch, ~none)["denoiser"]
 
         def said(z: jax.Array, t: jax.Array, c: jax.Array, heard: tuple, rng: jax.Array | None) -> jax.Array:
             return self.clean(self.apply(params, "denoiser", z, t, c, *heard, mask, rng=rng), z, t) * mask[..., None]
@@ -336,7 +338,6 @@ class System(Programs, SingleLoss):
             x0 = said(z, t, c, prompts["denoiser"], rng)
             if factor_b is None:
                 return x0
-            null = self.call(params, "phones", "without", c, ~none), self.prompts(params, rest, batch, ~none)["denoiser"]
             return samplers.guide(said(z, t, *null, rng), x0, factor_b[:, None, None])
 
         prior = self.weighed(self.prior_terms(log_duration, pitch, batch), "duration", "pitch", "voicing")

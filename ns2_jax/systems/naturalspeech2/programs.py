@@ -130,11 +130,14 @@ class Programs:
         options = {"steps": self.evaluations or (32 if flow else 150), "guidance": self.guidance, "snap": 0, "window": 0}
         how = {"temperature": self.temperature, "sampler": self.sampler or ("sway" if flow else "euler")}
         target = {"target_codes": self.fields["prompt_codes"], "target_frames": self.fields["prompt_frames"], "target_f0": self.fields["f0"]}
-        return {
+        programs = {
             "encode": Program(self.encode, {"audio": audio}, {"codes": codes}),
             "decode": Program(self.decode, {"codes": codes}, {"audio": audio}),
             "durations": Program(self.durations, text | prompt, durations, {"speed": 1.0, "window": 0}),
             "contour": Program(self.contour, text | durations | prompt, pitch, {"window": 0}),
             "sample": Program(self.sample, text | durations | pitch | prompt, sampled, options | how),
-            "convert": Program(self.convert, text | durations | pitch | prompt | target | {"codes": codes}, sampled, options | {"steps": 150}),
         }
+        if not self.guided:  # a student knows its own long steps from the noise, not the way there
+            given = text | durations | pitch | prompt | target | {"codes": codes}
+            programs["convert"] = Program(self.convert, given, sampled, options | {"steps": 150})
+        return programs
