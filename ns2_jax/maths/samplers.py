@@ -143,7 +143,7 @@ def ml(process: Process, steps: int) -> Table:
 def warped(steps: int, warp: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
     """Shares of the way from noise (0) to data (1) at which `steps` evaluations begin and the last ends: float64 `[steps + 1]`."""
     share = np.arange(steps + 1) / steps
-    return warp(share) if warp else share
+    return np.append(warp(share[:-1]), 1.0) if warp else share  # exactly: a place of 1e-16 would not be the data's
 
 
 def sway(bend: float = -1.0) -> Callable[[np.ndarray], np.ndarray]:

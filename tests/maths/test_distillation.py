@@ -97,7 +97,7 @@ def test_segments_are_consistent_with_their_own_ends():
 @pytest.mark.parametrize("evaluations", [4, 2, 1])
 def test_the_trajectory_loss_vanishes_for_the_student_of_few_evaluations(evaluations):
     """On its own places, with the flow's mean velocity; and that student samples the mixture in so many evaluations."""
-    grid = samplers.places(FLOW, samplers.warped(evaluations, samplers.sway())).clip(0)
+    grid = samplers.places(FLOW, samplers.warped(evaluations, samplers.sway()))
     teacher = functools.partial(exact, FLOW)
 
     def student(z, t):

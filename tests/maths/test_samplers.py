@@ -239,6 +239,9 @@ def test_warps_rise_from_noise_to_data(name):
     assert (np.diff(found) > 0).all() and found[0] == pytest.approx(0, abs=1e-12) and found[-1] == pytest.approx(1)
     expected = {"sway": 1 - np.cos(np.pi * WAY / 2), "sway:-1": 1 - np.cos(np.pi * WAY / 2), "shift": 0.7 * WAY / (1 - 0.3 * WAY),
                 "shift:0.5": WAY / (2 - WAY), "flow": WAY}
+    for steps in (1, 3, 8):
+        shares = samplers.warped(steps, samplers.warp(name))
+        assert (shares[0], shares[-1]) == (0, 1) and samplers.places(VP, shares)[-1] == 0
     if name in expected:
         np.testing.assert_allclose(found, expected[name], atol=1e-12)
         assert name == "flow" or (found[1:-1] < WAY[1:-1]).all()
