@@ -374,7 +374,8 @@ def kaldi(root: str | os.PathLike, lang: str = "en", lower: bool = False) -> Fou
         if reason:
             yield Reject(name, *reason)
             continue
-        yield Utterance(name, path, speakers[name], text.lower() if lower else text, lang=languages.get(name, lang), start=start, end=end)
+        yield Utterance(name, os.path.abspath(path), speakers[name], text.lower() if lower else text, lang=languages.get(name, lang), start=start,
+                        end=end)  # fmt: skip
     yield from (Reject(name, "no_audio", "it has a text, but no segment and no recording") for name in sorted(set(texts) - set(segments)))
 
 

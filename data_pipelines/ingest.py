@@ -244,7 +244,8 @@ def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[s
     """
     root = pathlib.Path(root)
     numbers = [(split, k) for split, about in made["splits"].items() for k in range(about["shards"])]
-    rejects = _rows([root / "plan" / "rejects.jsonl", *(shards.rejects_path(root, *at) for at in numbers)])
+    rejects = [json.loads(line) for line in plans.read_list(root / "plan" / "rejects.jsonl")]
+    rejects += _rows(shards.rejects_path(root, *at) for at in numbers)
     pieces = _rows(pieces_path(root, *at) for at in numbers) if made.get("split_seconds") else []
     divided = len({row["of"] for row in pieces})
     shards.write_lines(root / "rejects.jsonl", rejects)
@@ -273,7 +274,8 @@ def check_rejects(root: str | os.PathLike, inputs: int, most: float) -> None:
         if len(rows) > max(most * inputs, FEW):
             raise ValueError(f"{len(rows)} of {inputs} utterances ({len(rows) / inputs:.0%}) were rejected as {reason!r}, more than "
                              f"config.max_rejects={most:g} allows; for example {rows[0]['item']}: {rows[0]['detail']}. See "
-                             f"{pathlib.Path(root) / 'rejects.jsonl'}; mend the corpus, or allow more to go on with the rest")
+                             f"{pathlib.Path(root) / 'rejects.jsonl'}; mend the corpus and make the data set again in "
+                             "another folder, or allow more to go on with the rest")
 
 
 # The command ---------------------------------------------------------------------------------------------------------

@@ -86,26 +86,30 @@ def _sum(lines: Iterable[str]) -> str:
     return json.dumps({"sha256": hashlib.sha256("".join(lines).encode()).hexdigest()}) + "\n"
 
 
+def _write_list(path: pathlib.Path, lines: list[str]) -> None:
+    path.write_text("".join([*lines, _sum(lines)]), encoding="utf8")
+
+
 def read_list(path: pathlib.Path) -> list[str]:
-    """The lines of a shard's list (`list_path`). Raises FileNotFoundError, and records.Corrupt when they are not those that were written,
-    as the last line tells (earlier plans have none)."""
+    """The lines of a list of the plan: of a shard (`list_path`), or `plan/rejects.jsonl`. Raises records.Corrupt when it is gone or they are
+    not those that were written, as the last line tells."""
     try:
-        *lines, last = path.read_text(encoding="utf8").splitlines(keepends=True) or [""]
-        told = set(json.loads(last)) == {"sha256"}
-    except ValueError:
-        last, told = "", True
-    if told and last != _sum(lines):
+        *lines, last = path.read_text(encoding="utf8").splitlines(keepends=True)
+    except (FileNotFoundError, ValueError):
+        lines, last = [], ""
+    if last != _sum(lines):
         raise records.Corrupt(f"{path} is not the list that was written; delete the whole data set and make it again, or put the list back")
-    return lines if told else [*lines, last]
+    return lines
 
 
 def read_plan(path: pathlib.Path) -> dict[str, Any]:
-    """What `plan.json` says. Raises FileNotFoundError, and records.Corrupt when that is not what was written (earlier plans have no checksum)."""
+    """What `plan.json` says. Raises FileNotFoundError, and records.Corrupt when that is not what was written."""
+    data = path.read_bytes()
     try:
-        made = json.loads(path.read_bytes())
-        checksum = made.pop("checksum", None)
-        whole = {"splits", "inputs"} <= set(made) and (checksum is None or path.read_bytes() == _plan_bytes(made))
-    except (ValueError, TypeError, AttributeError):
+        made = json.loads(data)
+        del made["checksum"]
+        whole = data == _plan_bytes(made)
+    except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise records.Corrupt(f"{path} is not the plan that was written; delete the whole data set and make it again, or put the plan back")
@@ -128,14 +132,14 @@ def plan(
     """
     root, path = pathlib.Path(out), pathlib.Path(out) / "plan.json"
     if root.exists() and not path.exists() and (not root.is_dir() or any(not _plans(child) for child in root.iterdir())):
-        raise ValueError(f"--out={out} exists and was not made by this command, or has lost its {path.name}; choose a new or empty folder")
+        raise ValueError(f"{out} exists and was not made by this command, or has lost its {path.name}; choose a new or empty folder")
     if path.exists():
         old = read_plan(path)
         now = json.loads(json.dumps(about))
         if differing := sorted(key for key in {*old, *now} - {"splits", "inputs", "languages"} if old.get(key) != now.get(key)):
             differing = ["command"] if "command" in differing else differing  # then all else does too
             what = "; ".join(f"{key} was {old.get(key)!r:.60}, is {now.get(key)!r:.60}" for key in differing)
-            raise ValueError(f"--out={out} was made from other recordings, transcripts or settings ({what}); choose another folder or delete it")
+            raise ValueError(f"{out} was made from other recordings, transcripts or settings ({what}); choose another folder or delete it")
         return old
     folder = root / "plan"
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,12 +167,12 @@ def plan(
         lines = _repeated(spool, suspects, seen, rejects)
         for k in range(shards.shards_for(total, per_shard) if total else 0):
             part = [line for _, line in zip(range(per_shard), lines)]
-            list_path(root, name, k, shards.shards_for(total, per_shard)).write_text("".join([*part, _sum(part)]), encoding="utf8")
+            _write_list(list_path(root, name, k, shards.shards_for(total, per_shard)), part)
         splits |= {name: {"shards": shards.shards_for(total, per_shard), "utterances": total}} if total else {}
         collections.deque(lines, maxlen=0)  # duplicates behind the last
         spool.close()
         os.unlink(spool.name)
-    shards.write_lines(folder / "rejects.jsonl", rejects)
+    _write_list(folder / "rejects.jsonl", [json.dumps(row, sort_keys=True) + "\n" for row in rejects])
     made = {**about, "splits": splits, "inputs": inputs, "languages": sorted(languages)}
     records.write_atomic(path, _plan_bytes(made))
     return made

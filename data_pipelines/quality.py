@@ -174,13 +174,12 @@ def whole(dataset: Dataset) -> bool:
     """Whether the columns and `duplicates.jsonl` are there, undamaged and of the shards of `quality` that are there."""
     inputs = _inputs(dataset)
     try:
-        if not pathlib.Path(dataset.root, "duplicates.jsonl").exists():
-            return False
+        copies = hashlib.sha256(pathlib.Path(dataset.root, "duplicates.jsonl").read_bytes()).hexdigest()
         tables = {split: quality.table(dataset, split) for split in dataset.splits}
         for split, about in tables.items():
             quality.columns(dataset, split, about["columns"])
-        return all(about["inputs"] == inputs and tuple(about["columns"]) == COLUMNS for about in tables.values())
-    except (ValueError, KeyError):
+        return all((about["inputs"], about["listed"], tuple(about["columns"])) == (inputs, copies, COLUMNS) for about in tables.values())
+    except (FileNotFoundError, ValueError, KeyError):
         return False
 
 
@@ -254,6 +253,7 @@ def collect(root: str | os.PathLike, each: Each, at_once: int = PAIRS) -> dict[s
         copies.append({"item": name(split, row), "split": split, "of": name(other, first), "of_split": other,
                        "kind": "exact" if kind[i] == 2 else "near"})  # fmt: skip
     shards.write_lines(folder / "duplicates.jsonl", copies)
+    listed = hashlib.sha256((folder / "duplicates.jsonl").read_bytes()).hexdigest()
     counts = {"near": int((kind == 1).sum()), "exact": int((kind == 2).sum())}
     (folder / "index").mkdir(exist_ok=True)
     names = {code: lang for lang, code in codes.items()}
@@ -265,7 +265,7 @@ def collect(root: str | os.PathLike, each: Each, at_once: int = PAIRS) -> dict[s
             shas[name] = hashlib.sha256(data).hexdigest()
         spoken = {names[code]: count for code, count in sorted(Counter(langs[start:end].tolist()).items())}
         about = {"fingerprint": dataset.fingerprint, "inputs": inputs, "records": int(end - start), "languages": spoken, "copies": counts,
-                 "shared_keys": shared, "columns": shas}  # fmt: skip
+                 "listed": listed, "shared_keys": shared, "columns": shas}  # fmt: skip
         records.write_atomic(folder / quality.table_path(split), json.dumps(about, indent=1).encode() + b"\n")
     return counts
 

@@ -131,7 +131,10 @@ def _claim(out: pathlib.Path, asked: dict[str, str]) -> None:
     """Writes `corpus.json`, or checks that the folder holds what was asked for; where the old corpus lies does not matter. Raises ValueError."""
     path = out / "corpus.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise records.Corrupt(f"{path} is damaged; choose another --out, or delete the whole of {out} and make it again") from error
         if differing := sorted(key for key in {*found, *asked} - {"data"} if found.get(key) != asked.get(key)):
             what = "; ".join(f"{key} was {found.get(key)}, is {asked.get(key)}" for key in differing)
             raise ValueError(f"--out={out} was made from another corpus or with other flags ({what}); choose another folder or delete it")

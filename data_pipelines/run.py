@@ -89,8 +89,7 @@ class Job:
         if config["split_seconds"] and config["transcribed"] and config["corpus"] not in corpora.TIMED:
             raise ValueError(f"config.split_seconds={config['split_seconds']:g}: the texts of {config['corpus']!r} do not say when their words are "
                              "spoken, and a text cannot be split without; leave it at 0, or take the recordings alone with transcribed=False")
-        where = os.path.abspath(config["root"]) if config["root"] else ""
-        about = ingest.settled({"command": "run", **{name: config[name] for name in FIXED}, "root": where})
+        about = ingest.settled({"command": "run", **{name: config[name] for name in FIXED}})
         split = functools.partial(plans.split_of, by=config["split_by"], valid=config["valid"], test=config["test"])
         found = corpora.find(config["corpus"], config["root"], **config["layout"])
         self.made = plans.plan(self.root, found, about, split, config["per_shard"])
@@ -155,7 +154,7 @@ def _align(job: Job) -> None:
         if strange := [lang for lang in job.made.get("languages", ()) if lang.split("-")[0] != "en"]:
             raise ValueError(f"stage align: pocketsphinx has an English model only, the corpus has {strange}; train an aligner on it "
                              "(data_pipelines.learned_align says how), or give a folder of TextGrids")
-        job.each(align.align_shard, (dataset.sample_rate, os.path.abspath(lexicon) if lexicon else ""), "align")
+        job.each(align.align_shard, (dataset.sample_rate, lexicon), "align")
     elif how and any(pathlib.Path(how).rglob("*.TextGrid")):
         from data_pipelines import textgrid
 
@@ -165,7 +164,13 @@ def _align(job: Job) -> None:
         learned_align.check(dataset, learned_align.load(where) if where else None)
         job.each(learned_align.align_shard, (where, lexicon), "align", device=bool(where))
     manifest = shards.write_manifest(job.root, phones=phones.inventory_hash(), needed=["align"])
-    logging.info("not aligned: %s", manifest["groups"]["align"]["rejects"] or "none")
+    rejects, total = manifest["groups"]["align"]["rejects"], sum(dataset.records(split) for split in dataset.splits)
+    logging.info("not aligned: %s", rejects or "none")
+    for reason, count in rejects.items():
+        if count > max(job.config["max_rejects"] * total, ingest.FEW):
+            raise ValueError(f"stage align: {count} of {total} utterances ({count / total:.0%}) got no times ({reason}), more than "
+                             f"config.max_rejects={job.config['max_rejects']:g} allows; give another config.aligner (one of ours: train it longer) or "
+                             "config.lexicon, or allow more to go on with the rest")
 
 
 def _f0(job: Job) -> None:
@@ -253,7 +258,8 @@ def run(config: Mapping[str, Any], stages: Sequence[str], runner: Runner) -> Non
         raise ValueError(f"config.split_by={config['split_by']!r}; expected speaker, utterance or corpus")
     if "://" in config["out"]:
         raise ValueError(f"config.out={config['out']}: mount the bucket and give the mounted folder; shards are renamed into place")
-    job = Job(config, runner)
+    whole = {name: os.path.abspath(config[name]) for name in ("root", "out", "lexicon") if config[name] and "://" not in config[name]}
+    job = Job({**config, **whole}, runner)  # the lists of the plan are read in other folders too: by the next command, and by Beam's workers
     if "ingest" in stages or os.path.exists(os.path.join(job.root, "plan.json")):
         job.plan()
     for name in STAGES:

@@ -80,13 +80,16 @@ def groups(root: str | os.PathLike) -> list[str]:
 
 
 def _settled(root: pathlib.Path) -> str:
-    """What the manifest says wrong, "" for nothing. Raises as `shards.manifest_of`."""
+    """What the manifest says wrong, "" for nothing. Raises as `shards.manifest_of`, and records.Corrupt for a damaged plan."""
     manifest, plan = root / "manifest.json", root / "plan.json"
     said = shards.manifest_of(root)  # a rate that only the manifest says is taken from there
     if not manifest.exists() or json.loads(manifest.read_text()) != said:
         return f"{manifest}: it does not say what the shards do; stage index writes it again"
     period = said["groups"].get("f0", {}).get("period", said["f0_period"])
-    rate = plans.read_plan(plan).get("rate", said["sample_rate"]) if plan.exists() else said["sample_rate"]
+    rate = said["sample_rate"]
+    if plan.exists():
+        plans.read_list(root / "plan" / "rejects.jsonl")
+        rate = plans.read_plan(plan)["rate"]
     if (period, rate) != (said["f0_period"], said["sample_rate"]):
         return (f"{manifest}: a rate of {said['sample_rate']} Hz and F0 every {said['f0_period']} samples, but it was made with {rate} and "
                 f"{period}; stage index writes it again")
@@ -114,7 +117,7 @@ def verify_shard(root: str, settings: Sequence[str], split: str, shard: int, tot
     if (pathlib.Path(root) / "plan").is_dir():
         try:
             plans.read_list(plans.list_path(root, split, shard, total))
-        except (records.Corrupt, FileNotFoundError) as error:
+        except records.Corrupt as error:
             problems.append(str(error))
     if not problems and len({tuple(samples) for samples in lengths.values()}) > 1:
         problems.append(f"{root}: the groups disagree on the lengths of the utterances of {split} {shard}")

@@ -34,7 +34,7 @@ def defaults(corpus: str, options: Mapping[str, Any]) -> ml_collections.ConfigDi
     config.test = 10
     config.per_shard = 1000  # utterances
 
-    config.max_rejects = 0.05  # share of the utterances, by reason, beyond which ingest ends with an error
+    config.max_rejects = 0.05  # share of the utterances, by reason, beyond which ingest or align ends with an error
     config.license = ""  # of the corpus, for its datasheet
 
     # What these say can be changed: the groups made with it are made again, and nothing else.

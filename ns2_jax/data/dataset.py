@@ -52,7 +52,7 @@ class Dataset:
         """
         if not str(root):
             raise ValueError(
-                "config.data.path is empty: name a data set, e.g. one made by "
+                "config.data.path is empty, or --data of a pipeline: name a data set, e.g. one made by "
                 "python -m data_pipelines.synth --out=DIR --hours=1"
             )
         store = storage.at(root)

@@ -50,8 +50,12 @@ def table(dataset: Dataset, split: str) -> dict[str, Any]:
     data, maker = dataset.file(table_path(split)), MAKER.format(root=dataset.root)
     if data is None:
         raise ValueError(f"{dataset.root} has no quality columns of {split!r} ({table_path(split)} is missing); make them with {maker}")
-    about = json.loads(data)
-    if about["fingerprint"] != dataset.fingerprint:
+    try:
+        about = json.loads(data)
+        recordings, _ = about["fingerprint"], dict(about["columns"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{dataset.root}/{table_path(split)} is not the table that was written; make it again with {maker}") from error
+    if recordings != dataset.fingerprint:
         raise ValueError(f"{dataset.root}/{table_path(split)} is of other recordings than the data set now has; make it again with {maker}")
     return about
 

@@ -144,6 +144,13 @@ def test_tables_that_are_missing_or_not_of_this_data_set(corpus, rated, tmp_path
     damaged.unlink()
     with pytest.raises(ValueError, match="seconds.npy is missing"):
         feed.make_feed(crop_data(str(root), cut=CUT), CROP, {}, 0, 0)
+    table = root / quality.table_path("train")
+    whole = table.read_bytes()
+    for wrong in (b"", b"[]", whole[:-3], whole.replace(b"fingerprint", b"fingerprins"), whole.replace(b'"columns"', b'"kolumns"')):
+        table.write_bytes(wrong)
+        with pytest.raises(ValueError, match="train-quality.json is not the table that was written; make it again with python -m data_pip"):
+            feed.make_feed(crop_data(str(root), cut=CUT), CROP, {}, 0, 0)
+    table.write_bytes(whole)
     manifest = json.loads((root / "manifest.json").read_text())
     (root / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "other"}))
     with pytest.raises(ValueError, match="is of other recordings"):

@@ -40,7 +40,7 @@ def test_a_thousand_hours(thousand):
     begin = time.process_time()
     dataset = Dataset.open(root)
     np.testing.assert_array_equal(dataset.frames("train"), lengths // 200)
-    plan = feed.plan_of(dataset, data, data["buckets"], "train", 0, phones=False)
+    plan = feed.plan_of(dataset, data, data["buckets"], "train", 0, phones=None)
     plan.step(0)
     assert time.process_time() - begin < 5  # ready to resume anywhere
     seen, room = Counter(), 0

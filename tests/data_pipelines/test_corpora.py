@@ -16,6 +16,7 @@ import soundfile
 
 from data_pipelines import corpora, plans, run, shards, tfds_builder, transcripts
 from data_pipelines.corpora import Reject, Utterance
+from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.text import front, phones
 
@@ -399,12 +400,31 @@ def test_plan_is_written_once_and_rejects_what_is_twice(tmp_path):
         "train": {"shards": 2, "utterances": 4}, "valid": {"shards": 1, "utterances": 3}, "test": {"shards": 1, "utterances": 3}}
     lines = [line for path in (tmp_path / "out" / "plan").glob("*-of-*.jsonl") for line in plans.read_list(path)]
     assert sorted(json.loads(line)["path"] for line in lines) == sorted(item.path for item in items)
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "plan" / "rejects.jsonl").read_text().splitlines()]
+    rejects = [json.loads(line) for line in plans.read_list(tmp_path / "out" / "plan" / "rejects.jsonl")]
     assert sorted((row["reason"], row["item"]) for row in rejects) == [
         ("bad_line", "x"), ("duplicate_id", "again.wav"), ("duplicate_id", "third.wav")]
     assert plans.plan(tmp_path / "out", iter(()), {"rate": 1}, split, 3) == made  # not looked at again
     with pytest.raises(ValueError, match="made from other recordings"):
         plans.plan(tmp_path / "out", iter(found), {"rate": 2}, split, 3)
+
+
+def test_any_bit_of_a_plan_is_named(tmp_path):
+    """And a list that has lost lines, its last, or itself: `plan.json`, what a shard is made of, and what was rejected before."""
+    found = [Utterance("u", "u.wav", "s", "t"), Utterance("v", "v.wav", "s", "t"), Reject("x", "bad_line", "y")]
+    plans.plan(tmp_path, found, {"rate": 1}, lambda item: "train")
+    for path, read in ((tmp_path / "plan.json", plans.read_plan), (plans.list_path(tmp_path, "train", 0, 1), plans.read_list),
+                       (tmp_path / "plan" / "rejects.jsonl", plans.read_list)):  # fmt: skip
+        whole, lines = path.read_bytes(), path.read_bytes().splitlines(keepends=True)
+        flipped = [whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :] for at in range(len(whole)) for bit in range(8)]
+        for damaged in (*flipped, b"".join(lines[:-1]), b"".join(lines[1:]), b""):
+            path.write_bytes(damaged)
+            with pytest.raises(records.Corrupt, match=f"{path} is not the "):
+                read(path)
+        path.write_bytes(whole)
+        read(path)
+    path.unlink()
+    with pytest.raises(records.Corrupt, match="rejects.jsonl is not the list that was written; delete the whole data set and make it again, or put"):
+        plans.read_list(path)
 
 
 def test_unknown_layout():

@@ -211,7 +211,10 @@ def test_pairs_are_compared_by_several_workers(folder, tmp_path, caplog):
     stages(config(folder, out), "ingest,quality")
     once, calls = tree(out), []
     assert not scratch(out)
-    (out / "duplicates.jsonl").unlink()
+    (out / "duplicates.jsonl").write_bytes(once["duplicates.jsonl"].replace(b'"near"', b'"neer"'))
+    with pytest.raises(ValueError, match="the quality columns are not those of the records; stage quality writes them again"):
+        stages(config(folder, out), "verify")
+    shutil.rmtree(out / "verify")
 
     def two(work, n, description):
         calls.append((n, description))
@@ -272,7 +275,7 @@ def test_too_many_rejects_end_ingest(folder, tmp_path):
     with open(folder / "metadata.csv", "a", encoding="utf8") as file:
         file.write("".join(f"\nsilent{n}|One.|One." for n in range(30)) + "\nlost|No recording.|No recording.")
     settings = config(folder, tmp_path / "out")
-    words = r"30 of 44 utterances \(68%\) were rejected as 'silent', .*max_rejects=0.05.*silent\d+.wav: .*rejects.jsonl"
+    words = r"30 of 44 utterances \(68%\) were rejected as 'silent', .*max_rejects=0.05.*silent\d+.wav: .*rejects.jsonl; mend the corpus and make "
     with pytest.raises(ValueError, match=words):
         stages(settings, "ingest")
     stages({**settings, "max_rejects": 0.7}, "ingest,index")

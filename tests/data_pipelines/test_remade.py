@@ -14,6 +14,7 @@ from commands import refused, run
 
 from data_pipelines import expressive, features, remade, rooms, shards, verify
 from ns2_jax.audio import acoustics
+from ns2_jax.data import records
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.maths import pitch
 from ns2_jax.text import front, phones
@@ -202,6 +203,10 @@ def test_of_what_a_corpus_was_made_is_told_and_looked_at(tmp_path):
     with pytest.raises(ValueError, match="exists and was not made by this command"):  # as many shards as would be written into it
         remade.build(tmp_path / "moved", other, change, 2000)
     assert tree(other) == theirs and tree(tmp_path / "out") == kept
+    for damaged in (b"", b"[1]", kept["corpus.json"][:-3]):
+        (tmp_path / "out" / "corpus.json").write_bytes(damaged)
+        with pytest.raises(records.Corrupt, match="out/corpus.json is damaged; choose another --out, or delete the whole of"):
+            remade.build(tmp_path / "moved", tmp_path / "out", change, 2000)
 
 
 def test_short_phones_and_none_at_all(tmp_path):

@@ -165,6 +165,21 @@ def test_a_data_set_goes_on_as_it_was_begun(lj, tmp_path):
         stages({**settings, "root": ""}, "index")
 
 
+def test_a_data_set_goes_on_in_another_folder(lj, tmp_path, monkeypatch):
+    """Begun with paths from here, it goes on from elsewhere (a worker on another machine, the next command): nothing is missing."""
+    monkeypatch.chdir(lj.parent)
+    pathlib.Path("lexicon.txt").write_text("dollars  B AH1 K S\n")
+    settings = {**config("ljspeech", lj.name, "out", per_shard=5), "lexicon": "lexicon.txt"}
+    stages(settings, "ingest,phonemise,index")
+    before = digests(tmp_path / "out")
+    records.shard_path(tmp_path / "out", "audio", "train", 0, 3).unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    stages({**settings, "root": str(lj), "out": "../out", "lexicon": "../lexicon.txt"}, "ingest,phonemise,index")
+    assert digests(tmp_path / "out") == before
+    assert {row["reason"] for row in map(json.loads, open("../out/rejects.jsonl"))} == {"no_audio"}
+
+
 @pytest.mark.parametrize(("changed", "words"), [
     ({"per_shard": 0}, "config.per_shard=0; expected at least 1"), ({"rate": 0}, "config.rate=0"),
     ({"split_by": "gender"}, "expected speaker"), ({"trim": float("nan")}, "config.trim=nan; expected at least 0, and finite"),
@@ -270,6 +285,9 @@ def test_times_of_text_grids_and_of_an_aligner(lj, tmp_path):
     for name, n in (("LJ001-0004", 4), ("LJ001-0007", 7)):
         assert phones.names(found[name]["phones"]) == ["sil", "g", "ow"]
         np.testing.assert_allclose(found[name]["ends"], [4800, 8000, RATE * (20 + n) // 20], atol=1)
+    (grids / "LJ" / "LJ001-0007.TextGrid").unlink()
+    with pytest.raises(ValueError, match=r"11 of 12 utterances \(92%\) got no times \(no_alignment\), more than config.max_rejects=0.05"):
+        stages({**settings, "aligner": str(grids)}, "align")
     stages({**settings, "aligner": ""}, "align,index,verify")
     dataset = Dataset.open(out)
     assert dataset.manifest["groups"]["align"]["rejects"] == {} and dataset.manifest["groups"]["align"]["aligner"] == "none"
