@@ -12,6 +12,7 @@ Sizes
 
 Variants, as words in the argument:
     align      learn the alignment where `smoke` and `small` take the data's durations (base: `exact` for the contrary).
+    flow       the same networks by flow matching on the residual, sampled with F5-TTS's warp of time.
     unet       the U-Net in `smoke` and `small` (width 32), which have blocks over frames.
     own_style  the paper's training: the style is that of the target itself, which then carries words and melody and fails with another
                prompt. Without: another recording of the speaker, or another part of a speaker's only one.
@@ -34,7 +35,7 @@ import ml_collections
 from configs import common
 from configs.vocoder import vocoder_numbers
 
-WORDS = ("align", "exact", "unet", "own_style", "cut", "unstyled", "adapt", "preserve")
+WORDS = ("align", "exact", "flow", "unet", "own_style", "cut", "unstyled", "adapt", "preserve")
 
 
 def model_numbers(size: str, words: tuple[str, ...]) -> dict:
@@ -69,6 +70,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             raise ValueError(f"config argument {arg!r}: {one!r} and {other!r} exclude each other")
     config = common.defaults(system="grad_stylespeech", size=size)
     config.model = ml_collections.ConfigDict(model_numbers(size, words))
+    if "flow" in words:
+        config.model.objective = "flow"
     config.data.transform = "whole" if "own_style" in words else "cut_prompt" if "cut" in words else "speaker_prompt"
     config.data.sample_rate, config.data.hop = config.model.vocoder.rate, config.model.vocoder.hop
     config.data.buckets = common.choose(

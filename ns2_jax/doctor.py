@@ -383,7 +383,7 @@ def overfit(config: Any, count: int) -> dict[str, Any]:
     batch = meshes.put_batch(program.mesh, next(train.batches(config, program, 0)))
     state = program.create(batch)
     if len(config.init_from):
-        state = checkpoints.fill(state, dict(config.init_from))
+        state = checkpoints.fill(state, dict(config.init_from), getattr(system, "fresh", ()))
 
     @jax.jit
     def loss(params: Any, rest: Any) -> Any:

@@ -296,6 +296,7 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     run = inference.load(workdir)
     flat = select(jax.device_get({"params": run.params, "rest": run.rest}), getattr(run.system, "exported", (".*",)))
     config = {key: value for key, value in run.config.items() if key not in ("codec", "programs", "provenance", "weights")}
+    config |= json.loads(json.dumps(getattr(run.system, "becomes", {})))  # a student becomes a model of its teacher's kind
     if codec:
         kept, config["codec"] = refer(flat, codec, out)
     else:

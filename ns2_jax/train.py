@@ -132,7 +132,7 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any, workdir
     # 3. ... with the parts that other runs or exports give.
     if len(config.init_from):
         say(f"init_from {dict(config.init_from)}")
-        state = checkpoints.fill(state, dict(config.init_from))
+        state = checkpoints.fill(state, dict(config.init_from), getattr(program.system, "fresh", ()))
     return state
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import codec as codec_config
+from configs import distill as distill_config
 from configs import grad_stylespeech as grad_config
 from configs import naturalspeech2 as ns2_config
 from configs import semantic as semantic_config
@@ -27,9 +28,9 @@ from ns2_jax.systems import system as systems
 from ns2_jax.systems.system import Field, Program
 
 SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
-CONFIGS = {"codec": codec_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config, "semantic": semantic_config,
-           "soundstorm": soundstorm_config, "text_to_semantic": text_config, "valle": valle_config, "vocoder": vocoder_config,
-           "wavegrad2": wavegrad2_config}
+CONFIGS = {"codec": codec_config, "distill": distill_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config,
+           "semantic": semantic_config, "soundstorm": soundstorm_config, "text_to_semantic": text_config, "valle": valle_config,
+           "vocoder": vocoder_config, "wavegrad2": wavegrad2_config}
 
 
 def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

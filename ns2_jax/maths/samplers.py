@@ -11,6 +11,7 @@ returns its data estimate: what is left of the noise is not carried into the res
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -139,6 +140,56 @@ def ml(process: Process, steps: int) -> Table:
     return _table(t, left * after**2 / sigma**2, less * power / sigma**2, stir=after * np.sqrt(np.maximum(power, 0)) / sigma)
 
 
+def warped(steps: int, warp: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """Shares of the way from noise (0) to data (1) at which `steps` evaluations begin and the last ends: float64 `[steps + 1]`."""
+    share = np.arange(steps + 1) / steps
+    return np.append(warp(share[:-1]), 1.0) if warp else share  # exactly: a place of 1e-16 would not be the data's
+
+
+def sway(bend: float = -1.0) -> Callable[[np.ndarray], np.ndarray]:
+    """F5-TTS's warp (2410.06885): `x + bend (cos(pi x / 2) - 1 + x)`; below 0 closer near the noise. Raises ValueError outside [-1, 2 / (pi - 2)],
+    where it would not rise."""
+    if not -1 <= bend <= 2 / (np.pi - 2):
+        raise ValueError(f"sampler 'sway:{bend:g}'; expected -1 to {2 / (np.pi - 2):.2f}, outside which time would turn back")
+    return lambda x: x + bend * (np.cos(0.5 * np.pi * x) - 1 + x)
+
+
+def shift(factor: float = 0.7) -> Callable[[np.ndarray], np.ndarray]:
+    """ZipVoice's warp (2506.13053): `c x / (1 + (c - 1) x)`; below 1 closer near the noise. Raises ValueError for what is not positive."""
+    if not factor > 0:
+        raise ValueError(f"sampler 'shift:{factor:g}'; expected more than 0")
+    return lambda x: factor * x / (1 + (factor - 1) * x)
+
+
+def places(process: Process, shares: np.ndarray) -> np.ndarray:
+    """Where those shares of the way are in the coordinates of `Flow`, `sigma / (alpha + sigma)`: from that of t = 1 down to 0."""
+    return process.sigma(1.0) / (process.alpha(1.0) + process.sigma(1.0)) * (1 - shares)
+
+
+def _straight(process: Process, shares: np.ndarray) -> np.ndarray:
+    """The times of `places` but the last, which is data."""
+    inside = places(process, shares)[:-1]
+    with np.errstate(divide="ignore"):
+        return np.append(1.0, process.time(np.log(1 / inside[1:] - 1)))
+
+
+def flow(process: Process, steps: int, warp: Callable[[np.ndarray], np.ndarray] | None = None) -> Table:
+    """Euler steps along the straight paths of `Flow`, at equal distances or warped ones, from t = 1 to data: the usual sampler of flow
+    matching. Of another process the same steps in `Flow`'s coordinates, where Euler's are DDIM's: what distilled students are trained for."""
+    t = _straight(process, warped(steps, warp))
+    return _table(t, *_first_order(process, t))
+
+
+def renoise(process: Process, steps: int, warp: Callable[[np.ndarray], np.ndarray] | None = None) -> Table:
+    """`flow`'s times, and each data estimate made as noisy again, with fresh noise, as the next time says: sampling of consistency models (Song
+    et al. 2023, algorithm 1)."""
+    t = _straight(process, warped(steps, warp))
+    return _table(t, np.zeros(steps), np.append(process.alpha(t[1:]), 1.0), stir=np.append(process.sigma(t[1:]), 0.0))
+
+
+WARPS: dict[str, Callable[..., Callable[[np.ndarray], np.ndarray]]] = {"sway": sway, "shift": shift}
+"""Samplers that are `flow` with warped time; a number may follow the name, as in "shift:0.5"."""
+
 SAMPLERS: dict[str, Callable[[Process, int], Table]] = {
     "euler": euler,
     "euler_literal": lambda process, steps: euler(process, steps, last_x0=False),
@@ -147,16 +198,31 @@ SAMPLERS: dict[str, Callable[[Process, int], Table]] = {
     "heun": heun,
     "dpm": dpm,
     "ml": ml,
+    "flow": flow,
+    "renoise": renoise,
+    "sway": lambda process, steps: flow(process, steps, sway()),
+    "shift": lambda process, steps: flow(process, steps, shift()),
 }
 
 
+def warp(name: str) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Of the sampler "flow", "sway", "shift:0.5" and so on: how it warps time; None where it does not. Raises ValueError for another."""
+    kind, colon, number = name.partition(":")
+    if kind in WARPS and (not colon or re.fullmatch(r"-?\d+(\.\d*)?", number)):
+        return WARPS[kind](float(number)) if colon else WARPS[kind]()
+    if name in ("flow", "renoise"):
+        return None
+    raise ValueError(f"sampler={name!r}; expected 'flow', 'renoise', or one of {sorted(WARPS)} with or without a number, as in 'shift:0.5'")
+
+
 def table(name: str, process: Process, steps: int) -> Table:
-    """The table of the sampler `name`. Raises ValueError for an unknown name or fewer than one step."""
-    if name not in SAMPLERS:
+    """The table of the sampler `name` ("sway" and "shift" may have a number, as in "shift:0.5"). Raises ValueError for an unknown name or
+    number, or fewer than one step."""
+    if name.partition(":")[0] not in (WARPS if ":" in name else SAMPLERS):
         raise ValueError(f"sampler={name!r}; expected one of {sorted(SAMPLERS)}")
     if steps < 1:
         raise ValueError(f"steps={steps}; a sampler needs at least one")
-    return SAMPLERS[name](process, steps)
+    return flow(process, steps, warp(name)) if ":" in name else SAMPLERS[name](process, steps)
 
 
 def run(denoise: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array, rows: Table, rng: jax.Array | None = None) -> jax.Array:
@@ -180,6 +246,6 @@ def run(denoise: Callable[[jax.Array, jax.Array], jax.Array], start: jax.Array, 
     return jax.lax.scan(step, (start, jnp.zeros_like(start)), (columns, keys))[0][0]
 
 
-def guide(null: jax.Array, conditional: jax.Array, factor: float) -> jax.Array:
-    """Classifier-free guidance with the *total* factor: 1 is the conditional model, 0 the unconditional one."""
+def guide(null: jax.Array, conditional: jax.Array, factor: float | jax.Array) -> jax.Array:
+    """Classifier-free guidance with the *total* factor: 1 is the conditional model, 0 the unconditional one. An array of factors must broadcast."""
     return null + factor * (conditional - null)

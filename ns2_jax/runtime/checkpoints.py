@@ -12,7 +12,8 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -278,12 +279,13 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
     return {"params": model.get("ema", {}), "rest": model.get("rest", {})}, config
 
 
-def fill(state: dict[str, Tree], sources: Mapping[str, str]) -> dict[str, Tree]:
+def fill(state: dict[str, Tree], sources: Mapping[str, str], fresh: Sequence[str] = ()) -> dict[str, Tree]:
     """`config.init_from`: leaves of `state` replaced by those of runs or exports, keeping shards and dtypes.
 
     `{"rest/codec": DIR}` puts DIR's `params/**` and `rest/**` below `rest/codec`; `{"params": DIR}` or
-    `{"params/encoder": DIR}` takes the leaves of the same path. Every leaf below a key must be found with its shape;
-    what DIR has besides is ignored. The average starts from the new params. Raises Mismatch listing every path.
+    `{"params/encoder": DIR}` takes the leaves of the same path. Every leaf below a key must be found with its shape, but for those whose
+    paths match one of the regexes `fresh`, which stay as they are where DIR has none; what DIR has besides is ignored. The
+    average starts from the new params. Raises Mismatch listing every path.
     """
     flat = flatten({"params": state["params"], "rest": state["rest"]})
     for prefix, path in sources.items():
@@ -296,6 +298,8 @@ def fill(state: dict[str, Tree], sources: Mapping[str, str]) -> dict[str, Tree]:
         for name in inside:
             below = name[len(prefix) + 1 :]
             found = source.get(below if below.startswith(("params/", "rest/")) else name)
+            if found is None and any(re.fullmatch(pattern, name) for pattern in fresh):
+                continue
             if found is None or tuple(found.shape) != tuple(flat[name].shape):
                 lines.append(f"{name} {_describe(flat[name])} " + ("not found" if found is None else f"found as {list(found.shape)}"))
                 continue

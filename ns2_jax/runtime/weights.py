@@ -198,24 +198,31 @@ def codec_of(config: Any, fields: Any) -> str:
     found = weights_hash(source)
     if config.data.codes not in ("", found):
         raise ValueError(f"config.data.codes={config.data.codes} but the codec of init_from, {source}, is {found}; leave data.codes empty")
-    check_same(config, "codec", source)
+    check_same(config, "codec" if "codec" in config.model else "teacher.codec", source)
     config.data.codes = found
     return found
 
 
 def check_same(config: Any, name: str, source: str) -> None:
     """Raises ValueError when `config.model.<name>` has other numbers than the run or export `source` was trained with: shapes alone do
-    not show another hop or kind."""
+    not show another hop or kind. A `teacher` is a whole model, of system `config.model.of`; `teacher.codec` is what that has of a codec."""
     with open(os.path.join(source, "config.json"), encoding="utf8") as f:
         about = json.load(f)
-    theirs = about.get("model", {}).get(name)
+    whole, part = name == "teacher", name.rsplit(".", 1)[-1]
+    theirs = about.get("model", {}).get(part)
+    if whole:
+        theirs = about.get("model") if about.get("system") == config.model.of else None
     if theirs is None:
-        raise ValueError(f"{source} of init_from is of system {about.get('system')!r} and has no {name}")
-    ours = json.loads(json.dumps(config.model[name].to_dict()))
+        wanted = f"is no {config.model.of}" if whole else f"has no {part}"
+        raise ValueError(f"{source} of init_from is of system {about.get('system')!r} and {wanted}")
+    node = config.model
+    for key in name.split("."):
+        node = node[key]
+    ours = json.loads(json.dumps(node.to_dict()))
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key, 0), theirs.get(key, 0)  # what an older one does not name it does not have
         if a != b:
-            raise ValueError(f"config.model.{name}.{key} is {a}, the {name} of init_from, {source}, was trained with {b}")
+            raise ValueError(f"config.model.{name}.{key} is {a}, the {part} of init_from, {source}, was trained with {b}")
 
 
 def check_borrowed(config: Any, borrowed: Mapping[str, str]) -> None:
@@ -225,5 +232,6 @@ def check_borrowed(config: Any, borrowed: Mapping[str, str]) -> None:
     for path, name in borrowed.items():
         source = next((given[key] for key in given if path == key or path.startswith(key + "/")), None)
         if not source:
-            raise ValueError(f"""system {config.system!r} has a {name} of another run: say whose, with --config.init_from='{{"{path}": "EXPORT"}}'""")
+            part = name.rsplit(".", 1)[-1]
+            raise ValueError(f"""system {config.system!r} has a {part} of another run: say whose, with --config.init_from='{{"{path}": "EXPORT"}}'""")
         check_same(config, name, source)

@@ -97,6 +97,32 @@ class System(Protocol):
         """Logical axis names, one tuple of (name | None) per array of (params, rest)."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Denoising:
+    """A training batch as a continuous system sees it, with its conditions made: all that few-step distillation needs to know of a system.
+
+    `x0 [b, t, c]` is what comes out of the system's process, zero where `mask [b, t]` is; `weight [b, t]` what a frame counts; `prior [b, t]` the
+    losses of what is predicted beside it (durations, pitch). `denoise(z [b, t, c], times [b], factors [b] or None, rng or None)` is the data
+    estimate, guided by the total factors where there are some, and dropping out with a key; equal keys drop the same.
+    """
+
+    x0: jax.Array
+    mask: jax.Array
+    weight: jax.Array
+    prior: jax.Array
+    denoise: Callable[..., jax.Array]
+
+
+class Continuous(System, Protocol):
+    """A system whose speech comes out of a noising process (`maths.process`), so that it can be distilled."""
+
+    process: Any
+    guided: bool  # whether its network is told the guidance factor
+
+    def denoising(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array | None = None) -> Denoising:
+        """The batch with the conditions that `params` make of it; with a key, in training mode."""
+
+
 class Base:
     """What systems share: `build` gives boxed trees, `init` and `axes` follow from it.
 

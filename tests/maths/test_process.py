@@ -86,6 +86,23 @@ def test_a_state_of_one_process_is_that_of_another(source, target):
         np.testing.assert_allclose(guess[0], guess[1], atol=1e-6)  # eps
 
 
+def test_the_best_velocity_of_a_gaussian_is_that_of_its_flow():
+    """What flow matching's mean square is smallest for, E[eps - x0 | z], is (z - E[x0 | z]) / t, and following it carries N(0, 1) to the data."""
+    flow, mean, deviation = process.Flow(), 1.5, 0.6
+    x0, eps = mean + deviation * np.random.default_rng(0).standard_normal(400_000), np.random.default_rng(1).standard_normal(400_000)
+    best = lambda z, t: (z - (mean + (1 - t) * deviation**2 / (((1 - t) * deviation) ** 2 + t**2) * (z - (1 - t) * mean))) / t
+    for t in (0.1, 0.5, 0.9):
+        z = flow.alpha(t) * x0 + flow.sigma(t) * eps
+        left = (eps - x0) - best(z, t)
+        assert abs(left.mean()) < 0.01 and abs((left * (z - z.mean())).mean()) < 0.01
+        assert np.square(left).mean() < np.square(left + 0.1).mean() and np.square(left).mean() < np.square(eps - x0 - 0.9 * best(z, t)).mean()
+    z, steps = np.linspace(-2, 2, 9), 2000
+    for i in range(steps):
+        t = 1 - (i + 0.5) / steps
+        z = z - best(z, t) / steps
+    np.testing.assert_allclose(z, mean + deviation * np.linspace(-2, 2, 9), atol=5e-3)
+
+
 def test_score_losses_are_the_score_and_noise_errors_they_name():
     t = jnp.asarray([0.02, 0.2, 0.5])
     x0, eps, wrong = jax.random.normal(jax.random.key(1), (3, 3, 6, 2))

@@ -42,7 +42,7 @@ def test_steps_are_evaluations_and_the_last_is_returned_as_it_is(name, steps):
 
 
 @pytest.mark.parametrize("one", PROCESSES)
-@pytest.mark.parametrize("name", [*samplers.SAMPLERS])
+@pytest.mark.parametrize("name", [name for name in samplers.SAMPLERS if name != "renoise"])  # which asks for consistent estimates
 def test_reaches_mean_and_deviation_of_a_gaussian(name, one):
     steep = name.startswith("euler") and one == "edm"  # most of its steps are far out
     one = PROCESSES[one]
@@ -227,6 +227,61 @@ def test_inverse_ddim_goes_back_where_it_came_from(one):
     spread = np.sqrt(one.alpha(1.0) ** 2 * DEVIATION**2 + one.sigma(1.0) ** 2)
     np.testing.assert_allclose(noise, one.alpha(1.0) * MEAN + spread * (data - MEAN) / DEVIATION, rtol=0.03, atol=0.03 * spread)
     np.testing.assert_allclose(samplers.run(denoise, noise, samplers.ddim(one, 400)), data, atol=0.02)
+
+
+WAY = np.linspace(0, 1, 101)
+
+
+@pytest.mark.parametrize("name", ["flow", "sway", "sway:0.8", "sway:-1", "shift", "shift:0.5", "shift:3"])
+def test_warps_rise_from_noise_to_data(name):
+    """F5-TTS's and ZipVoice's maps by hand, fixed at both ends; below 0 and 1 they stay longer near the noise."""
+    found = (samplers.warp(name) or (lambda x: x))(WAY)
+    assert (np.diff(found) > 0).all() and found[0] == pytest.approx(0, abs=1e-12) and found[-1] == pytest.approx(1)
+    expected = {"sway": 1 - np.cos(np.pi * WAY / 2), "sway:-1": 1 - np.cos(np.pi * WAY / 2), "shift": 0.7 * WAY / (1 - 0.3 * WAY),
+                "shift:0.5": WAY / (2 - WAY), "flow": WAY}
+    for steps in (1, 3, 8):
+        shares = samplers.warped(steps, samplers.warp(name))
+        assert (shares[0], shares[-1]) == (0, 1) and samplers.places(VP, shares)[-1] == 0
+    if name in expected:
+        np.testing.assert_allclose(found, expected[name], atol=1e-12)
+        assert name == "flow" or (found[1:-1] < WAY[1:-1]).all()
+
+
+def test_flow_rows_are_euler_steps_along_straight_paths():
+    """Of `Flow`, z - h u with u = (z - x0) / t, at the times that F5-TTS's warp says, up to t = 0; and of the others the same in its coordinates."""
+    places = 1 - (1 - np.cos(np.pi * np.arange(9) / 16))
+    rows = samplers.table("sway", process.Flow(), 8)
+    np.testing.assert_allclose(rows["t"], places[:-1], atol=1e-6)
+    z, x0 = 0.7, -0.3
+    for i in range(7):
+        step = z + (places[i + 1] - places[i]) * (z - x0) / places[i]
+        assert rows["keep"][i] * z + rows["jump"][i] * x0 == pytest.approx(step, abs=1e-6)
+    for one in PROCESSES.values():
+        rows, size = samplers.table("shift:0.5", one, 5), lambda t, one=one: one.alpha(t) + one.sigma(t)
+        y, by_rows, along = 0.4, 0.4 * size(np.float64(1.0)), samplers.places(one, samplers.warped(5, samplers.shift(0.5)))
+        for i in range(4):
+            y = y + (along[i + 1] - along[i]) * (y - x0) / along[i]
+            by_rows = rows["keep"][i] * by_rows + rows["jump"][i] * x0
+            assert by_rows == pytest.approx(y * size(np.float64(rows["t"][i + 1])), rel=1e-4)
+
+
+def test_consistent_estimates_are_renoised_to_the_same_distribution():
+    """Of a Gaussian the consistency function is its flow's end: samples have its mean and deviation whatever the number of steps."""
+    for one in PROCESSES.values():
+        for steps in (1, 2, 4):
+            rows = samplers.table("renoise", one, steps)
+            spread = lambda t, one=one: jnp.sqrt(one.alpha(t) ** 2 * DEVIATION**2 + one.sigma(t) ** 2)
+            ends = lambda z, t, one=one, spread=spread: MEAN + DEVIATION / spread(t) * (z - one.alpha(t) * MEAN)
+            start = one.alpha(1.0) * MEAN + spread(1.0) * jax.random.normal(jax.random.key(0), (40_000,))
+            x0 = samplers.run(ends, start, rows, jax.random.key(1))
+            assert float(x0.mean()) == pytest.approx(MEAN, abs=0.02) and float(x0.std()) == pytest.approx(DEVIATION, rel=0.02)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("sway:2", "-1 to 1.75"), ("shift:0", "more than 0"), ("shift:fast", "shift:0.5"), ("flow:2", "expected one of"), ("drift", "expected one of")])
+def test_wrong_warps_are_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.table(name, VP, 4)
 
 
 def test_guidance_is_a_total_factor():

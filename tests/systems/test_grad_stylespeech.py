@@ -474,7 +474,7 @@ def test_the_null_branch_is_asked_about_the_same_noisy_mel():
     @jit
     def watched(given):
         seen = []
-        spy = types.SimpleNamespace(apply=one.apply, average=one.average, _styles=one._styles, process=one.process,
+        spy = types.SimpleNamespace(apply=one.apply, average=one.average, _styles=one._styles, process=one.process, guided=False,
                                     _clean=lambda params, z, t, mu, s, mask: (seen.append((z, mu)), z)[1])
         denoise, *_ = type(one)._denoiser(spy, params, given, 24, 2.0, 0)
         denoise(z, jnp.float32(0.3))
@@ -569,6 +569,27 @@ def test_exported_programs_equal_the_jitted_ones(tmp_path):
 
 
 # Adaptation -----------------------------------------------------------------------------------------------------------
+
+
+def test_flow_matching_is_the_mean_square_of_the_velocity():
+    """On the straight path of the residual, whatever it is; a network that says 0 pays for eps - R and nothing else."""
+    one, (params, _) = system(objective="flow", crop=0), started()
+    (y, mu), s = RNG.normal(size=(2, 8, 24, MELS)).astype(np.float32), np.zeros((8, 16), np.float32)
+    frames, draws = np.array([24, 20, 7, 24, 3, 24, 24, 1]), one.draws(KEY, 8, 24)
+
+    class Mute(type(one)):
+        def heard(self, params, z, t, mu, s, mask):
+            return 0 * z
+
+    mute = Mute(**{**get_config("smoke").model.to_dict(), "objective": "flow", "crop": 0})
+    found = mute.diffusion(params, y, mu, s, frames, draws)
+    error = np.square(np.asarray(draws["noise"]) - (y - mu)).mean(-1)
+    np.testing.assert_allclose(found, [row[:n].mean() for row, n in zip(error, frames)], rtol=1e-4)
+    z, u, t = y, mu, np.full(8, 0.3, np.float32)
+    np.testing.assert_allclose(one.clean(u, z, t), z - 0.3 * u, atol=1e-6)
+    assert one.programs()["sample"].options["sampler"] == "sway" and system().programs()["sample"].options["sampler"] == "dpm"
+    with pytest.raises(ValueError, match="objective='fm'"):
+        system(objective="fm")
 
 
 def test_adaptation_trains_what_its_pattern_names_and_nothing_else():

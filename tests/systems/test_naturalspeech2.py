@@ -345,7 +345,7 @@ def test_conditions_are_dropped_as_often_as_they_should_be():
 @pytest.mark.parametrize("changes", [
     {"prompt_in_denoiser": False}, {"prompt_in_predictors": False}, {"denoiser": {"queries": 0}}, {"ce_weight": 0.0},
     {"score_loss": "eps_l1"}, {"score_loss": "eps_l2"}, {"score_loss": "literal"}, {"phone_position": False},
-    {"ce_levels": 2, "ce_by_signal": True}], ids=str)
+    {"ce_levels": 2, "ce_by_signal": True}, {"objective": "flow"}], ids=str)
 def test_ablations_are_values(changes):
     """Each builds, and computes something else than the default."""
 
@@ -386,7 +386,37 @@ def test_pitch_bins_are_log_spaced_with_unvoiced_apart():
     assert list(ids) == [0, 1, 1, 511, 511, 256]
 
 
+def test_flow_matching_is_the_mean_square_of_the_velocity():
+    """Of eps - x0 on the straight path, over valid frames, in place of the terms of data and score; durations, pitch and codes stay."""
+    seen = {}
+
+    class Spy(System):
+        def apply(self, params, name, *args, rng=None):
+            seen[name] = (*args[:2], super().apply(params, name, *args, rng=rng))
+            return seen[name][-1]
+
+    one, data, (params, rest) = Spy(**numbers(objective="flow", **QUIET)), batch(system()), started()
+    draws = fixed_draws(one, 8, 24)
+
+    def run(params, rest, data, draws):
+        loss, (_, metrics) = one.loss_given(params, rest, data, draws)
+        return loss, metrics, seen["denoiser"], one.latents(rest, data["codes"], np.ones((8, 24), bool))
+
+    given = (params, rest, data, draws)
+    loss, metrics, (z, t, u), x0 = jax.device_get(meshes.compiled(jax.jit(run), *given)(*given))
+    valid, t = (np.arange(24) < data["frames"][:, None])[..., None], np.asarray(t)[:, None, None]
+    np.testing.assert_allclose(z, ((1 - t) * x0 + t * np.asarray(draws["noise"])) * valid, atol=1e-5)
+    expected = (np.square(u - (np.asarray(draws["noise"]) - x0)) * valid).mean(-1).sum()
+    assert metrics["flow"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["data"] == pytest.approx((np.square(z - t * u - x0) * valid).mean(-1).sum(), rel=1e-3)
+    assert loss == pytest.approx(expected + sum(metrics[k] for k in ("duration", "pitch", "voicing")) + 0.1 * metrics["ce"], rel=1e-4)
+    options = one.programs()["sample"].options
+    assert (options["steps"], options["sampler"]) == (32, "sway") and system().programs()["sample"].options["steps"] == 150
+
+
 def test_wrong_numbers_are_named():
+    with pytest.raises(ValueError, match="objective='fm'"):
+        system(objective="fm")
     with pytest.raises(ValueError, match="score_loss='snr'"):
         system(score_loss="snr")
     with pytest.raises(ValueError, match="'depth' is not a number of Transformer"):
@@ -536,14 +566,16 @@ def test_sampled_latents_do_not_depend_on_the_bucket():
     assert (wide["latents"][:, 24:] == 0).all()
 
 
-def test_no_velocity_leaves_the_noise_where_it_is():
-    """The probability flow of data that is white already stands still: latents are the start in the codec's units."""
-    one = system(prediction="v")
+@pytest.mark.parametrize("numbers, sampler", [({"prediction": "v"}, "euler_literal"), ({"objective": "flow"}, "sway")], ids=["v", "flow"])
+def test_no_velocity_leaves_the_noise_where_it_is(numbers, sampler):
+    """The probability flow of data that is white already stands still, as does a straight path without velocity: latents are the start in the
+    codec's units."""
+    one = system(**numbers)
     params, rest = started()
     params = {**params, "denoiser": {**params["denoiser"], "head2": jax.tree.map(np.zeros_like, params["denoiser"]["head2"])}}
     data = batch(one)
     inputs = {name: data[name] for name in ("phones", "durations", "f0", "prompt_codes", "prompt_frames")}
-    program = jax.jit(one.programs()["sample"].bind(SIZES, steps=5, sampler="euler_literal", temperature=0.7))
+    program = jax.jit(one.programs()["sample"].bind(SIZES, steps=5, sampler=sampler, temperature=0.7))
     found = np.asarray(program(params, rest, inputs, jax.random.key(4))["latents"])
     start = 0.7 * np.asarray(jax.random.normal(jax.random.key(4), (8, 24, one.sizes["c"])))
     own, valid = predicted(one, rest), np.arange(24) < data["frames"][:, None]

@@ -17,6 +17,8 @@ Choices where sources are silent, or where we leave them; each is a number of `S
     (ZET-Speech, 2305.13831); both branches are asked about one and the same noisy mel, see `Programs.sample`.
   * `prediction="eps"` is the paper's score times -sigma; `"v"` velocity with `weighting="v"` counts low and high noise more alike: ours, for small
     networks with little time.
+  * `objective="flow"` replaces process, prediction and weighting: the same network learns the velocity of flow matching, `u = eps - R` on
+    `R_t = (1 - t) R + t eps`, with the mean square as its loss. `guided` tells it the guidance factor: for students of `systems.distill`.
   * The score network is a 2-D U-Net (`score.kind="unet"`) or, for CPUs, blocks over frames ("frames"). How the paper lets s into it is not
     known; here it joins the embedding of time.
   * The aligner is the repository's (`maths.alignment.objective`; scores over frames, no blank), trained jointly where `aligner` has numbers;
@@ -40,13 +42,14 @@ import jax
 import jax.numpy as jnp
 
 from ns2_jax.layers.aligner import Aligner
+from ns2_jax.layers.guidance import Strength
 from ns2_jax.layers.style import PriorEncoder, StyledPredictor, StyleEncoder, TextEncoder
 from ns2_jax.layers.unet import NETWORKS
 from ns2_jax.layers.vocoder import Vocoder
-from ns2_jax.maths import alignment, process, prosody
+from ns2_jax.maths import alignment, process, prosody, samplers
 from ns2_jax.systems.grad_stylespeech import cost
 from ns2_jax.systems.grad_stylespeech.programs import Programs
-from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
+from ns2_jax.systems.system import Batch, Denoising, Field, SingleLoss, Sizes, Tree, tuples
 
 KEYS = ("aligner", "duration", "prior", "score", "style", "text")
 """Of `params`; the order numbers the networks' dropout keys."""
@@ -77,6 +80,7 @@ class System(Programs, SingleLoss):
     drop_style: float = 0.1
     crop: int = 172  # frames; 0 is all
     given: str = "r"  # what the score network hears: "r", or "y"
+    objective: str = "paper"  # or "flow", for which the betas, prediction and weighting do not count
     beta_start: float = 0.05
     beta_end: float = 20.0
     t_lowest: float = 1e-5
@@ -89,6 +93,10 @@ class System(Programs, SingleLoss):
     align_prior: float = 1.0  # concentration of the beta-binomial
     binarise_from: int = 6000
     temperature: float = 1.0  # what sampling starts with, unless it is told
+    guidance: float = 1.0  # so of the total factor,
+    sampler: str = ""  # of the sampler ("": DPM-Solver++, of flow matching with F5-TTS's warp of time),
+    evaluations: int = 16  # and of its steps
+    guided: bool = False
     unroll: int = 1
     dtype: str = "float32"
 
@@ -99,6 +107,8 @@ class System(Programs, SingleLoss):
             raise ValueError(f"prediction={self.prediction!r} with weighting={self.weighting!r}; expected eps with eps, v with eps, or v with v")
         if self.given not in ("r", "y"):
             raise ValueError(f"given={self.given!r}; expected 'r' or 'y'")
+        if self.objective not in ("paper", "flow"):
+            raise ValueError(f"objective={self.objective!r}; expected 'paper' or 'flow'")
         if self.score.get("kind") not in NETWORKS:
             raise ValueError(f"score.kind={self.score.get('kind')!r}; expected one of {sorted(NETWORKS)}")
 
@@ -130,9 +140,9 @@ class System(Programs, SingleLoss):
         return {"c": self.vocoder_network.mels}
 
     @property
-    def process(self) -> process.VP:
+    def process(self) -> process.Process:
         """Of the residual R = Y - mu."""
-        return process.VP(self.beta_start, self.beta_end)
+        return process.VP(self.beta_start, self.beta_end) if self.objective == "paper" else process.Flow()
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -148,6 +158,8 @@ class System(Programs, SingleLoss):
             "style": StyleEncoder(**tuples(self.style), dropout=self.dropout, dtype=dtype),
             "text": TextEncoder(self.phones, encoder=stack(self.text), **own),
         }
+        if self.guided:
+            nets["guidance"] = Strength(nets["style"].width, dtype=dtype)
         return nets | ({"aligner": Aligner(self.phones, **tuples(self.aligner))} if self.aligner else {})  # float32, as its losses
 
     def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
@@ -160,6 +172,8 @@ class System(Programs, SingleLoss):
             "text": (ids,), "style": (mel, yes, none), "prior": (row, jnp.zeros((b, t), jnp.int32), yes, s), "duration": (row, yes, s),
             "score": (mel, jnp.zeros((b,)), mel, s, yes), "aligner": (mel, yes, ids)}
         params = {name: nets[name].init(next(keys), *given[name])["params"] for name in given if name in nets}
+        if self.guided:
+            params["guidance"] = nets["guidance"].init(jax.random.fold_in(rng, 7), jnp.ones((b,)))["params"]
         return params, {"vocoder": {"params": {"gen": self.vocoder_network.init(next(keys), mel)["params"]}}}
 
     def apply(self, params: Tree, name: str, *args: Any, rng: jax.Array | None = None) -> Any:
@@ -233,7 +247,27 @@ class System(Programs, SingleLoss):
         """The loss with its randomness given; `draws["dropout"]` None means no dropout. Sums over frames, to be divided by their number. A
         row that cannot be aligned (fewer frames than phones) has no weight."""
         del rest
-        rng, frames, hop = draws["dropout"], batch["frames"], self.vocoder_network.hop
+        frames = batch["frames"]
+        y, mask, s, _, mu, weight, terms = self.conditions(params, batch, draws["drop_style"], draws["dropout"])
+        terms["diffusion"] = self.diffusion(params, y, jax.lax.stop_gradient(mu) if self.stop_prior else mu, s, frames, draws)
+
+        rows = weight * frames  # what a row counts
+        total = self.weighed(terms, step)
+        metrics = {name: (term * rows).sum() for name, term in terms.items()}
+        for i in range(4):  # by quarter of t; t is stratified, so a quarter of the rows fall in each
+            metrics[f"diffusion_t{i}"] = 4 * (terms["diffusion"] * rows * (jnp.floor(draws["t"] * 4) == i)).sum()
+        return (total * rows).sum(), ({}, metrics | {"weight": rows.sum()})
+
+    def weighed(self, terms: Mapping[str, jax.Array], step: jax.Array) -> jax.Array:
+        """Their sum with weights, at a step of the training."""
+        on = {"forward_sum": self.align_weight, "binarisation": self.align_weight * (step >= self.binarise_from),
+              "duration": self.duration_weight, "prior": self.prior_weight, "diffusion": 1.0}
+        return sum(on[name] * term for name, term in terms.items())
+
+    def conditions(self, params: Tree, batch: Batch, dropped_b: jax.Array, rng: jax.Array | None) -> tuple:
+        """Of a training batch whose rows `dropped_b` have no style: mels, mask, style, text with its durations (a pair), average mel, weights of
+        the rows, and the losses beside diffusion, each `[b]`: per frame, or per phone."""
+        frames, hop = batch["frames"], self.vocoder_network.hop
         size = batch["audio"].shape[1] // hop
         mask, there, weight = alignment.length_mask(frames, size), batch["phones"] > 0, batch["weight"]
         y = self.mels(batch["audio"], mask)
@@ -242,10 +276,10 @@ class System(Programs, SingleLoss):
         else:
             heard = batch["prompt_frames"]
             prompt = self.mels(batch["prompt_audio"], alignment.length_mask(heard, batch["prompt_audio"].shape[1] // hop))
-        s = self.styles(params, prompt, heard, draws["drop_style"], rng)
+        s = self.styles(params, prompt, heard, dropped_b, rng)
         h = self.apply(params, "text", batch["phones"], rng=rng)
 
-        terms: dict[str, jax.Array] = {}  # each [b]: per frame, or per phone
+        terms: dict[str, jax.Array] = {}
         if self.aligner:
             scores = self.alignments(params, y, mask, batch, self.align_prior)
             forward, binarisation, durations, possible = alignment.objective(
@@ -257,19 +291,38 @@ class System(Programs, SingleLoss):
         log_duration = self.apply(params, "duration", jax.lax.stop_gradient(h), there, s, rng=rng)
         off = jnp.square(prosody.duration_error(log_duration, durations)) * there
         terms["duration"] = off.sum(-1) / jnp.maximum(there.sum(-1), 1)
-
         mu, _ = self.average(params, h, durations, s, size, rng)
         terms["prior"] = (jnp.square(mu - y).mean(-1) * mask).sum(-1) / jnp.maximum(frames, 1)
-        terms["diffusion"] = self.diffusion(params, y, jax.lax.stop_gradient(mu) if self.stop_prior else mu, s, frames, draws)
+        return y, mask, s, (h, durations), mu, weight, terms
 
-        on = {"forward_sum": self.align_weight, "binarisation": self.align_weight * (step >= self.binarise_from),
-              "duration": self.duration_weight, "prior": self.prior_weight, "diffusion": 1.0}
-        rows = weight * frames  # what a row counts
-        total = sum(on[name] * term for name, term in terms.items())
-        metrics = {name: (term * rows).sum() for name, term in terms.items()}
-        for i in range(4):  # by quarter of t; t is stratified, so a quarter of the rows fall in each
-            metrics[f"diffusion_t{i}"] = 4 * (terms["diffusion"] * rows * (jnp.floor(draws["t"] * 4) == i)).sum()
-        return (total * rows).sum(), ({}, metrics | {"weight": rows.sum()})
+    def denoising(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array | None = None) -> Denoising:
+        """A batch as `systems.distill` needs it; with a key, in training mode. Whole utterances, and the mels themselves, not their residuals: of
+        two averages, of two networks or of style and no style, the state `R_t + alpha mu = alpha Y + sigma eps` is the same."""
+        del rest
+        none, step = jnp.zeros(batch["frames"].shape, bool), jnp.int32(self.binarise_from)
+        y, mask, s, (h, durations), mu, weight, terms = self.conditions(params, batch, none, rng)
+        if not self.guided:
+            null = self.styles(params, y, batch["frames"], ~none)
+            apart = self.average(params, h, durations, null, mask.shape[1])[0], null
+
+        def said(z: jax.Array, t: jax.Array, mu: jax.Array, s: jax.Array) -> jax.Array:
+            return (self._clean(params, z - self.process.levels(t, z)[0] * mu, t, mu, s, mask) + mu) * mask[..., None]
+
+        def denoise(z: jax.Array, t: jax.Array, factor_b: jax.Array | None = None, rng: jax.Array | None = None) -> jax.Array:
+            del rng  # the score network does not drop out
+            if self.guided:
+                return said(z, t, mu, self.told(params, s, jnp.ones(t.shape) if factor_b is None else factor_b))
+            x0 = said(z, t, mu, s)
+            if factor_b is None:
+                return x0
+            return samplers.guide(said(z, t, *apart), x0, factor_b[:, None, None])
+
+        prior = jnp.broadcast_to(self.weighed(terms, step)[:, None], mask.shape)
+        return Denoising(y, mask, mask * weight[:, None], prior, denoise)
+
+    def told(self, params: Tree, s_bd: jax.Array, factor_b: jax.Array) -> jax.Array:
+        """The style as the score network of a system that is `guided` hears it: with the guidance factors in it."""
+        return s_bd + self.networks["guidance"].apply({"params": params["guidance"]}, factor_b)
 
     def diffusion(self, params: Tree, y: jax.Array, mu: jax.Array, s: jax.Array, frames_b: jax.Array, draws: dict) -> jax.Array:
         """L_diff of a random crop of each row, mean over its valid frames and bins: `[b]`."""
@@ -282,8 +335,11 @@ class System(Programs, SingleLoss):
         alpha, sigma = self.process.levels(t, x0)
         z = self.process.diffuse(x0, noise, t) * mask[..., None]
         predicted = self.heard(params, z, t, mu, s, mask)
-        error = predicted - (noise if self.prediction == "eps" else alpha * noise - sigma * x0)
-        if (self.prediction, self.weighting) == ("v", "eps"):
+        if self.objective == "flow":
+            error = predicted - (noise - x0)
+        else:
+            error = predicted - (noise if self.prediction == "eps" else alpha * noise - sigma * x0)
+        if self.objective == "paper" and (self.prediction, self.weighting) == ("v", "eps"):
             error = alpha * error  # eps = sigma z + alpha v
         return (jnp.square(error).mean(-1) * mask).sum(-1) / jnp.maximum(mask.sum(-1), 1)
 
@@ -293,7 +349,7 @@ class System(Programs, SingleLoss):
 
     def clean(self, predicted: jax.Array, z: jax.Array, t_b: jax.Array) -> jax.Array:
         """What the network says of the residual's state `z [b, t, c]` at times `t_b`, as the clean residual."""
-        back = process.x0_from_eps if self.prediction == "eps" else process.x0_from_v
+        back = {"eps": process.x0_from_eps, "v": process.x0_from_v}[self.prediction] if self.objective == "paper" else process.x0_from_u
         return back(z, predicted, *self.process.levels(t_b, z))
 
     def flops(self, sizes: Sizes) -> float:

@@ -51,8 +51,8 @@ class Programs:
     ) -> dict[str, jax.Array]:
         """Program: phones, durations and a prompt -> audio, log-mel (nats), frames.
 
-        `guidance` is the total factor (1: one evaluation a step, else two); `temperature` the standard deviation of the start, Grad-TTS's 1 /
-        tau; `window` that of `styles`. Frames past `sizes["t"]` are cut: callers choose a bucket that holds the durations' sum.
+        `guidance` is the total factor (1: one evaluation a step, else two; of a `guided` system always one); `temperature` the standard deviation
+        of the start, Grad-TTS's 1 / tau; `window` that of `styles`. Frames past `sizes["t"]` are cut: callers choose a bucket that holds the durations' sum.
         """
         denoise, mu, mask = self._denoiser(params, inputs, sizes["t"], guidance, window)
         start = temperature * jax.random.normal(rng, mu.shape) * mask[..., None]
@@ -75,7 +75,8 @@ class Programs:
         h = self.apply(params, "text", inputs["phones"])
         s = self._styles(params, inputs, jnp.zeros((rows,), bool), window)
         mu, mask = self.average(params, h, inputs["durations"], s, size)
-        if guidance == 1.0:
+        if guidance == 1.0 or self.guided:
+            s = self.told(params, s, jnp.full((rows,), guidance, jnp.float32)) if self.guided else s
             return (lambda z, t: self._clean(params, z, t, mu, s, mask)), mu, mask
         null = self._styles(params, inputs, jnp.ones((rows,), bool), window)
         mu_null, _ = self.average(params, h, inputs["durations"], null, size)
@@ -109,7 +110,8 @@ class Programs:
         audio, mel, frames = Field("bs", "float32"), Field("btc", "float32"), Field("b", "int32")
         text, durations = {"phones": Field("bp", "int32")}, {"durations": Field("bp", "int32")}
         prompt = {"prompt_mel": Field("buc", "float32"), "prompt_frames": frames}
-        options = {"steps": 16, "guidance": 1.0, "temperature": self.temperature, "sampler": "dpm", "window": 0}
+        sampler = self.sampler or ("sway" if self.objective == "flow" else "dpm")
+        options = {"steps": self.evaluations, "guidance": self.guidance, "temperature": self.temperature, "sampler": sampler, "window": 0}
         programs = {
             "encode": Program(self.encode, {"audio": audio}, {"mel": mel}),
             "decode": Program(self.decode, {"mel": mel}, {"audio": audio}),

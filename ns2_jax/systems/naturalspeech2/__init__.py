@@ -19,6 +19,9 @@ Choices where the paper is silent, or where we leave it; every one is a number o
   * Pitch is standardised log F0 on voiced frames (L1) and a voicing logit on all. Duration is log(1 + frames).
   * Rows lose prompt, text or both with `drop_*` for classifier-free guidance.
   * `phone_position` gives frames their place in the phone and its log duration: ours, off in the paper's layout.
+  * `objective="flow"` replaces process, prediction and the terms of data and score: the same network learns the velocity of flow matching,
+    `u = eps - x0` on `z = (1 - t) x0 + t eps` (Lipman et al. 2023; without a smallest noise, as in F5-TTS), with the mean square as its loss.
+  * `guided` tells the denoiser the guidance factor, one evaluation for any: for students of `systems.distill`, no part of the paper.
 The paper's ablations: `prompt_in_denoiser`, `prompt_in_predictors`, `ce_weight=0`, `denoiser.queries=0`.
 """
 
@@ -34,6 +37,7 @@ import jax.numpy as jnp
 
 from ns2_jax.layers import quantize
 from ns2_jax.layers.codec import Codec
+from ns2_jax.layers.guidance import Strength
 from ns2_jax.layers.predictors import Predictor
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder, Transformer
 from ns2_jax.layers.wavenet import WaveNet
@@ -41,7 +45,7 @@ from ns2_jax.maths import alignment, process, prosody, samplers
 from ns2_jax.systems.naturalspeech2 import cost
 from ns2_jax.systems.naturalspeech2.programs import Programs
 from ns2_jax.systems.naturalspeech2.rvq import ce_rvq
-from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
+from ns2_jax.systems.system import Batch, Denoising, Field, SingleLoss, Sizes, Tree, tuples
 
 
 KEYS = ("denoiser", "duration", "phones", "pitch", "prompt")
@@ -88,6 +92,8 @@ class System(Programs, SingleLoss):
     beta_start: float = 0.05
     beta_end: float = 20.0
     t_lowest: float = 1e-5
+    objective: str = "paper"  # or "flow", for which the betas and the five after the next do not count
+    flow_weight: float = 1.0
     data_weight: float = 1.0
     score_weight: float = 1.0
     prediction: str = "x0"  # or "v"
@@ -103,6 +109,10 @@ class System(Programs, SingleLoss):
     drop_text: float = 0.05
     drop_both: float = 0.1
     temperature: float = samplers.START_DEVIATION  # what sampling starts with, unless it is told
+    guidance: float = 1.0  # so of the total factor,
+    sampler: str = ""  # of the sampler ("": Euler's, of flow matching with F5-TTS's warp of time),
+    evaluations: int = 0  # and of its steps (0: the paper's 150, of flow matching 32)
+    guided: bool = False
     unroll: int = 1
     dtype: str = "float32"
 
@@ -117,6 +127,8 @@ class System(Programs, SingleLoss):
             raise ValueError(f"score_loss={self.score_loss!r}; expected one of {process.SCORE_LOSSES}")
         if self.prediction not in ("x0", "v"):
             raise ValueError(f"prediction={self.prediction!r}; expected 'x0' or 'v'")
+        if self.objective not in ("paper", "flow"):
+            raise ValueError(f"objective={self.objective!r}; expected 'paper' or 'flow'")
 
     # Networks ---------------------------------------------------------------------------------------------------------
 
@@ -130,8 +142,8 @@ class System(Programs, SingleLoss):
         return {"q": self.levels, "c": self.codec_network.coarse_channels}
 
     @property
-    def process(self) -> process.VP:
-        return process.VP(self.beta_start, self.beta_end)
+    def process(self) -> process.Process:
+        return process.VP(self.beta_start, self.beta_end) if self.objective == "paper" else process.Flow()
 
     @property
     def codec_network(self) -> Codec:
@@ -144,7 +156,8 @@ class System(Programs, SingleLoss):
         own = dict(width=self.width, dropout=self.encoder_dropout, dtype=dtype)
         numbers = lambda given: {"unroll": self.unroll} | dict(given)
         encoder = lambda given: _numbers(Transformer, numbers(given), own)
-        return {
+        told = {"guidance": Strength(self.width, dtype=dtype)} if self.guided else {}
+        return told | {
             "phones": PhoneEncoder(self.phones, encoder=encoder(self.phone_encoder), prenet=self.prenet, pitch_bins=self.pitch_bins,
                                    position=self.phone_position, **own),
             "prompt": PromptEncoder(encoder=encoder(self.prompt_encoder), **own),
@@ -166,6 +179,8 @@ class System(Programs, SingleLoss):
             "pitch": nets["pitch"].init(next(keys), row, yes, *prompt)["params"],
             "denoiser": nets["denoiser"].init(next(keys), latents, jnp.zeros((b,)), row, *prompt, yes)["params"],
         }
+        if self.guided:
+            params["guidance"] = nets["guidance"].init(jax.random.fold_in(rng, 7), jnp.ones((b,)))["params"]
         c, codec = net.channels, {"mean": jnp.zeros((net.channels,)), "deviation": jnp.ones((net.channels,))}
         gen = dict(net.init(next(keys), jnp.zeros((1, 8 * net.hop)))["params"])
         if net.code_width:
@@ -242,6 +257,10 @@ class System(Programs, SingleLoss):
             c = c + self.call(params, "phones", "place", alignment.phone_position(durations_bp, align))
         return c * mask[..., None].astype(c.dtype), mask
 
+    def told(self, params: Tree, c_btc: jax.Array, factor_b: jax.Array) -> jax.Array:
+        """The condition with the guidance factors in it, of a system that is `guided`."""
+        return c_btc + self.networks["guidance"].apply({"params": params["guidance"]}, factor_b)[:, None]
+
     # Loss -------------------------------------------------------------------------------------------------------------
 
     def draws(self, rng: jax.Array, rows: int, frames: int) -> dict[str, jax.Array]:
@@ -268,25 +287,22 @@ class System(Programs, SingleLoss):
         per phone whatever the length; the pitch term counts voiced frames only.
         """
         rng, t = draws["dropout"], draws["t"]
-        b, size = batch["f0"].shape
-        mask = alignment.length_mask(batch["frames"], size)
+        mask = alignment.length_mask(batch["frames"], batch["f0"].shape[1])
         weight = mask * batch["weight"][:, None]
-        prompts = self.prompts(params, rest, batch, draws["drop_prompt"], rng)
-
-        h = self.apply(params, "phones", batch["phones"], rng=rng)
-        log_duration = self.apply(params, "duration", h, batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
-        c, _ = self.frames(params, h, batch["durations"], size)
-        pitch = self.apply(params, "pitch", c, mask, *prompts["predictors"], rng=rng)
-        c = c + self.call(params, "phones", "pitch", self.pitch_ids(batch["f0"]))
+        c, prompts, log_duration, pitch = self.conditions(params, rest, batch, mask, draws["drop_prompt"], rng)
         c = self.call(params, "phones", "without", c, draws["drop_text"])
 
         x0 = self.latents(rest, batch["codes"], mask)
         alpha, sigma = self.process.levels(t, x0)
         z = self.process.diffuse(x0, draws["noise"], t) * mask[..., None]
-        x0_hat = self.clean(self.apply(params, "denoiser", z, t, c, *prompts["denoiser"], mask, rng=rng), z, t)
+        predicted = self.apply(params, "denoiser", z, t, c, *prompts["denoiser"], mask, rng=rng)
+        x0_hat = self.clean(predicted, z, t)
         terms = self.diffusion_terms(rest, x0_hat, x0, batch["codes"], alpha, sigma)
+        if self.objective == "flow":
+            terms["flow"] = jnp.square(predicted - (draws["noise"] - x0)).mean(-1)
         terms |= self.prior_terms(log_duration, pitch, batch)
-        total = sum(getattr(self, f"{name}_weight") * terms[name] for name in ("data", "score", "duration", "pitch", "voicing"))
+        of = ("flow",) if self.objective == "flow" else ("data", "score")
+        total = self.weighed(terms, *of, "duration", "pitch", "voicing")
         if self.ce_weight:
             total = total + self.ce_weight * terms["ce"]
         metrics = {name: (term * weight).sum() for name, term in terms.items()}
@@ -295,9 +311,47 @@ class System(Programs, SingleLoss):
             metrics[f"data_t{i}"] = 4 * (terms["data"] * weight * inside).sum()
         return (total * weight).sum(), ({}, metrics | {"weight": weight.sum()})
 
+    def conditions(
+        self, params: Tree, rest: Tree, batch: Batch, mask_bt: jax.Array, dropped_b: jax.Array, rng: jax.Array | None,
+    ) -> tuple[jax.Array, dict[str, tuple], jax.Array, jax.Array]:
+        """(frames with their pitch, prompts, log durations, pitch) of a training batch whose rows `dropped_b` have no prompt."""
+        prompts = self.prompts(params, rest, batch, dropped_b, rng)
+        h = self.apply(params, "phones", batch["phones"], rng=rng)
+        log_duration = self.apply(params, "duration", h, batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
+        c, _ = self.frames(params, h, batch["durations"], mask_bt.shape[1])
+        pitch = self.apply(params, "pitch", c, mask_bt, *prompts["predictors"], rng=rng)
+        return c + self.call(params, "phones", "pitch", self.pitch_ids(batch["f0"])), prompts, log_duration, pitch
+
+    def denoising(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array | None = None) -> Denoising:
+        """A batch as `systems.distill` needs it; with a key, in training mode. Nothing is dropped but what guidance asks for."""
+        mask, none = alignment.length_mask(batch["frames"], batch["f0"].shape[1]), jnp.zeros(batch["frames"].shape, bool)
+        c, prompts, log_duration, pitch = self.conditions(params, rest, batch, mask, none, rng)
+        if not self.guided:
+            null = self.call(params, "phones", "without", c, ~none), self.prompts(params, rest, batch, ~none)["denoiser"]
+
+        def said(z: jax.Array, t: jax.Array, c: jax.Array, heard: tuple, rng: jax.Array | None) -> jax.Array:
+            return self.clean(self.apply(params, "denoiser", z, t, c, *heard, mask, rng=rng), z, t) * mask[..., None]
+
+        def denoise(z: jax.Array, t: jax.Array, factor_b: jax.Array | None = None, rng: jax.Array | None = None) -> jax.Array:
+            if self.guided:
+                return said(z, t, self.told(params, c, jnp.ones(t.shape) if factor_b is None else factor_b), prompts["denoiser"], rng)
+            x0 = said(z, t, c, prompts["denoiser"], rng)
+            if factor_b is None:
+                return x0
+            return samplers.guide(said(z, t, *null, rng), x0, factor_b[:, None, None])
+
+        prior = self.weighed(self.prior_terms(log_duration, pitch, batch), "duration", "pitch", "voicing")
+        return Denoising(self.latents(rest, batch["codes"], mask), mask, mask * batch["weight"][:, None], prior, denoise)
+
     def clean(self, predicted: jax.Array, z: jax.Array, t_b: jax.Array) -> jax.Array:
         """What the network says of `z [b, t, c]` at times `t_b`, as clean latents."""
+        if self.objective == "flow":
+            return process.x0_from_u(z, predicted, *self.process.levels(t_b, z))
         return predicted if self.prediction == "x0" else process.x0_from_v(z, predicted, *self.process.levels(t_b, z))
+
+    def weighed(self, terms: Mapping[str, jax.Array], *names: str) -> jax.Array:
+        """The sum of those terms with their weights, `[b, t]`."""
+        return sum(getattr(self, f"{name}_weight") * terms[name] for name in names)
 
     def diffusion_terms(
         self, rest: Tree, x0_hat: jax.Array, x0: jax.Array, codes_btq: jax.Array, alpha: jax.Array, sigma: jax.Array,

@@ -57,8 +57,8 @@ class Programs:
     ) -> dict[str, jax.Array]:
         """Program: phones, durations, pitch and a prompt -> audio, latents (codec's units), frames.
 
-        `guidance` is the total factor (1: one evaluation a step, else two); `temperature` the standard deviation of the
-        start; `snap` rounds the result to so many levels of codes (0: not). Frames past `sizes["t"]` are cut: callers
+        `guidance` is the total factor (1: one evaluation a step, else two; of a `guided` system always one); `temperature` the standard
+        deviation of the start; `snap` rounds the result to so many levels of codes (0: not). Frames past `sizes["t"]` are cut: callers
         choose a bucket that holds the durations' sum. `window` is that of `prompts`.
         """
         denoise, mask = self._denoiser(params, rest, inputs, sizes["t"], guidance, window)
@@ -95,7 +95,9 @@ class Programs:
         c, mask = self.frames(params, h, inputs["durations"], size)
         c = c + self.call(params, "phones", "pitch", self.pitch_ids(inputs["f0"] * mask))
         heard = self.prompts(params, rest, inputs, none, window=window)["denoiser"]
-        if guidance != 1.0:  # the unconditional rows ride along in the same batch
+        if self.guided:
+            c = self.told(params, c, jnp.full((rows,), guidance, jnp.float32))
+        elif guidance != 1.0:  # the unconditional rows ride along in the same batch
             null = self.prompts(params, rest, inputs, all_, window=window)["denoiser"]
             heard = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), heard, null)
             c = jnp.concatenate([c, self.call(params, "phones", "without", c, all_)])
@@ -124,13 +126,18 @@ class Programs:
         text, prompt = {"phones": self.fields["phones"]}, {name: self.fields[name] for name in ("prompt_codes", "prompt_frames")}
         durations, pitch = {"durations": self.fields["durations"]}, {"f0": self.fields["f0"]}
         sampled = {"audio": audio, "latents": Field("btc", "float32"), "frames": Field("b", "int32")}
-        options = {"steps": 150, "guidance": 1.0, "snap": 0, "window": 0}
+        flow = self.objective == "flow"
+        options = {"steps": self.evaluations or (32 if flow else 150), "guidance": self.guidance, "snap": 0, "window": 0}
+        how = {"temperature": self.temperature, "sampler": self.sampler or ("sway" if flow else "euler")}
         target = {"target_codes": self.fields["prompt_codes"], "target_frames": self.fields["prompt_frames"], "target_f0": self.fields["f0"]}
-        return {
+        programs = {
             "encode": Program(self.encode, {"audio": audio}, {"codes": codes}),
             "decode": Program(self.decode, {"codes": codes}, {"audio": audio}),
             "durations": Program(self.durations, text | prompt, durations, {"speed": 1.0, "window": 0}),
             "contour": Program(self.contour, text | durations | prompt, pitch, {"window": 0}),
-            "sample": Program(self.sample, text | durations | pitch | prompt, sampled, options | {"temperature": self.temperature, "sampler": "euler"}),
-            "convert": Program(self.convert, text | durations | pitch | prompt | target | {"codes": codes}, sampled, options),
+            "sample": Program(self.sample, text | durations | pitch | prompt, sampled, options | how),
         }
+        if not self.guided:  # a student knows its own long steps from the noise, not the way there
+            given = text | durations | pitch | prompt | target | {"codes": codes}
+            programs["convert"] = Program(self.convert, given, sampled, options | {"steps": 150})
+        return programs
