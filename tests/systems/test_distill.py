@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,8 @@ def system(arg: str = "smoke", **changes) -> System:
 def started() -> tuple:
     """(params, rest): the student is its teacher, whose weights are the noisy ones of NaturalSpeech 2's tests, and does not hear the factor yet."""
     params, rest = ns2.started()
-    strength = jax.device_get(system().learner.networks["guidance"].init(jax.random.key(2), jnp.ones(1))["params"])
+    boxed = system().learner.networks["guidance"].init(jax.random.key(2), jnp.ones(1))["params"]
+    strength = jax.device_get(nn.meta.unbox(boxed))
     return {**params, "guidance": strength}, {**rest, "teacher": {"params": params}}
 
 
