@@ -8,7 +8,8 @@
 
 A code file names its codec by hash and is decoded by that codec only (`--model`). Channels are coded one by one. Hours of audio take the
 memory of minutes. A file is written whole or not at all, and one that exists is not replaced without `--overwrite`; in a folder, those that
-are made already are left as they are. A recording in a folder that can't be used is named, the others are done, and the exit code is 2.
+are made already (as long as what they are made of) are left as they are. A recording in a folder that can't be used is named, the others are
+done, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -33,11 +34,19 @@ Measure = Callable[[Path], float]
 
 
 def listed(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files below `folder` that end in one of `suffixes`, in order, but hidden ones. Raises ValueError when there are none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file() and path.name[0] != ".")
+    """Files below `folder` that end in one of `suffixes`, in order, but hidden ones; links to nothing too. Raises ValueError when there are none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.is_dir() and path.name[0] != ".")
     if not found:
         raise ValueError(f"{folder}: no file in it ends in {' '.join(suffixes)}")
     return found
+
+
+def check_name(path: Path) -> None:
+    """Raises ValueError for a name that audio libraries and terminals can't be told."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{ascii(str(path))}: its name is not UTF-8; rename it") from error
 
 
 def plan(source: Path, out: Path, reads: tuple[str, ...], measure: Measure, suffix: str, writes: tuple[str, ...]) -> list[Job]:
@@ -46,6 +55,7 @@ def plan(source: Path, out: Path, reads: tuple[str, ...], measure: Measure, suff
         if out.exists() and not out.is_dir():
             raise ValueError(f"{out} is a file; {source} is a folder, and its tree needs a folder")
         return [(path, (out / path.relative_to(source)).with_suffix(suffix)) for path in listed(source, reads)]
+    check_name(source)
     target = out / (source.stem + suffix) if out.is_dir() else out
     measure(source)
     if target.suffix.lower() not in writes:
@@ -67,7 +77,7 @@ def length(path: Path, measure: Measure) -> float:
         return 0.0
 
 
-def run_all(jobs: list[Job], measure: Measure, work: Callable[..., None], made: Callable[[Path], bool]) -> tuple[float, int, list[str]]:
+def run_all(jobs: list[Job], measure: Measure, work: Callable[..., None], made: Callable[[Path, Path], bool]) -> tuple[float, int, list[str]]:
     """(seconds of audio done, files that were there already, what is wrong with each of the others)."""
     skipped, failed, done = 0, [], 0.0
     sources: dict[Path, Path] = {}
@@ -75,11 +85,12 @@ def run_all(jobs: list[Job], measure: Measure, work: Callable[..., None], made: 
     with tqdm(total=sum(lengths), unit="s", mininterval=2, bar_format=BAR) as bar:
         for (source, target), seconds in zip(jobs, lengths):
             try:
+                check_name(source)
                 if target in sources:
                     raise ValueError(f"{source}: {target} is made of {sources[target]}; give one of them another name")
                 sources[target] = source
                 if target.exists() and not FLAGS.overwrite:
-                    if not made(target):
+                    if not made(source, target):
                         raise ValueError(f"{source}: {target} exists and is something else; --overwrite replaces it")
                     skipped += 1
                     bar.update(seconds)
@@ -95,14 +106,15 @@ def run_all(jobs: list[Job], measure: Measure, work: Callable[..., None], made: 
 
 
 def info(words: list[str]) -> None:
-    if len(words) != 1:
+    if len(words) != 1 or not words[0]:
         raise ValueError(f"info takes one code file or folder, not {' '.join(words) or '(nothing)'}")
     failed = []
     paths = listed(Path(words[0]), (recordings.SUFFIX,)) if Path(words[0]).is_dir() else [Path(words[0])]
     for path in paths:
         try:
+            check_name(path)
             about = recordings.describe(path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if len(paths) == 1:
                 raise
             failed.append(str(error))
@@ -133,8 +145,8 @@ def main(argv: list[str]) -> None:
         return info(words)
     if verb not in ("encode", "decode"):
         raise ValueError(f"{verb or '(nothing)'} is not a word of this command: expected encode, decode or info (see --help)")
-    if len(words) != 2:
-        raise ValueError(f"{verb} takes IN and OUT, not {' '.join(words) or '(nothing)'}")
+    if len(words) != 2 or not all(words):
+        raise ValueError(f"{verb} takes IN and OUT, not {' '.join(word or '(an empty word)' for word in words) or '(nothing)'}")
     codes = (recordings.SUFFIX,)
     if verb == "encode":
         measure = recordings.seconds_of_audio
@@ -144,7 +156,7 @@ def main(argv: list[str]) -> None:
         jobs = plan(Path(words[0]), Path(words[1]), codes, measure, f".{FLAGS.format}", recordings.WRITTEN)
     cluster.start(lambda line: None)
     files = recordings.CodeFiles(inference.load(FLAGS.model or MODEL), FLAGS.levels)
-    work, made = (files.encode, files.made) if verb == "encode" else (files.decode, Path.is_file)
+    work, made = (files.encode, files.encoded) if verb == "encode" else (files.decode, files.decoded)
     done, skipped, failed = run_all(jobs, measure, work, made)
     there = f", {skipped} were there already" if skipped else ""
     print(f"{verb}d {len(jobs) - skipped - len(failed)} of {len(jobs)} files, {done:.1f} s of audio{there}")

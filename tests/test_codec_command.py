@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -210,12 +213,36 @@ def test_a_folder_is_mirrored_and_bad_files_do_not_stop_it(model, other, tmp_pat
     (coded / "zero.ns2").write_bytes(b"")
     code, out, err = run(NAME, "decode", str(coded), str(back), f"--model={model}", "--format=flac")
     assert code == 2 and "3 were there already" in out and "zero.ns2: not a code file" in err
+    # What is there, but is not what would be made: a longer recording by now, something else that has the name.
+    soundfile.write(source / "deep/two.FLAC", speech(16000, 1, 0.7), 16000)
+    code, _, err = run(NAME, "encode", str(source), str(coded), f"--model={model}")
+    assert code == 2 and err.count("exists and is something else") == 1 and "two.FLAC: " in err
+    (back / "one.flac").write_text("not audio")
+    code, _, err = run(NAME, "decode", str(coded), str(back), f"--model={model}", "--format=flac")
+    assert code == 2 and err.count("exists and is something else") == 1 and "one.ns2: " in err
+
+
+def test_names_and_links_of_no_use_do_not_stop_a_folder(model, tmp_path):
+    source, coded = tmp_path / "in", tmp_path / "coded"
+    source.mkdir()
+    for name in (b"good.wav", b"w\xffrong.wav"):
+        with open(os.path.join(os.fsencode(source), name), "wb") as file:
+            soundfile.write(file, speech(16000, 1, 0.5), 16000, format="WAV")
+    (source / "gone.wav").symlink_to(tmp_path / "nowhere")
+    code, out, err = run(NAME, "encode", str(source), str(coded), f"--model={model}")
+    assert code == 2 and "encoded 1 of 3 files" in out and "gone.wav" in err and "its name is not UTF-8" in err
+    deep = b"[" * 2000
+    start = codes.MAGIC + struct.pack("<II", codes.VERSION, len(deep))
+    (coded / "deep.ns2").write_bytes(start + deep + struct.pack("<I", zlib.crc32(deep, zlib.crc32(start))))
+    code, out, err = run(NAME, "info", str(coded))
+    assert code == 2 and "good.ns2: 0.50 s" in out and "deep.ns2: a header that makes no sense" in err
 
 
 @pytest.mark.parametrize("args,message", [
     ([], "expected encode, decode or info"),
     (["sing", "a", "b"], "sing is not a word of this command"),
     (["encode", "a.wav"], "encode takes IN and OUT, not a.wav"),
+    (["encode", "", "out"], "encode takes IN and OUT, not (an empty word) out"),
     (["decode", "a", "b", "c"], "decode takes IN and OUT"),
     (["info"], "one code file or folder"),
     (["info", "nowhere.ns2"], "nowhere.ns2: no such code file"),

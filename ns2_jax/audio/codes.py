@@ -184,7 +184,7 @@ class Reader:
         text = self._take(length, "header")
         try:
             self.header = Header(**json.loads(text))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path}: a header that makes no sense: {error}") from error
         self._first, self._after_header = self._file.tell(), self._crc
         self._file.seek(max(total - 16, self._first))

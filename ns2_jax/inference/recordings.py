@@ -18,6 +18,7 @@ from ns2_jax.runtime import state, weights
 SUFFIX = codes.SUFFIX
 READ = (".wav", ".flac", ".ogg", ".mp3")
 WRITTEN = files.STREAMS
+ABOUT = 0.01  # of a second of a recording, in which headers (an MP3's guesses) may differ from what was read
 Progress = Callable[[float], Any]  # is told the seconds of audio done since it was last told
 
 
@@ -97,12 +98,21 @@ class CodeFiles:
         if head.levels > (ours := int(self.model.system.sizes["q"])):
             raise ValueError(f"{reader.path} says levels={head.levels}, but codec {head.codec} has {ours}: its header is wrong")
 
-    def made(self, target: str | os.PathLike) -> bool:
-        """Whether `target` is a code file of this codec with as many levels, of its full length."""
+    def encoded(self, source: str | os.PathLike, target: str | os.PathLike) -> bool:
+        """Whether `target` is a code file of this codec with as many levels, whole and as long as the recording `source`."""
         try:
             with codes.Reader(target) as reader:
                 self.check(reader)
-                return reader.header.levels == self.levels
+                return reader.header.levels == self.levels and abs(reader.seconds - seconds_of_audio(source)) < ABOUT * max(reader.seconds, 1)
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def decoded(self, source: str | os.PathLike, target: str | os.PathLike) -> bool:
+        """Whether `target` is a recording with the length, rate and channels of what is in the code file `source`."""
+        try:
+            with codes.Reader(source) as reader, files.Recording(target) as recording:
+                same = (recording.rate, recording.channels) == (self.model.rate, reader.header.channels)
+                return same and round(recording.seconds * recording.rate) == reader.samples
         except (ValueError, FileNotFoundError):
             return False
 
