@@ -1,4 +1,4 @@
-"""The start of the published codec's second part: `python results/codec/refine_start.py RUN DATA OUT`.
+"""Where the published codec goes on with `refine`: `python results/codec/refine_start.py RUN DATA OUT`.
 
 RUN is `small` as trained without `refine`. Its coarse codebooks stay; those after them begin again, by k-means on what the coarse
 ones leave of 85 training batches (65,280 frames) in the channels that `refine=4` gives each level. OUT is for `config.init_from`.
@@ -18,6 +18,8 @@ from ns2_jax.layers import quantize
 from ns2_jax.runtime import checkpoints, weights
 from ns2_jax.systems import system as systems
 
+if len(sys.argv) != 4:
+    sys.exit("error: expected RUN DATA OUT, as in results/codec/README.md")
 run, data, out = sys.argv[1:]
 config = configs_codec.get_config("small")
 config.data.path, config.model.refine = data, 4
