@@ -264,14 +264,19 @@ def balance(root: str | os.PathLike, made: Mapping[str, Any], needed: Iterable[s
     return {"in": made["inputs"], "out": kept, **({"split": divided, "pieces": len(pieces)} if pieces else {}), **reasons}
 
 
+def too_many(count: int, inputs: int, most: float) -> bool:
+    """Whether `count` rejects for one reason are more than `most` (a share) of the `inputs`, and more than FEW."""
+    return count > max(most * inputs, FEW)
+
+
 def check_rejects(root: str | os.PathLike, inputs: int, most: float) -> None:
-    """Raises ValueError when a reason has more than `most` (a share) of the `inputs`, and more than FEW of them, in `rejects.jsonl`."""
+    """Raises ValueError when a reason has `too_many` of the `inputs` in `rejects.jsonl`."""
     examples: dict[str, list[dict]] = collections.defaultdict(list)
     for line in (pathlib.Path(root) / "rejects.jsonl").read_text().splitlines():
         row = json.loads(line)
         examples[row["reason"]].append(row)
     for reason, rows in sorted(examples.items(), key=lambda item: -len(item[1])):
-        if len(rows) > max(most * inputs, FEW):
+        if too_many(len(rows), inputs, most):
             raise ValueError(f"{len(rows)} of {inputs} utterances ({len(rows) / inputs:.0%}) were rejected as {reason!r}, more than "
                              f"config.max_rejects={most:g} allows; for example {rows[0]['item']}: {rows[0]['detail']}. See "
                              f"{pathlib.Path(root) / 'rejects.jsonl'}; mend the corpus and make the data set again in "

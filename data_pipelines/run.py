@@ -167,7 +167,7 @@ def _align(job: Job) -> None:
     rejects, total = manifest["groups"]["align"]["rejects"], sum(dataset.records(split) for split in dataset.splits)
     logging.info("not aligned: %s", rejects or "none")
     for reason, count in rejects.items():
-        if count > max(job.config["max_rejects"] * total, ingest.FEW):
+        if ingest.too_many(count, total, job.config["max_rejects"]):
             raise ValueError(f"stage align: {count} of {total} utterances ({count / total:.0%}) got no times ({reason}), more than "
                              f"config.max_rejects={job.config['max_rejects']:g} allows; give another config.aligner (one of ours: train it longer) or "
                              "config.lexicon, or allow more to go on with the rest")
