@@ -29,13 +29,6 @@ def _speakers(root: str, split: str) -> speakers.Speakers:
     return speakers.load(batches.open_dataset(root), split)
 
 
-def squeezed(ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Phones and ends with neighbouring silences as one."""
-    silent = ids == phones.IDS[phones.SILENCE]
-    kept = np.append(~(silent[:-1] & silent[1:]), True)
-    return ids[kept], ends[kept]
-
-
 def takes_a_turn(utterance: Utterance) -> bool:
     """Whether it begins and ends with silence; what no aligner could align does not."""
     return len(utterance.phones) > 2 and {*utterance.phones[[0, -1]].tolist()} == {phones.IDS[phones.SILENCE]}
@@ -46,7 +39,8 @@ def joined(parts: list[Utterance], gaps: list[int], period: int) -> Utterance:
     audio, ids, ends, f0, at = [], [], [], [], 0
     for part, gap in zip(parts, [*gaps, 0]):
         long = len(part.audio) if part is parts[-1] else -(-(len(part.audio) + gap) // period) * period
-        own, own_ends = squeezed(part.phones, np.asarray(part.ends, np.int64))
+        kept = ~phones.doubled(part.phones)
+        own, own_ends = part.phones[kept], np.asarray(part.ends, np.int64)[kept]
         audio.append(np.pad(part.audio, (0, long - len(part.audio))))
         f0.append(np.pad(part.f0, (0, max(long // period - len(part.f0), 0)))[: long // period])
         ids.append(own)

@@ -56,10 +56,7 @@ def spans(begins: np.ndarray, ends: np.ndarray, turn: np.ndarray) -> Spans:
 def heard(aligner: inference.Model, audios: Sequence[np.ndarray | None], scripts: Sequence[Script], rate: int) -> list[Spans | None]:
     """Where in `audios [s]` at `rate` Hz the turns are said, in samples; None for no audio, and for one too short for its phones."""
     there = [k for k, audio in enumerate(audios) if files.has_signal(audio)]
-    asked = []
-    for k in there:  # silences that meet are one
-        spoken = scripts[k].spoken
-        asked.append(scripts[k].phones[spoken | np.append(spoken[1:], True)])
+    asked = [scripts[k].phones[~inventory.doubled(scripts[k].phones)] for k in there]
     sounds = files.resample_all([audios[k] for k in there], rate, aligner.rate)
     found: list[Spans | None] = [None] * len(audios)
     for k, ids, one, sound in zip(there, asked, aligning.align_all(aligner, sounds, asked), sounds, strict=True):

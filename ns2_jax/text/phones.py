@@ -86,10 +86,15 @@ def ids(phones: Sequence[str]) -> np.ndarray:
     return np.asarray([IDS[phone] for phone in phones], np.int32)
 
 
+def doubled(indices: np.ndarray) -> np.ndarray:
+    """Of phone ids `[p]`, which are a silence before a silence, bool `[p]`; without these, silences that meet are one."""
+    silent = np.asarray(indices) == IDS[SILENCE]
+    return silent & np.append(silent[1:], False)
+
+
 def turns(indices: np.ndarray) -> np.ndarray:
     """Of a conversation's phone ids `[p]`, the places of those with which a turn ends: a silence before a silence, and the last phone."""
-    silent = np.asarray(indices) == IDS[SILENCE]
-    return np.flatnonzero(np.append(silent[:-1] & silent[1:], True))
+    return np.union1d(np.flatnonzero(doubled(indices)), [len(indices) - 1])
 
 
 def names(indices: Iterable[int]) -> list[str]:

@@ -87,9 +87,8 @@ def test_the_draw_is_the_place_s_and_nothing_is_too_long(corpus):
 
 
 def test_silences_in_a_row_are_one_and_turns_are_where_two_meet():
-    ids, ends = phones.ids(["sil", "sil", "ah", "sil", "sil", "sil"]), np.array([1, 3, 5, 6, 7, 9])
-    found = dialogues.squeezed(ids, ends)
-    assert phones.names(found[0]) == ["sil", "ah", "sil"] and found[1].tolist() == [3, 5, 9]
+    doubled = phones.doubled(phones.ids(["sil", "sil", "ah", "sil", "sil", "sil"]))
+    assert doubled.tolist() == [True, False, False, True, True, False]
     assert phones.turns(phones.ids(["sil", "ah", "sil", "sil", "b", "sil"])).tolist() == [2, 5]
     assert phones.turns(phones.ids(["sil", "ah", "sil"])).tolist() == [2]
 
