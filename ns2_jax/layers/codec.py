@@ -318,6 +318,16 @@ class Codec(nn.Module):
         """The channels that coarse levels code, the first ones."""
         return self.channels - self.wave if self.coarse else self.channels
 
+    @property
+    def axes(self) -> np.ndarray | None:
+        """Axes of the coarse channels that depend less on one another than these do, `[c, c]`, orthogonal, one a column; None for the channels
+        themselves. Bands rise and fall together: their cosine transform, the cepstrum, hardly does."""
+        if not self.wave:
+            return None
+        axes = np.eye(self.coarse_channels, dtype=np.float32)
+        axes[: self.cepstrum, : self.cepstrum] = spectral.dct_matrix(self.cepstrum)
+        return axes
+
     def encode(self, audio_bs: jax.Array) -> jax.Array:
         """Audio float32 `[b, t * hop]` in [-1, 1] -> latent float32 `[b, t, channels]`, not quantised."""
         return self.encoder(audio_bs).astype(jnp.float32)

@@ -6,9 +6,9 @@ ones, listening to the prompt through 32 queries and FiLM; the frozen codec in `
     L = data + score + 0.1 CE-RVQ (equation 6) + duration + pitch (equation 7)
 
 Choices where the paper is silent, or where we leave it; every one is a number of `System`:
-  * Latents, target and prompt alike, are centred and divided by their channels' deviations (`rest/codec/rest`) to the power
-    `whiten`. 1 makes every channel count alike, which drowns a codec's few telling channels in its many faint ones; 0
-    keeps their proportions. Mean square 1 in any case.
+  * Latents, target and prompt alike, are centred, turned to axes that are less correlated where the codec knows some (`layers.codec.Codec.axes`;
+    not the paper's codec), and divided by their deviations there to the power `whiten`. 1 makes every axis count alike, which drowns
+    a codec's few telling ones in its many faint ones; 0 keeps their proportions. Mean square 1 in any case.
   * The score term is a second weight on the data loss (`maths.process.score_loss`); as printed it is 4e12 at t = 1e-5.
     The default `min_snr` caps it at 5; `literal`, `eps_l2` and `eps_l1` are there.
   * The network predicts clean latents (`prediction="x0"`, the paper) or velocity, `x0 = alpha z - sigma v` (`"v"`: ours,
@@ -214,11 +214,25 @@ class System(Programs, SingleLoss):
     def latents(self, rest: Tree, codes_btq: jax.Array, mask_bt: jax.Array) -> jax.Array:
         """Codes -> sum of their vectors, centred and scaled, zero at padding, float32 `[b, t, c]`."""
         books, mean, _ = self.coarse(rest)
-        return (quantize.rvq_lookup(books.codes, codes_btq) - mean) / self.scale(rest) * mask_bt[..., None]
+        z, axes = quantize.rvq_lookup(books.codes, codes_btq) - mean, self.codec_network.axes
+        return (z if axes is None else z @ axes) / self.scale(rest) * mask_bt[..., None]
+
+    def restore(self, rest: Tree, z_btc: jax.Array) -> jax.Array:
+        """The model's latents in the codec's units, the way back of `latents`."""
+        _, mean, _ = self.coarse(rest)
+        z, axes = z_btc * self.scale(rest), self.codec_network.axes
+        return (z if axes is None else z @ axes.T) + mean
 
     def scale(self, rest: Tree) -> jax.Array:
-        """What a channel's latents are divided by, `[c]`: deviation ** whiten, times what makes their mean square 1."""
-        _, _, deviation = self.coarse(rest)
+        """What latents are divided by along each axis, `[c]`: deviation ** whiten, times what makes their mean square 1.
+
+        The codec stores the deviations of its channels. Along other axes it is the codes' that count, as if all were used equally often and the
+        levels independent of one another.
+        """
+        books, _, deviation = self.coarse(rest)
+        if (axes := self.codec_network.axes) is not None:
+            around = (books.codes - books.codes.mean(1, keepdims=True)) @ axes
+            deviation = jnp.maximum(jnp.sqrt(jnp.square(around).mean(1).sum(0)), 1e-4)
         return deviation**self.whiten * jnp.sqrt(jnp.mean(deviation ** (2 - 2 * self.whiten)))
 
     def prompts(
@@ -361,9 +375,7 @@ class System(Programs, SingleLoss):
         score = process.score_loss(self.score_loss, error, alpha, sigma, self.snr_cap)
         terms = {"data": jnp.square(error).mean(-1), "score": score.mean(-1)}
         if self.ce_weight:
-            books, mean, _ = self.coarse(rest)
-            z = x0_hat * self.scale(rest) + mean
-            loss, right = ce_rvq(z, codes_btq[..., : self.ce_depth], books, self.unroll)
+            loss, right = ce_rvq(self.restore(rest, x0_hat), codes_btq[..., : self.ce_depth], self.coarse(rest)[0], self.unroll)
             weight = jnp.square(alpha[..., 0]) if self.ce_by_signal else 1.0
             terms |= {"ce": loss.mean(0) * weight, "ce_accuracy_first": right[0], "ce_accuracy_last": right[-1]}
         return terms

@@ -114,9 +114,9 @@ class Programs:
 
     def _finish(self, rest: Tree, x0: jax.Array, mask: jax.Array, snap: int) -> dict[str, jax.Array]:
         valid = mask[..., None].astype(jnp.float32)
-        books, mean, _ = self.coarse(rest)
-        latents = (x0 * self.scale(rest) + mean) * valid
+        latents = self.restore(rest, x0) * valid
         if snap:
+            books, _, _ = self.coarse(rest)
             latents = quantize.rvq_lookup(books.codes, quantize.rvq_encode(latents, books, snap)) * valid
         audio = self._decode(rest, latents) * jnp.repeat(mask, self.codec_network.hop, 1)
         return {"audio": audio, "latents": latents, "frames": mask.sum(-1).astype(jnp.int32)}
