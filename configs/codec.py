@@ -14,6 +14,8 @@ Variants, as words in the argument:
     modern  factorised codes of 8 channels and DAC's discriminators (periods, multi-band complex STFT) instead of the paper's
             Euclidean codebooks; `base,modern` has 27.3 M with its codes.
     causal  convolutions that look back only, for streaming; `small` keeps the look-ahead of its transforms (4 frames, 50 ms).
+    decoder  trains the decoder alone, from a run's networks and codebooks, which stay: what was encoded need not be again. It hears coarse
+            latents more often (`quantiser_dropout`), and as smooth as a model predicts them (`blur`): what is spoken through it is clearer.
 
 Overrides: `hop=320,levels=12` gives base strides 2-4-5-8 and the 50 Hz codec that SoundStorm's base stands on.
 `--config.model.refine=4` lets the last four levels of `small` go on with the coarse channels (why: results/codec/README.md).
@@ -50,7 +52,7 @@ DAC_SCALES = tuple((32 * 2**i, 5 * 2**i) for i in range(7))
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    size, words, overrides = common.parse(arg, ("modern", "causal"))
+    size, words, overrides = common.parse(arg, ("modern", "causal", "decoder"))
     config = common.defaults(system="codec", size=size)
     hop = int(overrides.pop("hop", 200))
     config.model = common.choose(
@@ -67,6 +69,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25, complex_weight=0.0),
     )
     config.model.balance, config.model.refine = False, 0
+    config.model.blur, config.model.quantiser_dropout, config.model.codebook_decay = 0.0, 0.5, 0.99
     if "modern" in words:
         config.model.judge, config.model.commitment_weight = "dac", 0.25
         config.model.judge_filters = common.choose(size, smoke=8, small=8, base=32)
@@ -87,6 +90,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.steps = common.choose(size, smoke=60, small=17_000, base=440_000)
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
+    if "decoder" in words:
+        config.train.frozen = ("params/gen/(encoder|quantiser)/.*",)
+        config.model.codebook_decay, config.model.adversarial_from = 1.0, 0
+        config.model.blur, config.model.quantiser_dropout = 3.0 if config.model.codec.get("coarse") else 0.0, 0.75
+        config.optim.peak, config.optim.by_key.disc.peak = (common.choose(size, smoke=2e-3, small=3e-4, base=1e-4),) * 2
+        config.train.steps = common.choose(size, smoke=60, small=3000, base=40_000)
     return common.finish(config, overrides)
 
 

@@ -8,7 +8,8 @@ codes of 8 channels (`codec.code_width`, learned by gradients with a codebook lo
 
 Deviations, each a value in `configs/codec.py`: `kind="frame"` (everything at frame rate, for CPUs), the
 discriminators start at `adversarial_from`, the decoder hears unquantised latents before `quantise_from`, dead codes
-move onto busy ones (`layers.quantize.rvq_update`).
+move onto busy ones (`layers.quantize.rvq_update`), and `blur` lets the decoder hear coarse latents as smooth as a model predicts them: what is
+spoken through it sounds the better for it.
 
 One step function serves it: `grads` returns generator and discriminator gradients side by side under the keys `gen`
 and `disc`, and the optimiser gives each key its own chain.
@@ -31,6 +32,7 @@ from ns2_jax.systems.system import Base, Batch, Field, Program, Sizes, Tree, tup
 
 STATISTICS_DECAY = 0.995  # of the latent's mean and deviation in `rest`
 BALANCE_DECAY = 0.999  # EnCodec's, of the norms of the losses' gradients
+SURE = 5  # cepstra, the first ones, that a model predicts well
 COLLAPSED = 0.01  # share of a level's codes in effect under which training stops; healthy runs stay over 0.14
 WATCHED_FROM = 100
 
@@ -57,7 +59,8 @@ class System(Base):
     adversarial_from: int = 5000
     quantise_from: int = 0
     quantiser_dropout: float = 0.5
-    codebook_decay: float = 0.99
+    blur: float = 0.0  # frames: the deviation of the widest Gaussian by which latents of coarse levels alone are smoothed
+    codebook_decay: float = 0.99  # 1 keeps the codebooks, and the latent's statistics
     dead: float = 0.02
     dtype: str = "float32"
 
@@ -69,6 +72,8 @@ class System(Base):
         if net.coarse and (net.code_width or not net.wave or net.coarse >= self.levels):
             raise ValueError(f"coarse={net.coarse} levels of {self.levels} need Euclidean codes (code_width={net.code_width}), channels for the "
                              f"waveform (wave={net.wave}) and finer levels that code them")
+        if self.blur and not net.coarse:
+            raise ValueError(f"blur={self.blur} is of latents of coarse levels, of which coarse={net.coarse} has none")
         if self.refine and not (net.coarse and 0 < self.refine < self.levels - net.coarse):
             raise ValueError(f"refine={self.refine}: the last levels of {self.levels} go on with what coarse={net.coarse} levels coded, and "
                              "leave some between for the waveform")
@@ -192,7 +197,8 @@ class System(Base):
         full = drawn >= self.quantiser_dropout
         depth = jnp.where(full, self.levels, depth)
         if self.network.coarse:
-            depth = jnp.where(drawn < self.quantiser_dropout / 2, self.network.coarse, depth)
+            alone = drawn < self.quantiser_dropout / 2
+            depth = jnp.where(alone, self.network.coarse, depth)
         judged = step >= self.adversarial_from
 
         def generator(gen: Tree):
@@ -203,6 +209,8 @@ class System(Base):
                 quantised, commitment, stats = quantize.rvq_train(z, rest["codebooks"], depth, weight, self.task)
                 following = jnp.zeros_like(commitment)
             heard = jnp.where(step >= self.quantise_from, quantised, z)
+            if self.blur:
+                heard = self.blurred(heard, self.blur * alone * jax.random.uniform(jax.random.fold_in(rng, 2), alone.shape))
             fake = self.network.apply({"params": gen}, heard, method="decode")
             sums = jnp.einsum("btc,b->c", z, weight) / z.shape[1], jnp.einsum("btc,b->c", jnp.square(z), weight) / z.shape[1]
             error = (jnp.square(z - quantised).mean((1, 2)) / (z.var((1, 2)) + 1e-9)) * full
@@ -223,6 +231,17 @@ class System(Base):
         if self.balance:
             stats["balance"] = norms
         return {"gen": gen_grads, "disc": disc_grads}, stats, metrics
+
+    def blurred(self, z_btc: jax.Array, frames_b: jax.Array) -> jax.Array:
+        """Latents without what cannot be predicted frame by frame: smoothed over time by Gaussians of a deviation of `frames_b` (0: not), but for
+        the first SURE cepstra and the waveform's channels."""
+        c, axes, at = self.network.coarse_channels, self.network.axes, jnp.arange(z_btc.shape[1])
+        far = (at[:, None] - at) / jnp.maximum(frames_b, 1e-3)[:, None, None]
+        near = jnp.exp(-0.5 * jnp.square(far))
+        turned = z_btc[..., :c] @ axes
+        smooth = jnp.einsum("bts,bsc->btc", near / near.sum(-1, keepdims=True), turned)
+        smooth = jnp.where(jnp.arange(c) < SURE, turned, smooth) @ axes.T
+        return jnp.where(frames_b[:, None, None] > 0, jnp.concatenate([smooth, z_btc[..., c:]], -1), z_btc)
 
     def use(self, counts_qk: jax.Array) -> dict[str, jax.Array]:
         """How the codes are used: perplexity and share in use of each level (01 the coarsest), mean perplexity and dead codes of all."""
@@ -246,6 +265,8 @@ class System(Base):
     def update(self, params: Tree, rest: Tree, stats: Tree, rng: jax.Array, step: jax.Array) -> Tree:
         """Codebooks, and the latent's mean and deviation per channel (a decayed mean over steps)."""
         del params, step
+        if self.codebook_decay == 1.0:
+            return rest
         if self.network.code_width:
             new = {"counts": self.codebook_decay * rest["counts"] + (1 - self.codebook_decay) * stats["counts"]}
         else:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.fft
 
 from configs.naturalspeech2 import get_config
 from ns2_jax.layers import quantize
@@ -38,7 +39,10 @@ def predicted(one: System, rest) -> dict:
     own, net = rest["codec"]["rest"], one.codec_network
     c = net.channels - net.wave
     assert 0 < net.coarse < one.levels and c == one.sizes["c"] < net.channels
-    return {"codebooks": own["codebooks"][: net.coarse, :, :c], "mean": own["mean"][:c], "deviation": own["deviation"][:c]}
+    books, axes = np.asarray(own["codebooks"][: net.coarse, :, :c], np.float64), np.eye(c)
+    axes[: net.cepstrum, : net.cepstrum] = scipy.fft.dct(np.eye(net.cepstrum), norm="ortho")
+    deviation = np.sqrt((books @ axes).var(1).sum(0))
+    return {"codebooks": books, "mean": own["mean"][:c], "axes": axes, "deviation": deviation}
 
 
 QUIET = {
@@ -258,7 +262,7 @@ def test_loss_terms_are_the_papers_equations(prediction, whiten):
     valid = np.arange(24) < data["frames"][:, None]
     z = sum(book[data["codes"][..., j]] for j, book in enumerate(own["codebooks"]))
     scale = own["deviation"] ** whiten
-    x0 = (z - own["mean"]) / (scale * np.sqrt(np.mean((own["deviation"] / scale) ** 2)))
+    x0 = (z - own["mean"]) @ own["axes"] / (scale * np.sqrt(np.mean((own["deviation"] / scale) ** 2)))
     alpha = np.exp(-0.5 * (0.05 * draws["t"] + 9.975 * draws["t"] ** 2))[:, None, None]
     sigma = np.sqrt(1 - alpha**2)
     x0_hat = out["denoiser"] if prediction == "x0" else alpha * (alpha * x0 + sigma * draws["noise"]) - sigma * out["denoiser"]
@@ -369,15 +373,28 @@ def test_a_prompt_taken_away_has_no_say():
 def test_latents_have_mean_square_one_and_the_proportions_that_whiten_leaves(whiten):
     rng = np.random.default_rng(0)
     one = system(whiten=whiten)
-    deviation = np.geomspace(5.0, 0.1, one.sizes["c"]).astype(np.float32)
-    books = (rng.normal(size=(1, 4000, deviation.size)) * deviation + 3.0).astype(np.float32)
-    own = {"codebooks": books, "mean": books[0].mean(0), "deviation": books[0].std(0)}
+    c = one.sizes["c"]
+    deviation = np.geomspace(5.0, 0.1, c).astype(np.float32)
+    books = (rng.normal(size=(1, 4000, c)) * deviation) @ one.codec_network.axes.T + 3.0
+    own = {"codebooks": books.astype(np.float32), "mean": books[0].mean(0), "deviation": np.full(c, np.nan)}
     codec = {"codec": {"params": {"gen": {}}, "rest": own}}
     z = np.asarray(one.latents(codec, np.arange(4000)[None, :, None], np.ones((1, 4000), bool)))[0]
     assert np.square(z).mean() == pytest.approx(1.0, rel=1e-3)
     assert np.abs(z.mean(0)).max() < 1e-3
     np.testing.assert_allclose(z.std(0) / z.std(0)[0], (deviation / deviation[0]) ** (1 - whiten), rtol=0.1)
-    np.testing.assert_allclose(z * np.asarray(one.scale(codec)) + own["mean"], books[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(one.restore(codec, z), books[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_codec_without_bands_keeps_its_channels_and_their_stored_deviations():
+    one = system("base")
+    rng, c = np.random.default_rng(0), one.sizes["c"]
+    own = {"codebooks": rng.normal(size=(one.levels, 8, c)), "mean": rng.normal(size=c), "deviation": rng.uniform(1, 2, c)}
+    codec = {"codec": {"params": {"gen": {}}, "rest": jax.tree.map(jnp.float32, own)}}
+    codes = rng.integers(8, size=(1, 5, one.levels))
+    z = sum(own["codebooks"][j][codes[..., j]] for j in range(one.levels))
+    found = one.latents(codec, codes, np.ones((1, 5), bool))
+    np.testing.assert_allclose(found, (z - own["mean"]) / own["deviation"], atol=1e-5)
+    np.testing.assert_allclose(one.restore(codec, found), z, atol=1e-4)
 
 
 def test_pitch_bins_are_log_spaced_with_unvoiced_apart():
