@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.fft
+import scipy.ndimage
 
 from configs.codec import get_config
 from ns2_jax.layers import quantize
+from ns2_jax.runtime import state
+from ns2_jax.systems.codec import SURE
 from ns2_jax.systems.system import make, shapes
 from tests import goldens, meshes
 
@@ -316,3 +322,37 @@ def test_the_last_levels_go_on_with_the_coarse_channels():
     for wrong in (dict(refine=2), dict(refine=3), dict(refine=1, codec=dict(one.codec) | dict(coarse=0))):
         with pytest.raises(ValueError, match=f"refine={wrong['refine']}: the last levels of 4"):
             system(**wrong)
+
+
+def test_blurred_latents_are_smoothed_over_time_but_for_what_is_sure():
+    one = system(blur=2.0)
+    net = one.network
+    c, axes = net.coarse_channels, np.eye(net.coarse_channels)
+    axes[: net.cepstrum, : net.cepstrum] = scipy.fft.dct(np.eye(net.cepstrum), norm="ortho")
+    z = np.random.default_rng(0).normal(size=(3, 40, net.channels)).astype(np.float32)
+    found = np.asarray(one.blurred(jnp.asarray(z), jnp.asarray([0.0, 0.5, 2.0])))
+    np.testing.assert_array_equal(found[0], z[0])
+    np.testing.assert_array_equal(found[..., c:], z[..., c:])
+    for row, deviation in ((1, 0.5), (2, 2.0)):
+        expected = z[row, :, :c].astype(np.float64) @ axes
+        for k in range(SURE, c):  # a filter that knows nothing beyond the ends, and divides by what it saw
+            smooth = lambda x: scipy.ndimage.gaussian_filter1d(x, deviation, mode="constant", radius=40)
+            expected[:, k] = smooth(expected[:, k]) / smooth(np.ones(40))
+        np.testing.assert_allclose(found[row, :, :c], expected @ axes.T, atol=2e-5)
+    np.testing.assert_allclose(one.blurred(jnp.ones_like(z), jnp.full(3, 2.0)), 1.0, atol=1e-5)
+    with pytest.raises(ValueError, match="blur=2.0 is of latents of coarse levels, of which coarse=0 has none"):
+        system(blur=2.0, codec=dict(one.codec) | dict(coarse=0))
+
+
+def test_the_decoder_alone_learns_and_what_codes_are_made_of_stays(started):
+    config = get_config("smoke,decoder")
+    one, (_, params, rest) = make("codec", config.model), started
+    kept = [path for path in state.flatten(params) if any(re.fullmatch(rule, f"params/{path}") for rule in config.train.frozen)]
+    assert kept and all(path.startswith("gen/encoder/") for path in kept)
+    gradients, stats, metrics = jax.jit(one.grads)(params, rest, batch(), jax.random.key(1), jnp.int32(0))
+    after = one.update(params, rest, stats, jax.random.key(2), jnp.int32(0))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), after, rest)) and after.keys() == rest.keys()
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["gen"]["decoder"])) and float(metrics["adversarial"]) > 0
+    plain = make("codec", {**config.model, "blur": 0.0}).grads(params, rest, batch(), jax.random.key(1), jnp.int32(0))[2]
+    assert float(plain["mel"]) != pytest.approx(float(metrics["mel"]), rel=1e-6)
+    assert float(plain["quantisation_error"]) == pytest.approx(float(metrics["quantisation_error"]), rel=1e-6)
