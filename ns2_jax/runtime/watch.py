@@ -2,10 +2,10 @@
 
 Every process puts a sign of life into JAX's coordination service; the first looks whether all signs change, by its own steady clock (no
 two machines' clocks are compared), and writes down who is gone. All read that, say it in one line and end with LOST, within `lost_after`
-seconds of a host's death; otherwise they would wait in a collective for ever, or until JAX ends them with a stack dump. A process that fails
-by itself writes that down before it goes. When the first host itself dies, JAX's client aborts the others at once, with words of its own
-(exit code 134). A process whose phase does not change for `stuck_after` seconds dumps the stacks of its threads
-to stderr, says what it was doing, and goes on waiting: a person decides.
+seconds of a host's death and a few looks (the first last: the service ends with it); otherwise they would wait in a collective for ever, or
+until JAX ends them with a stack dump. A process that fails by itself writes that down before it goes. When the first host itself dies, JAX's
+client aborts the others at once, with words of its own (exit code 134). A process whose phase does not change for `stuck_after` seconds dumps
+the stacks of its threads to stderr, says what it was doing, and goes on waiting: a person decides.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ class Watch:
         if said["process"] != self.process and not self._ending.is_set():
             self._say(f"error: process {said['process'] + 1} of {self.processes} is gone: {said['reason']}. Process {self.process + 1} ends too "
                       f"(code {LOST}); nothing that was saved is lost: start the same command again on all hosts, or on fewer")
+            if self.process == 0:
+                self._ending.wait(3 * self.period)  # the service ends with this process: the others read it first
             self._leave(LOST)
 
     def _judge(self, beats: dict[str, str], now: float) -> None:

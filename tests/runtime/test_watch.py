@@ -31,9 +31,9 @@ def hosts(monkeypatch):
     now, service, left, said = [0.0], Service(), [], []
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
 
-    def host(i, **more):
+    def host(i):
         return watch.Watch(i, 3, lost_after=10.0, stuck_after=0.0, service=service, leave=lambda code: left.append((i, code)), say=said.append,
-                           **more)
+                           period=0.01)
 
     return now, service, left, said, [host(i) for i in range(3)]
 
@@ -51,6 +51,16 @@ def test_a_silent_host_is_gone_after_lost_after_and_not_before(hosts):
     assert left == [(0, 75), (1, 75)]
     assert said[0].startswith("error: process 3 of 3 is gone: no sign of life for 10 s (killed, or its machine is gone). "
                               "Process 1 ends too (code 75)")
+
+
+def test_the_first_host_leaves_when_the_others_have_read(hosts):
+    """With it ends the service, and JAX's client would end them without a word."""
+    _, _, left, _, (first, second, third) = hosts
+    first._ending.wait = lambda seconds: left.append(f"waits {seconds / first.period:.0f} looks")
+    third.fail("its disk is full")
+    first.look()
+    second.look()
+    assert left == ["waits 3 looks", (0, 75), (1, 75)]
 
 
 def test_one_that_has_not_begun_or_has_done_is_not_gone(hosts):
