@@ -13,6 +13,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ import jax
 
 PREFIX, VERDICT, DONE = "ns2_jax/life/", "ns2_jax/verdict/", "done"
 LOST = 75  # of sysexits.h: temporary failure, try again
+STATUS = r"(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
 UNREACHABLE = 3  # looks in a row without an answer from the first host
 
 
@@ -31,6 +33,11 @@ def client() -> Any:
     from jax._src import distributed  # no public name exists
 
     return distributed.global_state.client
+
+
+def is_runtime(error: BaseException) -> bool:
+    """Whether an error is of JAX's runtime; some of those of a collective arrive as a ValueError that begins with a status."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(re.match(STATUS, str(error)))
 
 
 class Watch:
@@ -62,9 +69,9 @@ class Watch:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None and self.service is not None and not isinstance(error, SystemExit):
-            if isinstance(error, jax.errors.JaxRuntimeError):  # most likely a collective whose other end is gone: the thread will say whose
+            if is_runtime(error):  # most likely a collective whose other end is gone: the thread will say whose
                 self._say(f"process {self.process + 1} of {self.processes}: {' '.join(str(error).split())[:200]}; looking whether another is gone")
-                self._ending.wait(self.lost_after + 4 * self.period)
+                self._ending.wait(self.lost_after + 10 * self.period)  # as long as the first may take to say so, and some
             self.fail(str(error) or repr(error))
             if self.process == 0:
                 self._ending.wait(3 * self.period)  # the service ends with this process: the others read it first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import pytest
 
 from ns2_jax.runtime import watch
@@ -80,6 +81,17 @@ def test_the_first_reason_stays_and_is_not_told_to_its_own(hosts):
         host.look()
     assert json.loads(service.kept[watch.VERDICT + "first"]) == {"process": 2, "reason": "the disk is full"}
     assert left == [(0, 75), (1, 75)] and "process 3 of 3 is gone: the disk is full" in said[0]
+
+
+@pytest.mark.parametrize("error, guilty", [
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset"), 2), (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), 2),
+    (FileNotFoundError("a shard"), 1)])
+def test_a_broken_collective_waits_for_who_broke_it(hosts, error, guilty):
+    """Whatever JAX raises it as; an error of its own a host says at once."""
+    _, service, _, _, (_, second, third) = hosts
+    second._ending.wait = lambda seconds: third.fail("killed")  # what happens meanwhile
+    second.__exit__(type(error), error, None)
+    assert json.loads(service.kept[watch.VERDICT + "first"])["process"] == guilty
 
 
 def test_without_the_first_host_nothing_answers(hosts):
