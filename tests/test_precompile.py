@@ -144,8 +144,9 @@ def test_advice_is_of_the_command_line():
     assert any(line.startswith("--config.mesh.data=1 --config.mesh.fsdp=-1 (state of 4.00 GiB a chip") for line in found)
     assert found[-1] == "a slice of 32 chips, with mesh.fsdp over all of them"
     assert fit.advice(report_of(fits=True), config) == []
-    tight = fit.advice(report_of(state_bytes_per_chip=14 << 30), config)  # 12 GiB beside a state that leaves 1.2: sixteen micro-batches are too many
-    assert not any("micro_batches" in line for line in tight)
+    tight = fit.advice(report_of(state_bytes_per_chip=14 << 30), config)  # 12 GiB beside a state that leaves 1.2: four micro-batches are too few
+    assert not any(line.startswith("--config.train.micro_batches") for line in tight)
+    assert tight[0] == "--config.mesh.sequence=4 --config.train.micro_batches=16 (1/4 of the time of as many rows)"  # a row is too much for a chip
 
 
 def test_the_bound_is_the_longest_of_its_parts():
