@@ -144,8 +144,9 @@ def test_advice_is_of_the_command_line():
     assert any(line.startswith("--config.mesh.data=1 --config.mesh.fsdp=-1 (state of 4.00 GiB a chip") for line in found)
     assert found[-1] == "a slice of 32 chips, with mesh.fsdp over all of them"
     assert fit.advice(report_of(fits=True), config) == []
-    tight = fit.advice(report_of(state_bytes_per_chip=14 << 30), config)  # 12 GiB beside a state that leaves 1.2: sixteen micro-batches are too many
-    assert not any("micro_batches" in line for line in tight)
+    tight = fit.advice(report_of(state_bytes_per_chip=14 << 30), config)  # 12 GiB beside a state that leaves 1.2: four micro-batches are too few
+    assert not any(line.startswith("--config.train.micro_batches") for line in tight)
+    assert tight[0] == "--config.mesh.sequence=4 --config.train.micro_batches=16 (1/4 of the time of as many rows)"  # a row is too much for a chip
 
 
 def test_the_bound_is_the_longest_of_its_parts():
@@ -218,7 +219,9 @@ def test_a_pod_is_measured_with_rows_that_divide(monkeypatch, tmp_path, capsys):
 
     def measure(config, topology, slices):
         seen.append((dict(config.mesh), [b["b"] for b in config.data.buckets], slices))
-        return report_of(fits=True, config="aligner", size="base", topology=topology)
+        sent = {"all-reduce": {"count": 2, "bytes": 3 << 20}, "all-gather": {"count": 1, "bytes": 1 << 20}}
+        return report_of(fits=slices == 1, config="aligner", size="base", topology=topology, slices=slices, parameters=4_627_712, compile_s=9.6,
+                         bucket=dict(b=64, t=320), collectives=sent, bound={"seconds": 0.25, "by": "between_slices"} if slices == 1 else None)
 
     monkeypatch.setattr(fit, "measure", measure)
     monkeypatch.setattr(command, "POD", (("cpu:8", 1), ("cpu:8", 2)))
@@ -227,11 +230,17 @@ def test_a_pod_is_measured_with_rows_that_divide(monkeypatch, tmp_path, capsys):
     config.data.buckets = tuple({**b, "b": b["b"] // 32} for b in config.data.buckets)
     flags = types.SimpleNamespace(config=config, topology="", num_slices=1, plan=False, pod=True, json=True, out=str(tmp_path / "out" / "pod.jsonl"))
     monkeypatch.setattr(command, "FLAGS", flags)
-    assert command.main([]) == 0
+    assert command.main([]) == 1  # one of them does not fit
     assert [(mesh["data"], rows, slices) for mesh, rows, slices in seen] == [(1, [64, 32, 16, 8], 1), (2, [64, 32, 16, 8], 2)]
     kept = [json.loads(line) for line in (tmp_path / "out" / "pod.jsonl").read_text().splitlines()]
     assert len(kept) == 2 and kept[0]["versions"]["jax"] == jax.__version__
     assert len(capsys.readouterr().out.splitlines()) == 2
+    assert command.main([]) == 1  # again: two more lines, and a table of two rows still
+    rows = (tmp_path / "out" / "pod.md").read_text().splitlines()
+    assert len(rows) == 4 and {row.count("|") for row in rows} == {15}
+    assert rows[2] == ("| aligner base | cpu:8 | data=2 fsdp=8 | b=64 t=320 | 1 | 4.6 M | 26.00 GiB of 16.00 GiB | 4.00 GiB | 3 | 0.25 | "
+                       "between slices | 4 | 0 | 10 |")
+    assert "| 2 x cpu:8 |" in rows[3] and "GiB, does not fit |" in rows[3] and "| nan | unknown |" in rows[3]
     assert {base.system for base in command.bases()} >= {"aligner", "codec", "naturalspeech2"}
 
 

@@ -3,7 +3,8 @@
 XLA gets some sharded convolutions wrong without a word: it multiplies 1-D ones by the size of a mesh axis when time and
 channels are sharded, and on meshes with data, fsdp and tensor axes values of neighbouring convolutions come out off by
 more than their size. So depthwise convolutions are shifted products here, grouped ones are not offered, `runtime.mesh`
-refuses sequence and tensor axes together, and every convolution's output is pinned to batch sharding (`constrain`).
+refuses sequence and tensor axes together, a kernel is gathered where time is cut (`gathered`), and every convolution's output is pinned to
+where its rows and its time lie (`constrain`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ns2_jax.layers.linear import Init, constrain, default_init, named
+from ns2_jax.layers.linear import Init, constrain, default_init, gathered, named
 
 
 def normed(v: jax.Array, g: jax.Array) -> jax.Array:
@@ -31,7 +32,7 @@ def _kernel(module: nn.Module, init: Init, names: tuple, shape: tuple[int, ...],
     if weight_norm:
         length = lambda rng, s: jnp.ones(s, jnp.float32)  # unit gain: the init has unit fan-in variance
         kernel = normed(kernel, module.param("gain", length, shape[-1:]))
-    return kernel
+    return gathered(kernel)
 
 
 def receptive(layers: Sequence[tuple[int, int, int]], first: int, last: int, causal: bool = False) -> tuple[int, int]:
@@ -201,6 +202,6 @@ class FoldedConv1D(nn.Module):
             block, phase = divmod(out + j * self.dilation - before, f)
             tap[block + reach, phase, out] = j
         blocks = jnp.concatenate([kernel, jnp.zeros_like(kernel[:1])])[tap]  # [block, phase in, phase out, i, features]
-        folded = blocks.transpose(0, 1, 3, 2, 4).reshape(len(tap), f * i, f * self.features)
+        folded = gathered(blocks.transpose(0, 1, 3, 2, 4).reshape(len(tap), f * i, f * self.features))
         y = lax.conv_general_dilated(x.astype(self.dtype), folded, (1,), [(reach, reach)], dimension_numbers=("NWC", "WIO", "NWC"))
         return constrain(y + jnp.tile(bias, f))

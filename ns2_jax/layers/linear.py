@@ -24,8 +24,24 @@ def named(init: Init, names: Sequence[str | None]) -> Init:
 
 
 def constrain(x: jax.Array) -> jax.Array:
-    """Pins a `[b, t, c]` activation to batch sharding (a no-op outside a mesh with rules)."""
-    return nn.with_logical_constraint(x, ("act_batch",) + (None,) * (x.ndim - 1))
+    """Pins an activation: rows to the batch's axes, the time of `[b, t, c]` to the sequence axis where there is one and it divides the length
+    (a no-op outside a mesh with rules)."""
+    parts = parts_of_time()
+    time = "act_time" if x.ndim == 3 and parts > 1 and x.shape[1] % parts == 0 else None
+    return nn.with_logical_constraint(x, ("act_batch", time)[: x.ndim] + (None,) * (x.ndim - 2))
+
+
+def gathered(kernel: jax.Array) -> jax.Array:
+    """A convolution's kernel, whole on every device where time is cut: XLA multiplies the results of time-sharded convolutions whose
+    kernels are cut over another axis (`tests/runtime/test_mesh.py` keeps the reproduction)."""
+    return nn.with_logical_constraint(kernel, (None,) * kernel.ndim) if parts_of_time() > 1 else kernel
+
+
+def parts_of_time() -> int:
+    """Into how many parts the rules cut time on the mesh in use; 1 outside of one."""
+    axes = nn.logical_to_mesh_axes(("act_time",))
+    axis = axes[0] if axes else None  # None outside rules
+    return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
 
 
 class Dense(nn.Module):

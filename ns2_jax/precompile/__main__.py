@@ -13,8 +13,9 @@ Prints memory of one chip by kind, FLOPs of a step, the collectives (loops count
 takes at least by the makers' peaks, whatever overlaps. It is no forecast. What does not fit comes with what would make it fit.
 `--plan` picks micro-batches and recomputation for a global batch of `--frames` (default the config's) and says why. `--pod` measures
 every config's base on v5p:4x4x4 and on two of them, with as many times the rows as divide (printed as the
-bucket). `--json` prints one object: fits, hbm_bytes_per_chip, hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step
-(recomputed ones too), collectives, bound, compile_s, advice and more.
+bucket); beside the lines of `--out=FILE.jsonl` it makes their table, FILE.md. `--json` prints one object: fits, hbm_bytes_per_chip,
+hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones too), collectives, bound, compile_s, advice
+and more.
 Exit codes: 0 it fits, 1 it does not, 2 the command is wrong.
 """
 
@@ -24,7 +25,7 @@ import copy
 import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import flags
@@ -46,7 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("plan", False, "Find micro-batches and recomputation that fit, and print why.")
     flags.DEFINE_integer("frames", 0, "With --plan: frames of a batch of all chips; 0 keeps the config's rows.", lower_bound=0)
     flags.DEFINE_bool("pod", False, "Every base config, or that of --config, on v5p:4x4x4 and on two of them.")
-    flags.DEFINE_string("out", None, "With --pod: a file that each object is added to, one a line.")
+    flags.DEFINE_string("out", None, "With --pod: a file that each object is added to, one a line; their table is made beside it.")
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else (--pod: one a line).")
 
 
@@ -79,6 +80,27 @@ def lines(report: dict[str, Any]) -> str:
         text += [f"  {title}{kind}: {n['count']} a step, {n['bytes'] / 2**20:.1f} MiB together" for kind, n in found.items()]
     text += [f"would make it fit (estimate; --plan compiles to be sure): {line}" for line in report.get("advice", ())]
     return "\n".join(text)
+
+
+HEAD = ("", "machine", "mesh", "bucket", "micro-batches", "parameters", "memory a chip", "of it state", "PFLOP a step",
+        "a step takes at least, s", "for", "collectives in a slice, MiB", "between slices", "compiled in, s")
+
+
+def table(reports: Iterable[dict[str, Any]]) -> str:
+    """Reports as Markdown, the last of each config and machine."""
+    last = {(r["config"], r["size"], r["topology"], r["slices"]): r for r in reports}
+    mib = lambda found: f"{sum(n['bytes'] for n in found.values()) / 2**20:,.0f}"
+    shown = lambda sizes, least: " ".join(f"{name}={n}" for name, n in sizes.items() if n > least)
+    rows = [HEAD, ("---",) * len(HEAD)]
+    for r in last.values():
+        bound = r["bound"] or {"seconds": float("nan"), "by": "unknown"}
+        rows.append((
+            f"{r['config']} {r['size']}", (f"{r['slices']} x " if r["slices"] > 1 else "") + r["topology"], shown(r["mesh"], 1),
+            shown(r["bucket"], 0), str(r["micro_batches"]), f"{r['parameters'] / 1e6:.1f} M",
+            f"{gib(r['hbm_bytes_per_chip'])} of {gib(r['hbm_limit_bytes'])}" + ("" if r["fits"] else ", does not fit"),
+            gib(r["state_bytes_per_chip"]), f"{r['flops_per_step'] / 1e15:.3g}", f"{bound['seconds']:.3g}", bound["by"].replace("_", " "),
+            mib(r["collectives"]), mib(r.get("collectives_between_slices", {})), f"{r['compile_s']:.0f}"))
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def one(config: Any, topology: str, slices: int) -> dict[str, Any]:
@@ -115,6 +137,8 @@ def pod(config: Any | None) -> int:
                 os.makedirs(os.path.dirname(FLAGS.out) or ".", exist_ok=True)
                 with open(FLAGS.out, "a", encoding="utf8") as f:
                     f.write(json.dumps(report | {"versions": versions}) + "\n")
+                with open(FLAGS.out, encoding="utf8") as kept, open(f"{os.path.splitext(FLAGS.out)[0]}.md", "w", encoding="utf8") as f:
+                    f.write(table(map(json.loads, kept)))
     return cluster.DONE if fits else cluster.FAILED
 
 

@@ -97,10 +97,15 @@ def advice(report: Mapping[str, Any], config: Any, margin: float = 0.95) -> list
     rest, shards = needed - state, report["mesh"]["data"] * report["mesh"]["fsdp"]
     found = []
     most = min(bucket["b"] for bucket in config.data.buckets) // shards
-    for micro in (m for m in range(report["micro_batches"] + 1, most + 1) if all(b["b"] % (shards * m) == 0 for b in config.data.buckets)):
-        if rest * report["micro_batches"] / micro <= room:
-            found.append(f"--config.train.micro_batches={micro} (activations of {report['micro_batches']}/{micro} of the rows at a time)")
-            break
+    counts = [m for m in range(report["micro_batches"], most + 1) if all(b["b"] % (shards * m) == 0 for b in config.data.buckets)]
+    whole = rest * report["micro_batches"]
+    if micro := next((m for m in counts[1:] if whole / m <= room), 0):
+        found.append(f"--config.train.micro_batches={micro} (activations of {report['micro_batches']}/{micro} of the rows at a time)")
+    elif counts and report["mesh"]["sequence"] == report["mesh"]["tensor"] == 1:
+        for cut in (2, 4, 8):
+            if shards % cut == 0 and whole / counts[-1] / cut <= room and all(b.get("t", 1) % cut == 0 for b in config.data.buckets):
+                found.append(f"--config.mesh.sequence={cut} --config.train.micro_batches={counts[-1] * cut} (1/{cut} of the time of as many rows)")
+                break
     for path, value, full in remat_fields(config.model):
         if value != full:
             found.append(f"--config.model.{path}={full!r} (computes activations again)")

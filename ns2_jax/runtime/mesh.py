@@ -4,12 +4,13 @@ The only file that knows `Mesh`, `PartitionSpec` and the names of mesh axes. Fou
 
     data      copies of the parameters; the only axis that crosses slices (slow network)
     fsdp      shards parameters, moments, averages and the batch: the default for everything
-    sequence  reserved for time-sharded activations
+    sequence  cuts activations along time, where it divides their length: for a few rows too long for a chip; parameters are copied along it
     tensor    shards hidden channels, heads and vocabularies
 
 XLA silently multiplies some 1-D convolutions by the size of an axis when time is sharded over one axis while
 another one shards channels (jax 0.8.3 to 0.10.2; `tests/runtime/test_mesh.py` keeps the reproduction). Meshes with
-both `sequence` and `tensor` larger than one are therefore refused.
+both `sequence` and `tensor` larger than one are therefore refused, and `layers.linear.gathered` makes a kernel that fsdp cuts whole where
+time is cut.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 Every process puts a sign of life into JAX's coordination service; the first looks whether all signs change, by its own steady clock (no
 two machines' clocks are compared), and writes down who is gone. All read that, say it in one line and end with LOST, within `lost_after`
-seconds of a host's death; otherwise they would wait in a collective for ever, or until JAX ends them with a stack dump. A process that fails
-by itself writes that down before it goes. When the first host itself dies, JAX's client aborts the others at once, with words of its own
-(exit code 134). A process whose phase does not change for `stuck_after` seconds dumps the stacks of its threads
-to stderr, says what it was doing, and goes on waiting: a person decides.
+seconds of a host's death and a few looks (the first last: the service ends with it); otherwise they would wait in a collective for ever, or
+until JAX ends them with a stack dump. A process that fails by itself writes that down before it goes. When the first host itself dies, JAX's
+client aborts the others at once, with words of its own (exit code 134). A process whose phase does not change for `stuck_after` seconds dumps
+the stacks of its threads to stderr, says what it was doing, and goes on waiting: a person decides.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ import jax
 
 PREFIX, VERDICT, DONE = "ns2_jax/life/", "ns2_jax/verdict/", "done"
 LOST = 75  # of sysexits.h: temporary failure, try again
+STATUS = r"(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
 UNREACHABLE = 3  # looks in a row without an answer from the first host
 
 
@@ -31,6 +33,11 @@ def client() -> Any:
     from jax._src import distributed  # no public name exists
 
     return distributed.global_state.client
+
+
+def is_runtime(error: BaseException) -> bool:
+    """Whether an error is of JAX's runtime; some of those of a collective arrive as a ValueError that begins with a status."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(re.match(STATUS, str(error)))
 
 
 class Watch:
@@ -62,9 +69,9 @@ class Watch:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None and self.service is not None and not isinstance(error, SystemExit):
-            if isinstance(error, jax.errors.JaxRuntimeError):  # most likely a collective whose other end is gone: the thread will say whose
+            if is_runtime(error):  # most likely a collective whose other end is gone: the thread will say whose
                 self._say(f"process {self.process + 1} of {self.processes}: {' '.join(str(error).split())[:200]}; looking whether another is gone")
-                self._ending.wait(self.lost_after + 4 * self.period)
+                self._ending.wait(self.lost_after + 10 * self.period)  # as long as the first may take to say so, and some
             self.fail(str(error) or repr(error))
             if self.process == 0:
                 self._ending.wait(3 * self.period)  # the service ends with this process: the others read it first
@@ -121,6 +128,8 @@ class Watch:
         if said["process"] != self.process and not self._ending.is_set():
             self._say(f"error: process {said['process'] + 1} of {self.processes} is gone: {said['reason']}. Process {self.process + 1} ends too "
                       f"(code {LOST}); nothing that was saved is lost: start the same command again on all hosts, or on fewer")
+            if self.process == 0:
+                self._ending.wait(3 * self.period)  # the service ends with this process: the others read it first
             self._leave(LOST)
 
     def _judge(self, beats: dict[str, str], now: float) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from ns2_jax.layers import attention, codec, conformer, conv, discriminators, linear, predictors, quantize, recurrent, style, tacotron
 from ns2_jax.layers import transformer, unet, vocoder, wavenet
+from ns2_jax.runtime import mesh as runtime_mesh
 from ns2_jax.systems import system as systems
 from tests import meshes
 
@@ -166,4 +167,24 @@ def test_the_same_on_every_mesh(name, monkeypatch):
     monkeypatch.setattr(nn, "leaky_relu", without_a_kink)
     one, params, batch = started(name)
     which = [mesh for mesh in meshes.MESHES if name != "rvq_factorised" or mesh != dict(data=4, fsdp=1, tensor=2)]  # cuts no parameter of it
+    which += [dict(data=2, fsdp=2, sequence=2), dict(fsdp=2, sequence=4)] * name.startswith("conv")  # where time is cut as well as kernels
     meshes.check_system(one, params, {}, batch, jax.random.key(0), meshes=which)
+
+
+def test_time_is_cut_over_the_sequence_axis():
+    """A long row alone, which no other axis can cut: each of eight devices holds an eighth of the activations and asks its neighbours for edges."""
+    net = wavenet.WaveNet(8, width=16, filters=32, blocks=4, dilations=(1, 2, 4), heads=4, queries=4, time_hidden=32)
+    one, shape = OneLayer(net, 6), lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    batch = {str(i): x for i, x in enumerate([
+        shape(1, 4096, 8), shape(1), shape(1, 4096, C), shape(1, U, C), jax.ShapeDtypeStruct((1, U), bool), jax.ShapeDtypeStruct((1, 4096), bool)])}
+    params, _ = jax.eval_shape(one.init, jax.random.key(0), batch)
+
+    def compiled(count: int) -> Any:
+        mesh = runtime_mesh.make_mesh({"fsdp": 1, "sequence": count})
+        with jax.set_mesh(mesh), systems.rules(runtime_mesh.RULES):
+            run = jax.jit(lambda p, b: one.grads(p, {}, b, None, None)[0], in_shardings=runtime_mesh.replicated(mesh))
+            return meshes.compiled(run, params, batch)
+
+    alone, cut = compiled(1), compiled(8)
+    assert cut.memory_analysis().temp_size_in_bytes < alone.memory_analysis().temp_size_in_bytes / 5
+    assert "collective-permute" in cut.as_text() and "collective-permute" not in alone.as_text()

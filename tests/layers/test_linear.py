@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ns2_jax.layers.linear import Dense, Embed, LayerNorm, rms_norm, sinusoid
+from ns2_jax.layers.linear import Dense, Embed, LayerNorm, constrain, rms_norm, sinusoid
+from ns2_jax.runtime import mesh as runtime_mesh
+from ns2_jax.systems import system as systems
 
 X = np.random.default_rng(0).normal(3.0, 2.0, (2, 5, 16)).astype(np.float32)
 
@@ -33,3 +36,16 @@ def test_sinusoid_has_unit_circles_and_tells_neighbouring_times_apart():
     assert np.linalg.norm(np.diff(e, axis=0), axis=1).min() > 1.0
     raw = np.asarray(sinusoid(t, 64))
     assert np.linalg.norm(np.diff(raw, axis=0), axis=1).max() < 0.05  # what the scale of 1000 is for
+
+
+def test_time_is_cut_where_the_mesh_has_a_sequence_axis_that_divides_it():
+    """The rule table serves `act_time`; rows are cut as always, images along rows alone, and outside a mesh nothing happens."""
+    def shards(*shape: int) -> tuple[int, ...]:
+        return jax.jit(lambda x: constrain(x))(jnp.zeros(shape)).sharding.shard_shape(shape)  # a function of its own for each mesh
+
+    assert shards(8, 12, 4) == (8, 12, 4)
+    for wanted, rows, time in ((dict(fsdp=4, sequence=2), 2, 6), (dict(data=2, fsdp=1, sequence=4), 4, 3), (dict(fsdp=8), 1, 12)):
+        mesh = runtime_mesh.make_mesh({"data": 1, "fsdp": 1} | wanted)
+        with jax.set_mesh(mesh), systems.rules(runtime_mesh.RULES):
+            assert shards(8, 12, 4) == (rows, time, 4) and shards(8, 13, 4) == (rows, 13, 4)
+            assert shards(8, 4) == (rows, 4) and shards(8, 12, 4, 2) == (rows, 12, 4, 2)

@@ -120,8 +120,8 @@ def test_xla_multiplies_time_and_channel_sharded_convolutions():
 
 
 def test_xla_multiplies_where_time_is_cut_and_fsdp_cuts_the_kernel():
-    """The same with the kernel over fsdp, along either of its channels, where the rows are not: whoever cuts activations along time
-    must gather the kernels first, with which the results are right (the next test)."""
+    """The same with the kernel over fsdp, along either of its channels, where the rows are not: so `layers.linear.gathered` makes kernels whole
+    where time is cut, with which the results are right (the next test). When this fails because the ratio is 1, it can go."""
     for kernel in (P(None, "fsdp"), P(None, None, "fsdp")):
         assert conv_ratio(("fsdp", "sequence"), (2, 2), P(None, "sequence"), kernel) == pytest.approx(2.0)
 

@@ -170,6 +170,37 @@ def test_a_killed_host_is_noticed_and_the_restart_is_bitwise(trainers, two, tmp_
         assert (json.loads((workdir / "run.json").read_text())["seconds"]["lost"] > 0) == (logged > saved)
 
 
+def test_four_hosts_told_killed_and_continued_are_four_left_alone(trainers, straight, tmp_path):
+    """SIGTERM to any, SIGKILL to any but the first, and the end is bit for bit that of four that nobody touched, whose numbers are one's."""
+    workdir, alone = tmp_path / "touched", tmp_path / "alone"
+    slow, any_of = ["slow"] * 4, random.SystemRandom().randrange
+    hosts = trainers.cluster(4, workdir, "--config.train.steps=4000", faults=slow)
+    until(workdir, 3, trainers, hosts)
+    os.kill(hosts[any_of(4)][0], signal.SIGTERM)
+    assert trainers.wait(hosts) == [143] * 4, texts(hosts)
+    saved = checkpoints.steps(workdir)[-1]
+    assert f"preempted: saved at step {saved}; the same command continues" in hosts[0][1].read_text()
+
+    end = max(saved + 10, 14)
+    hosts, killed = trainers.cluster(4, workdir, f"--config.train.steps={end + 4000}", "--lost_after=4", faults=slow), 1 + any_of(3)
+    until(workdir, saved + 2, trainers, hosts)
+    os.kill(hosts[killed][0], signal.SIGKILL)
+    begun = time.monotonic()
+    codes = trainers.wait(hosts)
+    assert codes == [-signal.SIGKILL if i == killed else 75 for i in range(4)], (codes, texts(hosts))
+    assert time.monotonic() - begun < 60  # as above
+    for i in set(range(4)) - {killed}:
+        assert f"error: process {killed + 1} of 4 is gone: " in hosts[i][1].read_text(), texts(hosts)
+
+    end = max(end, checkpoints.steps(workdir)[-1] + 2)
+    for folder in (workdir, alone):
+        hosts = trainers.cluster(4, folder, f"--config.train.steps={end}")
+        assert trainers.wait(hosts) == [0] * 4, texts(hosts)
+    same(workdir, alone)
+    assert losses(workdir) == losses(alone) and losses(alone)[:14] == pytest.approx(losses(straight[0]), rel=1e-5)
+    assert json.loads((alone / "run.json").read_text())["hosts"] == 4
+
+
 def test_nan_on_one_host_names_it(trainers, tmp_path):
     workdir = tmp_path / "nan"
     hosts = trainers.cluster(2, workdir, faults=["nan", "nan"])  # in the last row, which the second host holds

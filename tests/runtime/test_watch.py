@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import pytest
 
 from ns2_jax.runtime import watch
@@ -31,9 +32,9 @@ def hosts(monkeypatch):
     now, service, left, said = [0.0], Service(), [], []
     monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
 
-    def host(i, **more):
+    def host(i):
         return watch.Watch(i, 3, lost_after=10.0, stuck_after=0.0, service=service, leave=lambda code: left.append((i, code)), say=said.append,
-                           **more)
+                           period=0.01)
 
     return now, service, left, said, [host(i) for i in range(3)]
 
@@ -53,6 +54,16 @@ def test_a_silent_host_is_gone_after_lost_after_and_not_before(hosts):
                               "Process 1 ends too (code 75)")
 
 
+def test_the_first_host_leaves_when_the_others_have_read(hosts):
+    """With it ends the service, and JAX's client would end them without a word."""
+    _, _, left, _, (first, second, third) = hosts
+    first._ending.wait = lambda seconds: left.append(f"waits {seconds / first.period:.0f} looks")
+    third.fail("its disk is full")
+    first.look()
+    second.look()
+    assert left == ["waits 3 looks", (0, 75), (1, 75)]
+
+
 def test_one_that_has_not_begun_or_has_done_is_not_gone(hosts):
     now, service, left, _, (first, second, _) = hosts
     second.look()
@@ -70,6 +81,17 @@ def test_the_first_reason_stays_and_is_not_told_to_its_own(hosts):
         host.look()
     assert json.loads(service.kept[watch.VERDICT + "first"]) == {"process": 2, "reason": "the disk is full"}
     assert left == [(0, 75), (1, 75)] and "process 3 of 3 is gone: the disk is full" in said[0]
+
+
+@pytest.mark.parametrize("error, guilty", [
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: connection reset"), 2), (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), 2),
+    (FileNotFoundError("a shard"), 1)])
+def test_a_broken_collective_waits_for_who_broke_it(hosts, error, guilty):
+    """Whatever JAX raises it as; an error of its own a host says at once."""
+    _, service, _, _, (_, second, third) = hosts
+    second._ending.wait = lambda seconds: third.fail("killed")  # what happens meanwhile
+    second.__exit__(type(error), error, None)
+    assert json.loads(service.kept[watch.VERDICT + "first"])["process"] == guilty
 
 
 def test_without_the_first_host_nothing_answers(hosts):

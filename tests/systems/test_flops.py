@@ -10,6 +10,7 @@ import pytest
 
 from ns2_jax.layers.transformer import Transformer
 from ns2_jax.runtime import flops
+from ns2_jax.runtime import state as states
 from ns2_jax.systems import system as systems
 
 
@@ -17,8 +18,7 @@ def made(name: str, size: str):
     """(system, shapes of params and rest, of a batch, sizes), nothing computed."""
     config = importlib.import_module(f"configs.{name}").get_config(size)
     one = systems.make(config.system, config.model.to_dict())
-    bucket = dict(config.data.buckets[0])
-    sizes = {**one.sizes, **bucket, "s": bucket["t"] * config.data.hop}
+    sizes = states.bucket_sizes(config.data.buckets[0], one.sizes, config.data.hop)
     batch = systems.shapes(one.fields, sizes)
     return one, *jax.eval_shape(one.init, jax.random.key(0), batch), batch, sizes
 
@@ -35,6 +35,30 @@ def test_naturalspeech2():
     one, params, rest, batch, sizes = made("naturalspeech2", "small")  # keeps its activations: nothing is computed twice
     step = traced(lambda p, r, b: one.grads(p, r, b, key, jnp.int32(0)), params, rest, batch)
     assert 3 * one.flops(sizes) == pytest.approx(step, rel=0.02)
+
+
+@pytest.mark.parametrize("name, size", [
+    ("valle", "base"), ("soundstorm", "base"), ("text_to_semantic", "base"), ("grad_stylespeech", "base"), ("wavegrad2", "small")])
+def test_systems_with_one_loss(name, size):
+    """Of WaveGrad 2's base the traced count has zeros, too: what folding multiplies with them."""
+    one, params, rest, batch, sizes = made(name, size)
+    forward = traced(lambda p, r, b: one.loss(p, r, b, jax.random.key(0), jnp.int32(0)), params, rest, batch)
+    assert one.flops(sizes) == pytest.approx(forward, rel=0.02)
+
+
+def test_semantic():
+    one, params, rest, batch, sizes = made("semantic", "small")
+    step = traced(lambda p, r, b: one.grads(p, r, b, jax.random.key(0), jnp.int32(0)), params, rest, batch)
+    assert 3 * one.flops(sizes) == pytest.approx(step, rel=0.02)
+
+
+@pytest.mark.parametrize("arg", ["base", "small", "small,hifigan"])
+def test_vocoder(arg):
+    """Of the network; mels and discriminators are beside it."""
+    one, _, _, _, sizes = made("vocoder", arg)
+    mel = jax.ShapeDtypeStruct((sizes["b"], sizes["t"], one.network.mels), jnp.float32)
+    params = jax.eval_shape(one.network.init, jax.random.key(0), mel)
+    assert one.flops(sizes) == pytest.approx(traced(one.network.apply, params, mel), rel=0.02)
 
 
 def test_codec():
