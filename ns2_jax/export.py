@@ -102,7 +102,7 @@ def program_sizes(program: systems.Program, config: Mapping[str, Any], constants
 
 def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, int], platforms: Sequence[str]):
     """`jax.export.Exported` of `call(params, rest, inputs, seed)`, with free sizes of batch, frames, phones and prompt where the program allows
-    it, else of the batch alone, else with none."""
+    it, else of the batch alone, else with none. Row i of a program with `rows` has the key of `seed + i`, as it would have alone."""
     shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
     axes = set("".join(field.axes for field in program.inputs.values()))  # a size that no input has can't be told to the program
@@ -113,7 +113,9 @@ def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, 
         fn = program.bind(letters)
 
         def call(params, rest, inputs, seed):
-            return fn(params, rest, inputs, jax.random.key(seed))
+            number = next(iter(inputs.values())).shape[0]
+            key = jax.vmap(jax.random.key)(seed + jax.numpy.arange(number, dtype=np.uint32)) if program.rows else jax.random.key(seed)
+            return fn(params, rest, inputs, key)
 
         inputs = systems.shapes(program.inputs, letters)
         seed = jax.ShapeDtypeStruct((), np.uint32)
@@ -157,6 +159,8 @@ def fixed_input(name: str, field: systems.Field, sizes: Mapping[str, int], codes
         return (150 + 40 * np.sin(np.arange(np.prod(shape)) * 0.1)).reshape(shape).astype(field.dtype)
     if name == "durations":
         return np.full(shape, max(sizes["t"] // sizes["p"], 1), field.dtype)
+    if name in ("begin", "end"):  # of what is filled in: the middle half
+        return np.asarray(sizes["t"] * (1 if name == "begin" else 3) // 4, field.dtype)
     if name.endswith("frames"):
         return np.asarray(sizes["u"] if name.startswith("prompt") else sizes["t"], field.dtype)
     if np.issubdtype(np.dtype(field.dtype), np.floating):
