@@ -24,6 +24,7 @@ def model(tmp_path_factory):
 def started(monkeypatch):
     """What would be served instead of serving it: (config, sockets)."""
     found = []
+    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)  # uvicorn's closes the handlers, and those pytest's stderr
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: found.append((self.config, sockets)))
     yield found
     for _, sockets in found:
