@@ -69,8 +69,9 @@ def write_run(name: str, folder: Path, seed: int = 0, step: int = 7, size: str =
     """The same model as a run: one checkpoint whose average it is, while its newest params are others."""
     tree, config = _model(name, seed, size)
     store = checkpoints.Checkpoints(str(folder))
-    newest = jax.tree.map(lambda x: 2 * x, tree["params"])
-    store.save({"step": np.int32(step), "params": newest, "ema": tree["params"], "rest": tree["rest"], "opt": {"count": np.int32(step)}})
+    params, rest = tree.get("params", {}), tree.get("rest", {})
+    newest = jax.tree.map(lambda x: 2 * x, params)
+    store.save({"step": np.int32(step), "params": newest, "ema": params, "rest": rest, "opt": {"count": np.int32(step)}})
     store.close()
     return _about(config, folder)
 

@@ -274,7 +274,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     swept = sweep.conditions(model, ask.by_steps, ask.samplers, ask.sampler) if ask.by_steps else {}
     pace = []
     if swept:
-        pace = sweep.timed(model, material, {"synthesis": ask.sampler, **swept}, ask.seed, rate=rate, **material.about, **ours, **times)
+        pace = sweep.timed(model, material, {"synthesis": ask.sampler, **swept}, ask.seed, {"rate": rate, **material.about, **ours, **times})
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)
         if not any(cluster.gather([audio is not None for audio in made["wavs"]])):

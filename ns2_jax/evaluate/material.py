@@ -62,7 +62,7 @@ class Material:
     @property
     def said(self) -> list[str | inference.Score]:
         """What is to be said: the texts, or of `timed` material the phones of the recordings, each as long as there, at a pitch that is left to
-        the model."""
+        the model. What stands between two pauses is one word, which no model can cut: where that fits no bucket, the output is missing."""
         if not self.timed:
             return [item["text"] for item in self.items]
         lengths = [np.maximum(np.diff(align["ends"], prepend=0), 1) / self.rate for align in self.aligned("index")]

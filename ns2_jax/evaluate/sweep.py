@@ -47,7 +47,8 @@ def check_times(model: inference.Model, material: Material) -> None:
         raise ValueError(f"--true_times: {model.name} {why}")
 
 
-def timed(model: inference.Model, material: Material, some: Mapping[str, Mapping[str, Any]], seed: int, **fingerprint: Any) -> list[dict[str, Any]]:
+def timed(model: inference.Model, material: Material, some: Mapping[str, Mapping[str, Any]], seed: int,
+          fingerprint: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Score lines `rtf_*` and `first_audio_*` of every condition, on this host's first ITEMS utterances. Raises ValueError for options that the
     model does not take: before anything else is made with them."""
     requests, lines = material.requests(model)[:ITEMS], []
