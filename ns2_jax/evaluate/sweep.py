@@ -56,7 +56,8 @@ def timed(model: inference.Model, material: Material, some: Mapping[str, Mapping
     try:
         for condition, options in tqdm.tqdm(some.items(), "timing", mininterval=2, disable=not cluster.is_first()):
             load_average = [round(x, 2) for x in os.getloadavg()]
-            rows = cluster.gather([speed.timed(model, "item", [request], options, REPEATS, watch) for request in requests])
+            mine = [speed.timed(model, "item", [request], options, REPEATS, watch) for request in requests]
+            rows = cluster.gather([{name: value for name, value in row.items() if name != "text"} for row in mine])  # a score is no JSON
             about = {**speed.about(model, options), "load_average": load_average, **fingerprint}
             lines += speed.summarise(condition, rows, seed, "in the process that evaluates", **about)
     finally:
