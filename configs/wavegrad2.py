@@ -3,6 +3,9 @@
     python -m ns2_jax.train --config=configs/wavegrad2.py:small --config.data.path=runs/data/default --workdir=runs/wavegrad2
     python -m ns2_jax.evaluate --workdir=runs/wavegrad2 --evals=schedule_search     then: the schedules of few steps
     python -m ns2_jax.evaluate --model=runs/wavegrad2 --evals=window_mismatch --out=DIR     how a window differs from the whole
+    python -m ns2_jax.evaluate --model=runs/wavegrad2 --by_steps=6,12,25,50,1000 --true_times --limit=20 --out=steps \
+        --evals=word_error,speaker_similarity,codec_quality,spectral_distance     words, voice, PESQ and real-time factor by steps
+    python -m ns2_jax.evaluate table steps --out=steps.md
 
 Sizes
     smoke  seconds on a laptop: for tests.

@@ -6,7 +6,7 @@
 The folder holds `params.safetensors` (the averaged weights), `config.json` (the resolved config and where the weights
 come from), `phones.json`, `lexicon.txt` where one is given, `programs/*.stablehlo` (read back with `jax.export.deserialize`; the weights are
 arguments, not constants), `README.md` (the model card) and `SHA256SUMS`, which loading checks. It is written beside its place and renamed, so
-it is whole or not there. Programs take any batch size and any length where lowering allows it; else a bucket's. The
+it is whole or not there. Programs take any batch size and any length where lowering allows it; else there is one for each bucket. The
 command ends by running the same inputs through the run and through the export and prints the difference in dB, and of audio the mel distance
 (0 for a copy): what rounding the weights costs.
 """
@@ -88,13 +88,15 @@ def refer(flat: dict[str, Any], codec: str, out: Path) -> tuple[dict[str, Any], 
     return {path: leaf for path, leaf in flat.items() if not path.startswith(prefix)}, reference
 
 
-def program_sizes(program: systems.Program, config: Mapping[str, Any], constants: Mapping[str, int]) -> dict[str, int]:
-    """Axis lengths for lowering: the smallest bucket of SECONDS or more (else the largest); codec programs take SECONDS."""
+def program_sizes(program: systems.Program, config: Mapping[str, Any], constants: Mapping[str, int],
+                  bucket: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Axis lengths for lowering: those of `bucket`, or of the smallest of SECONDS or more (else the largest); codec programs take SECONDS."""
     rate, hop = config["data"]["sample_rate"], config["data"]["hop"]
     axes = set("".join(field.axes for field in (*program.inputs.values(), *program.outputs.values())))
     frames = -(-int(SECONDS * rate) // hop)
     buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: b.get("t", 0))
-    chosen = next((b for b in buckets if b.get("t", 0) >= frames), buckets[-1]) if axes & set("pu") else {"t": frames}
+    usual = next((b for b in buckets if b.get("t", 0) >= frames), buckets[-1]) if axes & set("pu") else {"t": frames}
+    chosen = usual if bucket is None else dict(bucket)
     chosen = {k: v for k, v in chosen.items() if k in "tpu"}
     samples = {"s": chosen["t"] * hop} | ({"v": chosen["u"] * hop} if "u" in chosen else {})
     return {**constants, **chosen, **samples, "b": 1}
@@ -102,7 +104,7 @@ def program_sizes(program: systems.Program, config: Mapping[str, Any], constants
 
 def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, int], platforms: Sequence[str]):
     """`jax.export.Exported` of `call(params, rest, inputs, seed)`, with free sizes of batch, frames, phones and prompt where the program allows
-    it, else of the batch alone, else with none."""
+    it, else of the batch alone, else with none. Row i of a program with `rows` has the key of `seed + i`, as it would have alone."""
     shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
     axes = set("".join(field.axes for field in program.inputs.values()))  # a size that no input has can't be told to the program
@@ -113,7 +115,9 @@ def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, 
         fn = program.bind(letters)
 
         def call(params, rest, inputs, seed):
-            return fn(params, rest, inputs, jax.random.key(seed))
+            number = next(iter(inputs.values())).shape[0]
+            key = jax.vmap(jax.random.key)(seed + jax.numpy.arange(number, dtype=np.uint32)) if program.rows else jax.random.key(seed)
+            return fn(params, rest, inputs, key)
 
         inputs = systems.shapes(program.inputs, letters)
         seed = jax.ShapeDtypeStruct((), np.uint32)
@@ -128,9 +132,28 @@ def lower(program: systems.Program, params: Any, rest: Any, sizes: Mapping[str, 
     return attempt({"b": 1})
 
 
+def free_sizes(exported: Any) -> set[str]:
+    """Letters of the axes whose lengths are free."""
+    return {letter for aval in exported.in_avals for size in aval.shape if not isinstance(size, int) for letter in re.findall("[a-z]+", str(size))}
+
+
+def lower_all(name: str, run: inference.Model, config: Mapping[str, Any], params: Any, rest: Any, platforms: Sequence[str]) -> dict[str, tuple]:
+    """Name of a file -> (`lower`'s, its sizes) of program `name`: one where lengths are free, else NAME for the usual bucket and NAME-K for
+    the K-th of the others, by length."""
+    program, constants = run.programs[name], run.system.sizes
+    sizes = program_sizes(program, config, constants)
+    found = {name: (lower(program, params, rest, sizes, platforms), sizes)}
+    lengths = set("tpu") & set("".join(field.axes for field in program.inputs.values()).replace("s", "t"))
+    if lengths and not free_sizes(found[name][0]) & lengths:
+        others = [program_sizes(program, config, constants, bucket) for bucket in run.buckets]
+        for number, other in enumerate((other for other in others if other != sizes), 1):
+            found[f"{name}-{number}"] = lower(program, params, rest, other, platforms), other
+    return found
+
+
 def describe(exported: Any, program: systems.Program, sizes: Mapping[str, int]) -> dict[str, Any]:
     """What `config.json` says about a program: shapes with `b` where the batch is free, and `t` where the length is."""
-    free = {letter for aval in exported.in_avals for size in aval.shape if not isinstance(size, int) for letter in re.findall("[a-z]+", str(size))}
+    free = free_sizes(exported)
     lengths = {**sizes, "b": 1, **{letter: letter for letter in free}} | ({"s": f"{sizes['s'] // sizes['t']}*t"} if "t" in free else {})
     field = lambda f: {"axes": f.axes, "shape": [lengths[a] for a in f.axes], "dtype": f.dtype}
     return {
@@ -157,6 +180,8 @@ def fixed_input(name: str, field: systems.Field, sizes: Mapping[str, int], codes
         return (150 + 40 * np.sin(np.arange(np.prod(shape)) * 0.1)).reshape(shape).astype(field.dtype)
     if name == "durations":
         return np.full(shape, max(sizes["t"] // sizes["p"], 1), field.dtype)
+    if name in ("begin", "end"):  # of what is filled in: the middle half
+        return np.asarray(sizes["t"] * (1 if name == "begin" else 3) // 4, field.dtype)
     if name.endswith("frames"):
         return np.asarray(sizes["u"] if name.startswith("prompt") else sizes["t"], field.dtype)
     if np.issubdtype(np.dtype(field.dtype), np.floating):
@@ -324,10 +349,9 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     if programs:
         (folder / "programs").mkdir()
         for name, program in run.programs.items():
-            sizes = program_sizes(program, config, run.system.sizes)
-            exported = lower(program, export.params, export.rest, sizes, platforms)
-            (folder / "programs" / f"{name}.stablehlo").write_bytes(exported.serialize())
-            config["programs"][name] = describe(exported, program, sizes)
+            for file, (exported, sizes) in lower_all(name, run, config, export.params, export.rest, platforms).items():
+                (folder / "programs" / f"{file}.stablehlo").write_bytes(exported.serialize())
+                config["programs"][file] = describe(exported, program, sizes)
     if run.unit_text:
         shutil.copyfile(Path(workdir) / inference.UNITS, folder / inference.UNITS)
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")

@@ -18,6 +18,7 @@ from ns2_jax.audio import files
 from ns2_jax.data import dataset
 from ns2_jax.evals import scores, statistics
 from ns2_jax.runtime import state, weights
+from ns2_jax.systems import system as systems
 from ns2_jax.text import phones
 from tests.data import noise_corpus
 
@@ -194,6 +195,42 @@ def test_a_speaking_program_takes_any_sizes(speaker, name):
         expected = model.run(name, [row], [0], {"p": p, "t": t, "u": u, "s": t * model.hop})[0]
         for key, value in expected.items():
             assert export.decibels(value, np.asarray(made[key])[0]) > 60, key
+
+
+def test_a_program_that_asks_for_its_lengths_is_written_for_every_bucket():
+    """Of 4 s at 800 Hz no bucket of the toy has the 800 frames: the largest is the usual one."""
+    model = tiny.toy()
+
+    def picky(params, rest, inputs, rng, sizes):
+        return {"audio": jax.numpy.repeat(inputs["codes"][..., 0] * 1.0, 4, 1) * (2 if sizes["t"] > 100 else 1)}
+
+    given = {"codes": systems.Field("btq", "int32"), "phones": systems.Field("bp", "int32")}
+    model.programs["picky"] = systems.Program(picky, given, {"audio": systems.Field("bs", "float32")})
+    found = export.lower_all("picky", model, model.config, model.params, model.rest, ["cpu"])
+    assert {name: (sizes["t"], sizes["p"]) for name, (_, sizes) in found.items()} == {"picky": (140, 40), "picky-1": (60, 20)}
+    for name, (exported, sizes) in found.items():
+        assert export.free_sizes(exported) == {"b"}
+        said = export.describe(exported, model.programs["picky"], sizes)["inputs"]["codes"]["shape"]
+        assert said == ["b", sizes["t"], 2]
+        rows = {"codes": np.ones((3, sizes["t"], 2), np.int32), "phones": np.ones((3, sizes["p"]), np.int32)}
+        audio = np.asarray(exported.call(model.params, model.rest, rows, np.uint32(0))["audio"])
+        assert audio.shape == (3, 4 * sizes["t"]) and (audio == (2 if name == "picky" else 1)).all()
+    assert list(export.lower_all("decode", model, model.config, model.params, model.rest, ["cpu"])) == ["decode"]
+
+
+def test_rows_of_a_program_have_the_keys_they_have_alone():
+    """Row i of a batch that was exported is what the model says with seed + i."""
+    model = tiny.toy()
+
+    def noise(params, rest, inputs, rng, sizes):
+        return {"audio": inputs["audio"] + jax.vmap(lambda key: jax.random.normal(key, (sizes["s"],)))(rng)}
+
+    field = systems.Field("bs", "float32")
+    model.programs["noise"] = systems.Program(noise, {"audio": field}, {"audio": field}, rows=True)
+    exported = export.lower(model.programs["noise"], {}, {}, {"b": 1, "t": 60, "s": 240}, ["cpu"])
+    together = np.asarray(exported.call({}, {}, {"audio": np.zeros((3, 240), np.float32)}, np.uint32(5))["audio"])
+    alone = model.run("noise", [{"audio": np.zeros(240, np.float32)}] * 3, [5, 6, 7], {"t": 60, "s": 240})
+    np.testing.assert_allclose(together, np.stack([row["audio"] for row in alone]), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import aligner as aligner_config
 from configs import codec as codec_config
 from configs import distill as distill_config
 from configs import grad_stylespeech as grad_config
@@ -28,9 +29,9 @@ from ns2_jax.systems import system as systems
 from ns2_jax.systems.system import Field, Program
 
 SPEECH = Path(__file__).parent / "evals" / "sentence.flac"
-CONFIGS = {"codec": codec_config, "distill": distill_config, "grad_stylespeech": grad_config, "naturalspeech2": ns2_config,
-           "semantic": semantic_config, "soundstorm": soundstorm_config, "text_to_semantic": text_config, "valle": valle_config,
-           "vocoder": vocoder_config, "wavegrad2": wavegrad2_config}
+CONFIGS = {"aligner": aligner_config, "codec": codec_config, "distill": distill_config, "grad_stylespeech": grad_config,
+           "naturalspeech2": ns2_config, "semantic": semantic_config, "soundstorm": soundstorm_config, "text_to_semantic": text_config,
+           "valle": valle_config, "vocoder": vocoder_config, "wavegrad2": wavegrad2_config}
 
 
 def _fill(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -64,12 +65,13 @@ def write_model(name: str, folder: Path, seed: int = 0, size: str = "smoke") -> 
     return _about(config, folder)
 
 
-def write_run(name: str, folder: Path, seed: int = 0, step: int = 7) -> str:
+def write_run(name: str, folder: Path, seed: int = 0, step: int = 7, size: str = "smoke") -> str:
     """The same model as a run: one checkpoint whose average it is, while its newest params are others."""
-    tree, config = _model(name, seed)
+    tree, config = _model(name, seed, size)
     store = checkpoints.Checkpoints(str(folder))
-    newest = jax.tree.map(lambda x: 2 * x, tree["params"])
-    store.save({"step": np.int32(step), "params": newest, "ema": tree["params"], "rest": tree["rest"], "opt": {"count": np.int32(step)}})
+    params, rest = tree.get("params", {}), tree.get("rest", {})
+    newest = jax.tree.map(lambda x: 2 * x, params)
+    store.save({"step": np.int32(step), "params": newest, "ema": params, "rest": rest, "opt": {"count": np.int32(step)}})
     store.close()
     return _about(config, folder)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ns2_jax.evals import comparison, scores
 
-MODEL = ("model", "step", "sampler", "seeds", "command")  # what a fingerprint says of the system and not of the judge
+MODEL = ("model", "step", "sampler", "seeds", "times", "command")  # what a fingerprint says of the system and not of the judge
 
 
 def safe(text: Any) -> str:

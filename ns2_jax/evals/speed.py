@@ -92,15 +92,18 @@ def rows_of(load: Callable[[], Any], requests: Sequence[tuple[str, inference.Pro
 
 def timed(model: Any, phase: str, requests: Sequence[tuple[str, inference.Prompt]], options: Mapping[str, Any], repeats: int,
           watch: Stopwatch) -> dict[str, Any]:
-    """Seconds of each of `repeats` calls, after one that compiles; `audio` is the seconds of speech that a call makes."""
+    """Seconds of each of `repeats` calls, after one that compiles, and how many of them went into `compiling` all the same; `audio` is the
+    seconds of speech that a call makes."""
     speak = lambda: model.speak_batch(requests, 0, failures={}, **options)
     row = {"phase": phase, "text": requests[0][0], "utterances": len(requests)}
     made = [speech for speech in speak() if speech is not None]
     if not made:
         return row | {"missing": True}
-    seconds = [watch.time(speak)[1] for _ in range(repeats)]
+    spans = [watch.time(speak)[1:] for _ in range(repeats)]
+    seconds, compiling = [wall for wall, _ in spans], sum(inside for _, inside in spans)
     audio = sum(speech.seconds for speech in made)
-    return row | {"seconds": seconds, "median": float(np.median(seconds)), "audio": audio, "rtf": float(np.median(seconds)) / audio,
+    return row | {"seconds": seconds, "compiling": compiling, "median": float(np.median(seconds)), "audio": audio,
+                  "rtf": float(np.median(seconds)) / audio,
                   "utterances": len(made), "pieces": sum(len(speech.pieces) for speech in made)}
 
 
@@ -180,14 +183,16 @@ def measure(path: str | os.PathLike, texts: Sequence[str], prompts: Sequence[np.
     return rows
 
 
-def summarise(condition: str, rows: Sequence[Mapping[str, Any]], seed: int = 0, **fingerprint: Any) -> list[dict[str, Any]]:
+def summarise(condition: str, rows: Sequence[Mapping[str, Any]], seed: int = 0, where: str = "fresh processes, compile cache off",
+              **fingerprint: Any) -> list[dict[str, Any]]:
     """Score lines `rtf_*`, `rtf_batch_*` and, in seconds, `first_audio_*`, `first_audio_short_*`, `first_audio_long_*`,
-    `cold_start_*`, `load_*`, `compile_*`."""
+    `cold_start_*`, `load_*`, `compile_*`, of those phases that there are rows of."""
     cold = [row for row in rows if row["phase"] == "cold"]
     there = lambda phase: [row for row in rows if row["phase"] == phase and not row.get("missing")]
-    judge = f"ns2_jax {statistics.code(__name__)}, fresh processes, compile cache off"
+    judge = f"ns2_jax {statistics.code(__name__)}, {where}"
     common = dict(seed=seed, evaluator=judge, streaming="none: first audio is the whole utterance",
-                  missing=sum(bool(row.get("missing")) for row in rows), **(cold[0]["about"] if cold else {}), **fingerprint)
+                  missing=sum(bool(row.get("missing")) for row in rows), compiling=sum(row.get("compiling", 0.0) for row in rows),
+                  **(cold[0]["about"] if cold else {}), **fingerprint)
     lines = []
 
     def put(name: str, averaging: str, values: Sequence[float], over: Sequence[float] | None = None) -> None:

@@ -3,10 +3,11 @@
     python -m ns2_jax.evaluate --workdir=runs/naturalspeech2                    the newest checkpoint; runs/.../evaluation/<step>/
     python -m ns2_jax.evaluate --workdir=runs/naturalspeech2 --follow           beside training: every checkpoint, until it has ended
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --out=scores --limit=60 --save_audio
+    python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --by_steps=2,4,8,16 --samplers=euler,dpm --out=scores
     python -m ns2_jax.evaluate --model=exports/codec --levels=1,2,4,8,16 --rivals=opus --out=scores      a codec at its rates
     python -m ns2_jax.evaluate --task=convert --model=exports/naturalspeech2 --data=data/default    voices changed; also enhance and sing
     python -m ns2_jax.evaluate --model=runs/aligner --data=data/default --limit=0    an aligner's boundaries against exact ones
-    python -m ns2_jax.evaluate --model=runs/wavegrad2 --evals=schedule_search --out=scores      schedules of 50, 25, 12 and 6 steps (or --steps)
+    python -m ns2_jax.evaluate --model=runs/wavegrad2 --evals=schedule_search --out=scores      schedules of 50, 25, 12 and 6 steps (or --by_steps)
     python -m ns2_jax.evaluate --model=SOUNDSTORM,TOKENIZER,WRITER --out=scores     speech by semantic tokens; `true_tokens` are the recordings'
     python -m ns2_jax.evaluate --task=dialogue --model=DIR --data=TALKS --clean=data/default --at_once      conversations: who speaks when
     python -m ns2_jax.evaluate rate scores --out=rates                          the same over kbit/s: rates/rates.md and rates.png
@@ -24,6 +25,14 @@ with its interval and the fingerprint of what measured it), `items.jsonl` (an ut
 
 Word error is a recogniser's: read it against its error on the recordings, never beside another recogniser's. SECS is the
 cosine of GE2E voices, not SIM-o. A missing output counts as all words deleted and as similarity 0.
+
+`--by_steps` judges and times the synthesis with each of these numbers of steps (and of --samplers), all from the same noise, as conditions
+`synthesis_SAMPLER_STEPS`; `table` writes them below each other, with the real-time factor. Only one utterance is spoken at a time while the clock
+runs, after a call that has compiled it. PESQ, STOI and spectral distances say nothing of speech whose times are its own: with
+`--true_times` the phones of the recordings are spoken, each as long as there, and --evals=codec_quality,spectral_distance compare them.
+
+What rounding costs is the difference of two exports of one run, paired by `table` and `report` over the utterances of both:
+evaluate each with the same --data, --limit and --seed, then `table FLOAT INT8 --out=rounding.md`.
 """
 
 from __future__ import annotations
@@ -80,6 +89,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of the choice of utterances, of the noise and of the intervals.")
     flags.DEFINE_string("recogniser", "pocketsphinx", "Of the word error: pocketsphinx, whisper:DIR (a local folder) or command:CMD "
                         "(reads paths of WAV files, a line each, prints what it hears, a line each).")
+    flags.DEFINE_list("by_steps", None, "Numbers of sampler steps, as in 2,4,8: what is said with each is judged and timed beside the synthesis.")
+    flags.DEFINE_list("samplers", None, "With --by_steps: every one of these with every number; the system's own if left out.")
+    flags.DEFINE_bool("true_times", False, "Speak the phones of the recordings as long as they are there instead of the texts.")
     flags.DEFINE_integer("takes", 3, "Syntheses of an utterance, each with another seed, that diversity compares.", lower_bound=2)
     flags.DEFINE_list("levels", None, "Numbers of a codec's levels to score besides all of them; 8 and 4 if left out.")
     flags.DEFINE_list("rivals", None, f"Codecs to score beside ours at about its rates: {rivals.KINDS} (a folder that transformers reads).")
@@ -102,7 +114,7 @@ def read_flags() -> tuple[str | None, Path | None]:
     unknown = [name for name in FLAGS.evals or () if name not in judges.EVALS]
     if unknown:
         raise ValueError(f"--evals: {unknown[0]!r} is not one of {', '.join(judges.EVALS)}")
-    if "speed" in (FLAGS.evals or ()) and (len(FLAGS.evals) > 1 or FLAGS.follow or not path):
+    if "speed" in (FLAGS.evals or ()) and (len(FLAGS.evals) > 1 or FLAGS.follow or FLAGS.by_steps or FLAGS.true_times or not path):
         raise ValueError("--evals=speed is timed alone, with --model=DIR or --workdir=DIR: nothing else may use the machine")
     if FLAGS["seconds"].present and FLAGS.task != "continue":
         raise ValueError(f"--seconds={FLAGS.seconds:g} goes with --task=continue")
@@ -110,7 +122,8 @@ def read_flags() -> tuple[str | None, Path | None]:
     if FLAGS.prompt_seconds and (wrong or FLAGS.task not in (None, "tts")):
         raise ValueError(f"--prompt_seconds={FLAGS.prompt_seconds:g} is about speech in the voice of a data set's prompts; it does not go with "
                          f"{(wrong or [f'--task={FLAGS.task}'])[0]}")
-    beside = [name for name in ("workdir", "list", "wavs", "prompts", "levels", "rivals") if FLAGS[name].value] + ["rerank"] * (FLAGS.rerank > 1)
+    beside = [name for name in ("workdir", "list", "wavs", "prompts", "levels", "rivals", "by_steps", "true_times") if FLAGS[name].value]
+    beside += ["rerank"] * (FLAGS.rerank > 1)
     if FLAGS.task == "dialogue" and beside:
         raise ValueError(f"--{beside[0]} does not go with --task=dialogue, which takes --model, --data and --clean")
     if FLAGS.at_once and FLAGS.task != "dialogue":
@@ -122,6 +135,12 @@ def read_flags() -> tuple[str | None, Path | None]:
         raise ValueError(f"--out={out} is a file, expected a folder")
     if not all(level.isdecimal() for level in FLAGS.levels or ()):
         raise ValueError(f"--levels={','.join(FLAGS.levels)} are no numbers of levels, as in --levels=1,2,4,8")
+    if wrong := [word for word in FLAGS.by_steps or () if not word.isdecimal() or not int(word)]:
+        raise ValueError(f"--by_steps={wrong[0]}: expected numbers of steps, as in --by_steps=2,4,8")
+    if FLAGS.samplers and not FLAGS.by_steps:
+        raise ValueError("--samplers goes with --by_steps; one sampler alone is --option=sampler=NAME")
+    if FLAGS.by_steps and (FLAGS.steps or FLAGS.follow):
+        raise ValueError(f"--{'steps' if FLAGS.steps else 'follow'} does not go with --by_steps")
     for spec in FLAGS.rivals or ():
         rivals.find(spec)
     if FLAGS.rivals and FLAGS.workdir:
@@ -184,11 +203,12 @@ def main(argv: list[str]) -> None:
         return words[argv[1]](argv[2:])  # without joining a cluster
     path, out = read_flags()
     ask = job.Ask(
-        evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
+        evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), samplers=tuple(FLAGS.samplers or ()),
+        by_steps=tuple(map(int, FLAGS.by_steps or ())), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
         sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option),
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
                                               "save_audio", "clean", "aligner", "prompt_text", "prompts", "rerank", "seconds", "prompt_seconds",
-                                              "at_once")})
+                                              "at_once", "true_times")})
     if "speed" in ask.evals:  # in processes of its own: this one must not hold the device
         cluster.configure()
         lines, items = job.time_speed(ask, path)

@@ -19,7 +19,7 @@ from ns2_jax.runtime import cluster
 
 EVALS = {"schedule_search": "trial", "window_mismatch": "score"}
 """Evaluator -> the program it needs."""
-STEPS = (50, 25, 12, 6)
+STEPS = (50, 25, 12, 6)  # of the schedules, unless --by_steps or --steps says otherwise
 ITEMS = 16  # utterances, unless --limit says otherwise
 
 
@@ -99,10 +99,9 @@ def mismatch(model: inference.Model, material: Material, seed: int, about: Mappi
     return window_mismatch.summarise(losses, seed, **about)
 
 
-def score(evals: Sequence[str], model: inference.Model, material: Material, sampler: Mapping[str, Any], seed: int, out: Path | None,
+def score(evals: Sequence[str], model: inference.Model, material: Material, steps: Sequence[int], seed: int, out: Path | None,
           about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines of what is asked for, printed."""
-    steps = (int(sampler["steps"]),) if "steps" in sampler else STEPS
+    """The lines of what is asked for, printed; schedules of so many `steps`."""
     lines = search(model, material, steps, seed, out, about) if "schedule_search" in evals else []
     lines += mismatch(model, material, seed, about) if "window_mismatch" in evals else []
     cluster.say("\n" + scores.table(lines))

@@ -23,7 +23,7 @@ from ns2_jax import inference
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evals import boundaries, lists, pictures, recognisers, rivals, scores, speed, statistics
 from ns2_jax.evals import takes as best_takes
-from ns2_jax.evaluate import changed, denoising, judges
+from ns2_jax.evaluate import changed, denoising, judges, sweep
 from ns2_jax.evaluate.material import GOES_ON, Material, from_dataset, from_list
 from ns2_jax.inference import aligning
 from ns2_jax.inference.continuation import SECONDS
@@ -60,6 +60,9 @@ class Ask:
     seconds: float = SECONDS
     prompt_seconds: float = 0.0
     at_once: bool = False
+    by_steps: tuple[int, ...] = ()
+    samplers: tuple[str, ...] = ()
+    true_times: bool = False
 
 
 def fewer_levels(model: inference.Model, asked: Sequence[int] | None) -> list[int]:
@@ -113,17 +116,16 @@ def synthesise(model: inference.Model, material: Material, seed: int, options: M
     """The items' texts in the voices of their prompts, or after the first `continued` seconds of their own recordings (None where it failed: its
     item says why), and the seconds it took."""
     made: list[inference.Speech | None] = []
-    start, rows = time.monotonic(), inference.ROWS * jax.local_device_count()
+    start, rows, requests = time.monotonic(), inference.ROWS * jax.local_device_count(), material.requests(model)
     for at in tqdm.tqdm(range(0, len(material.items), rows), "speaking", mininterval=2, disable=not cluster.is_first()):
         part = slice(at, at + rows)
-        seeds, texts = [seed + place for place in material.places[part]], [item["text"] for item in material.items[part]]
+        seeds = [seed + place for place in material.places[part]]
         failures: dict[int, str] = {}
         if continued:
             recordings = [(audio, model.rate) for audio in material.recordings[part]]
-            made += inference.continue_all(model, list(zip(recordings, texts)), seeds, continued, failures=failures, **options)
+            made += inference.continue_all(model, list(zip(recordings, material.said[part])), seeds, continued, failures=failures, **options)
         else:
-            voices = material.voices[part] if model.continues else [(prompt, model.rate) for prompt in material.prompts[part]]
-            made += model.speak_batch(list(zip(texts, voices)), seeds, failures=failures, **options)
+            made += model.speak_batch(requests[part], seeds, failures=failures, **options)
         for place, reason in failures.items():
             fail(material.items[at + place], condition, reason)
     return made, time.monotonic() - start
@@ -206,7 +208,15 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
             raise ValueError(f"--{'list' if ask.list else 'wavs'} does not go with --task={task}; give --data")
     elif ask.clean:
         raise ValueError("--clean goes with --task=enhance")
+    if (ask.by_steps or ask.true_times) and (task != "tts" or ask.task == "continue"):
+        raise ValueError(f"--{'by_steps' if ask.by_steps else 'true_times'} is about texts that a model speaks; it does not go with "
+                         f"--task={ask.task or task}")
+    if ask.by_steps:
+        sweep.conditions(model, ask.by_steps, ask.samplers, ask.sampler)
     material = gather(ask, path, model and model.config)
+    if ask.true_times:
+        sweep.check_times(model, material)
+        material = dataclasses.replace(material, timed=True)
     if task == "convert":
         material = changed.exchanged(material)
     elif task == "enhance":
@@ -259,6 +269,12 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if task in changed.TASKS:
         spoken_with["task"] = task
     spoken_with |= {"continued": f"after {continued:g} s of the recording"} if continued else {}
+    times = {"times": "the recording's"} if ask.true_times else {}
+    spoken_with |= times
+    swept = sweep.conditions(model, ask.by_steps, ask.samplers, ask.sampler) if ask.by_steps else {}
+    pace = []
+    if swept:
+        pace = sweep.timed(model, material, {"synthesis": ask.sampler, **swept}, ask.seed, {"rate": rate, **material.about, **ours, **times})
     if ask.wavs:
         made["wavs"], failures = lists.wavs(ask.wavs, [item["id"] for item in items], rate)
         if not any(cluster.gather([audio is not None for audio in made["wavs"]])):
@@ -289,6 +305,9 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         made["synthesis"] = [speech and speech.audio for speech in speeches]
         lengths = cluster.gather([len(audio) / rate if audio is not None else 0.0 for audio in made["synthesis"]])
         cluster.say(f"spoke {sum(lengths):.0f} s in {spent:.0f} s, compilation included")
+        for condition, options in swept.items():
+            found, _ = synthesise(model, material, ask.seed, options, condition)
+            made[condition] = [speech and speech.audio for speech in found]
         for take in range(1, max(ask.takes if "diversity" in evals else 1, ask.rerank)):
             again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}", continued)
             takes.append([speech and speech.audio for speech in again])
@@ -318,12 +337,14 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
         maker = {"wavs": theirs, "recording": {}, "noisy": {}, **others}.get(condition, ours)
         mine = {k: v for k, v in ours.items() if k == "step"} | maker
         spoken = spoken_with if condition in ("synthesis", "reranked") else {}
+        if condition in swept:
+            spoken = spoken_with | {"sampler": {**program.options, **swept[condition]}}
         if condition == "true_tokens":
             spoken = {"tokenizer": inference.codec_hash(model.tokenizer), "sampler": ask.sampler, "seeds": f"{ask.seed} + index"}
         ranked = {"of_takes": ask.rerank, "ranked_by": f"word errors by {ask.recogniser}, then GE2E cosine"} if condition == "reranked" else {}
         return {**material.about, **mine, **spoken, **ranked}
 
-    lines = judges.judge(ask.recogniser, ask.seed, evals, material, made, speeches, takes, about)
+    lines = judges.judge(ask.recogniser, ask.seed, evals, material, made, speeches, takes, about) + pace
     for line in lines:
         if (condition := scores.split(line["name"])[1]) in rates:
             line["kbps"] = round(rates[condition], 3)
@@ -343,7 +364,8 @@ def score_denoising(ask: Ask, path: str | None, model: inference.Model | None, o
     denoising.check(ask.evals, model, out)
     material = gather(dataclasses.replace(ask, limit=denoising.ITEMS if ask.limit is None else ask.limit), path, model.config)
     about = material.about | identity(path, model.step)
-    lines = denoising.score(ask.evals, model, material, ask.sampler, ask.seed, out, about)
+    steps = ask.by_steps or ((int(ask.sampler["steps"]),) if "steps" in ask.sampler else denoising.STEPS)
+    lines = denoising.score(ask.evals, model, material, steps, ask.seed, out, about)
     return lines, material.items
 
 

@@ -115,8 +115,8 @@ def judge(recogniser: str, seed: int, evals: Sequence[str], material: Material, 
     items, prompts, rate, recordings = material.items, material.prompts, material.rate, material.recordings
     texts, said = ([item["text"] for item in some] for some in (items, material.every))
     quiet = dict(rate=rate, progress=cluster.is_first())
-    parallel = material.sources is not None  # then the outputs are to be like the recordings sample by sample
-    resynthesised = lambda name: name not in ("recording", "wavs", "reranked", "true_tokens") and (parallel or name != "synthesis")
+    parallel = material.sources is not None or material.timed  # then the outputs are to be like the recordings frame by frame
+    resynthesised = lambda name: name not in ("recording", "wavs", "reranked", "true_tokens") and (parallel or not name.startswith("synthesis"))
     lines: list[dict[str, Any]] = []
 
     if "speaker_similarity" in evals:

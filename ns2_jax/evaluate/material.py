@@ -37,6 +37,7 @@ class Material:
     dataset: Dataset | None = None
     split: str = ""
     voices: list[Any] = dataclasses.field(default_factory=list)  # the prompts with what they say (one or several `Said`), for models that ask
+    timed: bool = False  # whether what is said is to take the times of the recordings
     sources: list[np.ndarray] | None = None  # what a task hears in place of the recordings, which its outputs are to be like
 
     def surrounded(self, spec: str) -> Material:
@@ -57,6 +58,20 @@ class Material:
     def aligned(self, key: str) -> list[dict[str, np.ndarray]]:
         """Phone ids and their ends in samples, of the recordings (`index`) or the prompts (`prompt_index`)."""
         return [self.dataset.read(self.split, "align", item[key]) for item in self.items]
+
+    @property
+    def said(self) -> list[str | inference.Score]:
+        """What is to be said: the texts, or of `timed` material the phones of the recordings, each as long as there, at a pitch that is left to
+        the model. What stands between two pauses is one word, which no model can cut: where that fits no bucket, the output is missing."""
+        if not self.timed:
+            return [item["text"] for item in self.items]
+        lengths = [np.maximum(np.diff(align["ends"], prepend=0), 1) / self.rate for align in self.aligned("index")]
+        names = [inference.inventory.names(align["phones"]) for align in self.aligned("index")]
+        return [inference.of_phones(phones, seconds.tolist(), (None,) * len(phones)) for phones, seconds in zip(names, lengths)]
+
+    def requests(self, model: inference.Model) -> list[tuple[str | inference.Score, Any]]:
+        """What is to be said, in whose voice, as `Model.speak_batch` takes it."""
+        return list(zip(self.said, self.voices if model.continues else [(prompt, model.rate) for prompt in self.prompts]))
 
     def pitch(self) -> list[np.ndarray]:
         """F0 of the recordings as the data set has it, Hz every ten milliseconds."""

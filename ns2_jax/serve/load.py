@@ -1,9 +1,10 @@
-"""Load on a server that runs: throughput and latency against the number of clients.
+"""Load on a server that runs: throughput and latency against the number of clients, and how many were spoken together.
 
     python -m ns2_jax.serve.load --url=http://localhost:8080 --clients=1,2,4,8,16,32 --requests=64 [--text="..."]
 
 Every client asks again as soon as it has its answer; texts differ by a number, so that nothing could be kept from before. The first request
-of all is not counted. Clients and server share the machine when the address is a loopback's: then read the numbers so.
+of all is not counted. Clients and server share the machine when the address is a loopback's: then read the numbers so. `batch` is the mean of
+the requests that were spoken together, by the server's /metrics (requests of others at the same time count too); its --rows is the most.
 """
 
 from __future__ import annotations
@@ -25,18 +26,32 @@ FLAGS = flags.FLAGS
 TEXT = "The old man walked slowly down to the river every morning."
 
 
-def _ask(url: str, body: Mapping[str, Any]) -> tuple[int, float, float]:
-    """(status, seconds, seconds of speech)."""
+def _call(url: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+    """(status, what was answered)."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection, begin = kind(parts.netloc, timeout=600), time.monotonic()
+    connection = kind(parts.netloc, timeout=600)
     try:
-        connection.request("POST", f"{parts.path.rstrip('/')}/v1/speech", json.dumps(body), {"content-type": "application/json"})
+        said = {} if body is None else {"body": json.dumps(body), "headers": {"content-type": "application/json"}}
+        connection.request("GET" if body is None else "POST", f"{parts.path.rstrip('/')}{path}", **said)
         answer = connection.getresponse()
-        data = answer.read()
+        return answer.status, answer.read()
     finally:
         connection.close()
-    return answer.status, time.monotonic() - begin, json.loads(data)["seconds"] if answer.status == 200 else 0.0
+
+
+def _ask(url: str, body: Mapping[str, Any]) -> tuple[int, float, float]:
+    """(status, seconds, seconds of speech)."""
+    begin = time.monotonic()
+    status, data = _call(url, "/v1/speech", body)
+    return status, time.monotonic() - begin, json.loads(data)["seconds"] if status == 200 else 0.0
+
+
+def _spoken(url: str) -> np.ndarray:
+    """(requests, batches) that the server has spoken so far; NaN where it does not say."""
+    _, data = _call(url, "/metrics")
+    said = dict(line.rsplit(" ", 1) for line in data.decode("utf-8", "replace").splitlines() if line.startswith("ns2_jax_batch_rows"))
+    return np.array([float(said.get(f"ns2_jax_batch_rows_{what}", "nan")) for what in ("sum", "count")])
 
 
 def _quantile(seconds: Sequence[float], part: float) -> float:
@@ -54,23 +69,25 @@ def measure(url: str, clients: Sequence[int], requests: int, body: Mapping[str, 
     rows, number = [], 0
     for many in clients:
         asked = [{**body, "text": f"{body['text']} {number + k}.", "seed": number + k} for k in range(requests)]
+        before = _spoken(url)
         number, begin = number + requests, time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(many) as pool:
             answers = list(pool.map(lambda one: _ask(url, one), asked))
         wall = time.monotonic() - begin
+        rows_spoken, batches = _spoken(url) - before
         taken = [seconds for status, seconds, _ in answers if status == 200]
         rows.append({"clients": many, "answers": len(taken), "refused": requests - len(taken), "requests_per_second": len(taken) / wall,
                      "speech_per_second": sum(speech for _, _, speech in answers) / wall,
+                     "batch": float(rows_spoken / batches) if batches else float("nan"),
                      "p50": _quantile(taken, 0.5), "p99": _quantile(taken, 0.99)})  # fmt: skip
     return rows
 
 
 def table(rows: Sequence[Mapping[str, float]]) -> str:
     """For people."""
-    lines = ["clients  answers  refused  requests/s  speech s/s   p50 s   p99 s"]
-    lines += ["{clients:7d}  {answers:7d}  {refused:7d}  {requests_per_second:10.2f}  {speech_per_second:10.2f}  {p50:6.2f}  {p99:6.2f}".format(**row)
-              for row in rows]  # fmt: skip
-    return "\n".join(lines)
+    lines = ["clients  answers  refused  batch  requests/s  speech s/s   p50 s   p99 s"]
+    cells = "{clients:7d}  {answers:7d}  {refused:7d}  {batch:5.1f}  {requests_per_second:10.2f}  {speech_per_second:10.2f}  {p50:6.2f}  {p99:6.2f}"
+    return "\n".join([*lines, *(cells.format(**row) for row in rows)])
 
 
 def define_flags() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import pytest
 
 from ns2_jax.runtime import cluster
@@ -156,3 +157,20 @@ def test_facts():
     facts = cluster.facts()
     assert facts["versions"]["jax"].count(".") == 2 and facts["devices"] == 8 and facts["device"] == "cpu"
     assert facts["revision"] == "unknown" or len(facts["revision"].removesuffix("+changes")) == 40
+
+
+def test_what_is_compiled_is_kept_where_it_is_said(tmp_path, monkeypatch):
+    """A second process finds it there; "off" leaves all as it was."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_platforms", "jax_default_matmul_precision")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        monkeypatch.setenv("NS2_JAX_CACHE", "off")
+        assert cluster.configure() == "off" and jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
+        monkeypatch.setenv("NS2_JAX_CACHE", str(tmp_path))
+        assert cluster.configure() == str(tmp_path) == jax.config.jax_compilation_cache_dir
+        monkeypatch.delenv("NS2_JAX_CACHE")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert cluster.configure() == str(tmp_path / ".cache" / "ns2_jax" / "xla")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)

@@ -154,4 +154,6 @@ def test_the_load_tester_counts(model):
         rows = load.measure(address, [1, 4], 4, {"text": "Hello there."})
     assert [row["clients"] for row in rows] == [1, 4] and all(row["answers"] == 4 and row["refused"] == 0 for row in rows)
     assert all(0 < row["p50"] <= row["p99"] and row["speech_per_second"] > 0 for row in rows)
-    assert "clients" in load.table(rows)
+    assert rows[0]["batch"] == 1 and 1 <= rows[1]["batch"] <= 2
+    head, *said = load.table(rows).splitlines()
+    assert head.split() == ["clients", "answers", "refused", "batch", "requests/s", "speech", "s/s", "p50", "s", "p99", "s"] and len(said) == 2
