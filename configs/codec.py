@@ -69,7 +69,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             judge_sizes=(2048, 1024, 512, 256, 128), judge_filters=32, adversarial_from=5000, commitment_weight=0.25, complex_weight=0.0),
     )
     config.model.balance, config.model.refine = False, 0
-    config.model.blur, config.model.quantiser_dropout, config.model.codebook_decay = 0.0, 0.5, 0.99
     if "modern" in words:
         config.model.judge, config.model.commitment_weight = "dac", 0.25
         config.model.judge_filters = common.choose(size, smoke=8, small=8, base=32)
