@@ -6,7 +6,7 @@
 Sizes
     smoke  seconds on a laptop: for tests.
     small  7 M, float32, 16,000 steps: two hours and more on two CPU cores (0.5 s a step). 9,000 steps on an earlier codec gave 23 %
-           word error on unseen sentences (codec 10 %) and SECS 0.78; 11,500 on today's a poorer voice: results/naturalspeech2/README.md.
+           word error on unseen sentences (codec 10 %) and SECS 0.78; on today's it has been worse so far: results/naturalspeech2/README.md.
     base   the paper's layout with every parameter row met within 1 % (Table 11: 435 M), batch, rate and steps
            of the paper (16 x 6,000 frames, AdamW 5e-4, 32 K warm-up, inverse square root, 300 K steps). For a pod or 16
            GPUs; not trained here.
