@@ -5,7 +5,7 @@
 Sizes
     smoke  seconds on a laptop: for tests.
     small  5.4 M in the networks, everything at frame rate: two hours on one to two CPU cores give PESQ-WB 3.72 on unseen
-           sentences, 22 minutes more with `refine` 4.03. The first 6 levels are what text and voice predict, the others add the waveform
+           sentences, 22 minutes more with `refine` and half an hour of `decoder` 4.02. The first 6 levels are what text and voice predict, the others add the waveform
            below 1.28 kHz. Export, commands and scores are in results/codec/README.md.
     base   the paper's convolutional layout, 27.0 M with its codebooks (widths ours, the count the paper's), batch and steps of the
            paper (8 x 200 clips, 440 K steps, Adam 2e-4). For a pod or several GPUs; not trained here.
