@@ -596,7 +596,7 @@ def test_no_velocity_leaves_the_noise_where_it_is(numbers, sampler):
     found = np.asarray(program(params, rest, inputs, jax.random.key(4))["latents"])
     start = 0.7 * np.asarray(jax.random.normal(jax.random.key(4), (8, 24, one.sizes["c"])))
     own, valid = predicted(one, rest), np.arange(24) < data["frames"][:, None]
-    np.testing.assert_allclose(found, np.where(valid[..., None], start * own["deviation"] + own["mean"], 0), atol=1e-4)
+    np.testing.assert_allclose(found, np.where(valid[..., None], (start * own["deviation"]) @ own["axes"].T + own["mean"], 0), atol=1e-4)
 
 
 def test_conversion_to_the_same_voice_gives_the_source_back():
