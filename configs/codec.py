@@ -5,8 +5,8 @@
 Sizes
     smoke  seconds on a laptop: for tests.
     small  5.4 M in the networks, everything at frame rate: two hours on one to two CPU cores give PESQ-WB 3.72 on unseen
-           sentences, 22 minutes more with `refine` and half an hour of `decoder` 4.02. The first 6 levels are what text and voice predict, the others add the waveform
-           below 1.28 kHz. Export, commands and scores are in results/codec/README.md.
+           sentences, 22 minutes more with `refine` and half an hour of `decoder` 4.02. The first 6 levels are what text and voice
+           predict, the others add the waveform below 1.28 kHz. Export, commands and scores are in results/codec/README.md.
     base   the paper's convolutional layout, 27.0 M with its codebooks (widths ours, the count the paper's), batch and steps of the
            paper (8 x 200 clips, 440 K steps, Adam 2e-4). For a pod or several GPUs; not trained here.
 
@@ -14,8 +14,9 @@ Variants, as words in the argument:
     modern  factorised codes of 8 channels and DAC's discriminators (periods, multi-band complex STFT) instead of the paper's
             Euclidean codebooks; `base,modern` has 27.3 M with its codes.
     causal  convolutions that look back only, for streaming; `small` keeps the look-ahead of its transforms (4 frames, 50 ms).
-    decoder  trains the decoder alone, from a run's networks and codebooks, which stay: what was encoded need not be again. It hears coarse
-            latents more often (`quantiser_dropout`), and as smooth as a model predicts them (`blur`): what is spoken through it is clearer.
+    decoder trains the decoder alone, from a run's networks and codebooks, which stay: its codes are the run's, though a data set must be encoded
+            again, as they are filed under the whole codec's name. It hears coarse latents more often (`quantiser_dropout`), and as smooth as
+            a model predicts them (`blur`): what is spoken through it is clearer.
 
 Overrides: `hop=320,levels=12` gives base strides 2-4-5-8 and the 50 Hz codec that SoundStorm's base stands on.
 `--config.model.refine=4` lets the last four levels of `small` go on with the coarse channels (why: results/codec/README.md).

@@ -95,9 +95,9 @@ def program_sizes(program: systems.Program, config: Mapping[str, Any], constants
     axes = set("".join(field.axes for field in (*program.inputs.values(), *program.outputs.values())))
     frames = -(-int(SECONDS * rate) // hop)
     buckets = sorted((dict(b) for b in config["data"]["buckets"]), key=lambda b: b.get("t", 0))
-    usual = next((b for b in buckets if b.get("t", 0) >= frames), buckets[-1]) if axes & set("pu") else {"t": frames}
-    chosen = usual if bucket is None else dict(bucket)
-    chosen = {k: v for k, v in chosen.items() if k in "tpu"}
+    if bucket is None:
+        bucket = next((b for b in buckets if b.get("t", 0) >= frames), buckets[-1]) if axes & set("pu") else {"t": frames}
+    chosen = {k: v for k, v in bucket.items() if k in "tpu"}
     samples = {"s": chosen["t"] * hop} | ({"v": chosen["u"] * hop} if "u" in chosen else {})
     return {**constants, **chosen, **samples, "b": 1}
 

@@ -65,8 +65,9 @@ class Material:
         the model. What stands between two pauses is one word, which no model can cut: where that fits no bucket, the output is missing."""
         if not self.timed:
             return [item["text"] for item in self.items]
-        lengths = [np.maximum(np.diff(align["ends"], prepend=0), 1) / self.rate for align in self.aligned("index")]
-        names = [inference.inventory.names(align["phones"]) for align in self.aligned("index")]
+        there = self.aligned("index")
+        lengths = [np.maximum(np.diff(align["ends"], prepend=0), 1) / self.rate for align in there]
+        names = [inference.inventory.names(align["phones"]) for align in there]
         return [inference.of_phones(phones, seconds.tolist(), (None,) * len(phones)) for phones, seconds in zip(names, lengths)]
 
     def requests(self, model: inference.Model) -> list[tuple[str | inference.Score, Any]]:

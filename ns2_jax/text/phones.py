@@ -94,7 +94,9 @@ def doubled(indices: np.ndarray) -> np.ndarray:
 
 def turns(indices: np.ndarray) -> np.ndarray:
     """Of a conversation's phone ids `[p]`, the places of those with which a turn ends: a silence before a silence, and the last phone."""
-    return np.union1d(np.flatnonzero(doubled(indices)), [len(indices) - 1])
+    ends = doubled(indices)
+    ends[-1:] = True
+    return np.flatnonzero(ends)
 
 
 def names(indices: Iterable[int]) -> list[str]:

@@ -160,7 +160,7 @@ def test_facts():
 
 
 def test_what_is_compiled_is_kept_where_it_is_said(tmp_path, monkeypatch):
-    """A second process finds it there; "off" leaves all as it was."""
+    """Where the variable says, else below the home; "off" leaves all as it was."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_platforms", "jax_default_matmul_precision")
     before = {name: getattr(jax.config, name) for name in names}
     try:

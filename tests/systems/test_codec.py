@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import re
 
 import jax
@@ -19,7 +18,6 @@ from ns2_jax.runtime import state
 from ns2_jax.systems.codec import SURE
 from ns2_jax.systems.system import make, shapes
 from tests import goldens, meshes
-
 
 
 def system(size: str = "smoke", **changes):
