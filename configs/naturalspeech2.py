@@ -54,16 +54,16 @@ def model_numbers(size: str) -> dict:
         return dict(
             levels=16, codes=1024, width=192, prenet=0, encoder_dropout=0.1, pitch_bins=256, phone_position=True, ce_weight=0.1,
             ce_levels=4, ce_by_signal=True, score_loss="min_snr", phone_encoder=dict(layers=2, kernel=5, **encoder),
-            prompt_encoder=dict(layers=1, kernel=3, **encoder), duration=dict(layers=6, kernel=3, **predictor),
-            pitch=dict(layers=3, kernel=5, **predictor), denoiser=denoiser)  # pitch runs at frame rate: two groups cost a third of a step
+            prompt_encoder=dict(layers=1, kernel=3, **encoder), voice=dict(hidden=192, blocks=2),
+            duration=dict(layers=6, kernel=3, **predictor), pitch=dict(layers=3, kernel=5, **predictor), denoiser=denoiser)  # pitch runs at frame rate: two groups cost a third of a step
     encoder = dict(layers=1, hidden=48, heads=2, kernel=3)
     predictor = dict(layers=2, every=2, width=24, heads=2, kernel=3, dropout=0.1, attention_dropout=0.1)
     denoiser = dict(width=32, filters=64, blocks=3, dilations=(1, 2), kernel=3, heads=2, queries=4, film="conv", dropout=0.1,
                     time_hidden=64, time_scale=1000.0, remat=("gate",))
     return dict(
         levels=4, codes=32, width=32, prenet=1, encoder_dropout=0.1, pitch_bins=32, phone_position=True, ce_weight=0.1, ce_levels=0,
-        ce_by_signal=False, score_loss="min_snr", phone_encoder=encoder, prompt_encoder=encoder, duration=predictor, pitch=predictor,
-        denoiser=denoiser)
+        ce_by_signal=False, score_loss="min_snr", phone_encoder=encoder, prompt_encoder=encoder, voice=dict(hidden=16, blocks=1),
+        duration=predictor, pitch=predictor, denoiser=denoiser)
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -18,6 +18,8 @@ Choices where the paper is silent, or where we leave it; every one is a number o
   * CE-RVQ divides squared distances by a scale per level; fine levels would otherwise see a uniform distribution.
   * Pitch is standardised log F0 on voiced frames (L1) and a voicing logit on all. Duration is log(1 + frames).
   * Rows lose prompt, text or both with `drop_*` for classifier-free guidance.
+  * `voice` pools the prompt into one vector too (`layers.tacotron.VoiceEncoder`), which joins every phone and frame: ours, off in the paper's
+    layout. A small network that hears the prompt through its 32 queries alone learns words long before voices.
   * `phone_position` gives frames their place in the phone and its log duration: ours, off in the paper's layout.
   * `objective="flow"` replaces process, prediction and the terms of data and score: the same network learns the velocity of flow matching,
     `u = eps - x0` on `z = (1 - t) x0 + t eps` (Lipman et al. 2023; without a smallest noise, as in F5-TTS), with the mean square as its loss.
@@ -39,6 +41,7 @@ from ns2_jax.layers import quantize
 from ns2_jax.layers.codec import Codec
 from ns2_jax.layers.guidance import Strength
 from ns2_jax.layers.predictors import Predictor
+from ns2_jax.layers.tacotron import VoiceEncoder
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder, Transformer
 from ns2_jax.layers.wavenet import WaveNet
 from ns2_jax.maths import alignment, process, prosody, samplers
@@ -48,7 +51,7 @@ from ns2_jax.systems.naturalspeech2.rvq import ce_rvq
 from ns2_jax.systems.system import Batch, Denoising, Field, SingleLoss, Sizes, Tree, tuples
 
 
-KEYS = ("denoiser", "duration", "phones", "pitch", "prompt")
+KEYS = ("denoiser", "duration", "phones", "pitch", "prompt", "voice")
 """Of `params`; the order numbers the networks' dropout keys."""
 
 
@@ -75,6 +78,7 @@ class System(Programs, SingleLoss):
     duration: Mapping[str, Any]  # layers.predictors.Predictor
     pitch: Mapping[str, Any]
     denoiser: Mapping[str, Any]  # layers.wavenet.WaveNet
+    voice: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # layers.tacotron.VoiceEncoder; empty: none, the paper
     levels: int = 16
     codes: int = 1024
     phones: int = 128
@@ -157,7 +161,8 @@ class System(Programs, SingleLoss):
         numbers = lambda given: {"unroll": self.unroll} | dict(given)
         encoder = lambda given: _numbers(Transformer, numbers(given), own)
         told = {"guidance": Strength(self.width, dtype=dtype)} if self.guided else {}
-        return told | {
+        voice = {"voice": _make(VoiceEncoder, self.voice, width=self.width, dtype=dtype)} if self.voice else {}
+        return told | voice | {
             "phones": PhoneEncoder(self.phones, encoder=encoder(self.phone_encoder), prenet=self.prenet, pitch_bins=self.pitch_bins,
                                    position=self.phone_position, **own),
             "prompt": PromptEncoder(encoder=encoder(self.prompt_encoder), **own),
@@ -179,6 +184,8 @@ class System(Programs, SingleLoss):
             "pitch": nets["pitch"].init(next(keys), row, yes, *prompt)["params"],
             "denoiser": nets["denoiser"].init(next(keys), latents, jnp.zeros((b,)), row, *prompt, yes)["params"],
         }
+        if self.voice:
+            params["voice"] = nets["voice"].init(jax.random.fold_in(rng, 8), latents, yes, no)["params"]
         if self.guided:
             params["guidance"] = nets["guidance"].init(jax.random.fold_in(rng, 7), jnp.ones((b,)))["params"]
         c, codec = net.channels, {"mean": jnp.zeros((net.channels,)), "deviation": jnp.ones((net.channels,))}
@@ -258,6 +265,14 @@ class System(Programs, SingleLoss):
         null = encoded(jnp.ones_like(dropped_b))
         return {"predictors": full if self.prompt_in_predictors else null, "denoiser": full if self.prompt_in_denoiser else null}
 
+    def voiced(self, params: Tree, rest: Tree, inputs: Batch, x_bnc: jax.Array, dropped_b: jax.Array, listener: str) -> jax.Array:
+        """Phones or frames that `listener` ("predictors" or "denoiser") is to hear, `[b, n, c]`, joined by the voice of the prompt where there is one."""
+        if not self.voice:
+            return x_bnc
+        mask = alignment.length_mask(inputs["prompt_frames"], inputs["prompt_codes"].shape[1])
+        dropped_b = dropped_b | (not getattr(self, f"prompt_in_{listener}"))
+        return x_bnc + self.apply(params, "voice", self.latents(rest, inputs["prompt_codes"], mask), mask, dropped_b)[:, None]
+
     def pitch_ids(self, f0_bt: jax.Array) -> jax.Array:
         """F0 in Hz -> rows of the pitch table: 0 unvoiced, then `pitch_bins - 1` log-spaced bins over `pitch_range`."""
         return prosody.pitch_bins(f0_bt, self.pitch_bins, *self.pitch_range)
@@ -305,6 +320,7 @@ class System(Programs, SingleLoss):
         weight = mask * batch["weight"][:, None]
         c, prompts, log_duration, pitch = self.conditions(params, rest, batch, mask, draws["drop_prompt"], rng)
         c = self.call(params, "phones", "without", c, draws["drop_text"])
+        c = self.voiced(params, rest, batch, c, draws["drop_prompt"], "denoiser")
 
         x0 = self.latents(rest, batch["codes"], mask)
         alpha, sigma = self.process.levels(t, x0)
@@ -331,9 +347,10 @@ class System(Programs, SingleLoss):
         """(frames with their pitch, prompts, log durations, pitch) of a training batch whose rows `dropped_b` have no prompt."""
         prompts = self.prompts(params, rest, batch, dropped_b, rng)
         h = self.apply(params, "phones", batch["phones"], rng=rng)
-        log_duration = self.apply(params, "duration", h, batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
+        voiced = lambda x: self.voiced(params, rest, batch, x, dropped_b, "predictors")
+        log_duration = self.apply(params, "duration", voiced(h), batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
         c, _ = self.frames(params, h, batch["durations"], mask_bt.shape[1])
-        pitch = self.apply(params, "pitch", c, mask_bt, *prompts["predictors"], rng=rng)
+        pitch = self.apply(params, "pitch", voiced(c), mask_bt, *prompts["predictors"], rng=rng)
         return c + self.call(params, "phones", "pitch", self.pitch_ids(batch["f0"])), prompts, log_duration, pitch
 
     def denoising(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array | None = None) -> Denoising:
@@ -341,7 +358,9 @@ class System(Programs, SingleLoss):
         mask, none = alignment.length_mask(batch["frames"], batch["f0"].shape[1]), jnp.zeros(batch["frames"].shape, bool)
         c, prompts, log_duration, pitch = self.conditions(params, rest, batch, mask, none, rng)
         if not self.guided:
-            null = self.call(params, "phones", "without", c, ~none), self.prompts(params, rest, batch, ~none)["denoiser"]
+            nothing = self.voiced(params, rest, batch, self.call(params, "phones", "without", c, ~none), ~none, "denoiser")
+            null = nothing, self.prompts(params, rest, batch, ~none)["denoiser"]
+        c = self.voiced(params, rest, batch, c, none, "denoiser")
 
         def said(z: jax.Array, t: jax.Array, c: jax.Array, heard: tuple, rng: jax.Array | None) -> jax.Array:
             return self.clean(self.apply(params, "denoiser", z, t, c, *heard, mask, rng=rng), z, t) * mask[..., None]

@@ -35,6 +35,10 @@ def forward(system: Any, sizes: Sizes) -> float:
     denoiser += attention(net.queries, u, d, w) if net.queries else 0
     phones = encoder(system.phone_encoder, p) + system.prenet * p * 5 * w * w + p * t * w + 3 * t * w * system.phone_position
     prompt = encoder(system.prompt_encoder, u) + u * c * w
+    voice = 0
+    if system.voice:
+        v = nets["voice"]
+        voice = u * (c * v.hidden + v.blocks * v.kernel * v.hidden**2) + 2 * v.hidden * w
     levels = system.ce_depth if system.ce_weight else 0
-    macs = phones + prompt + predictor(nets["duration"], p) + predictor(nets["pitch"], t) + denoiser + levels * t * system.codes * c
+    macs = phones + prompt + voice + predictor(nets["duration"], p) + predictor(nets["pitch"], t) + denoiser + levels * t * system.codes * c
     return 2.0 * b * macs

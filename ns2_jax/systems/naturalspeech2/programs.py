@@ -39,16 +39,18 @@ class Programs:
         real = inputs["phones"] > 0
         prompt = self.prompts(params, rest, inputs, jnp.zeros(real.shape[:1], bool), window=window)["predictors"]
         h = self.apply(params, "phones", inputs["phones"])
+        h = self.voiced(params, rest, inputs, h, jnp.zeros(real.shape[:1], bool), "predictors")
         log_duration = self.apply(params, "duration", h, real, *prompt)[..., 0]
         return {"durations": prosody.whole_frames(log_duration, real, speed)}
 
     def contour(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, window: int) -> dict[str, jax.Array]:
         """Program: the pitch of every frame in Hz, 0 where unvoiced and past the end, float32 `[b, t]`."""
         del rng
-        prompt = self.prompts(params, rest, inputs, jnp.zeros(inputs["phones"].shape[:1], bool), window=window)["predictors"]
+        none = jnp.zeros(inputs["phones"].shape[:1], bool)
+        prompt = self.prompts(params, rest, inputs, none, window=window)["predictors"]
         h = self.apply(params, "phones", inputs["phones"])
         c, mask = self.frames(params, h, inputs["durations"], sizes["t"])
-        pitch = self.apply(params, "pitch", c, mask, *prompt)
+        pitch = self.apply(params, "pitch", self.voiced(params, rest, inputs, c, none, "predictors"), mask, *prompt)
         return {"f0": prosody.hertz(pitch, mask, self.pitch_mean, self.pitch_deviation, *self.pitch_range)}
 
     def sample(
@@ -95,12 +97,15 @@ class Programs:
         c, mask = self.frames(params, h, inputs["durations"], size)
         c = c + self.call(params, "phones", "pitch", self.pitch_ids(inputs["f0"] * mask))
         heard = self.prompts(params, rest, inputs, none, window=window)["denoiser"]
+        voiced = lambda x, dropped: self.voiced(params, rest, inputs, x, dropped, "denoiser")
         if self.guided:
-            c = self.told(params, c, jnp.full((rows,), guidance, jnp.float32))
+            c = self.told(params, voiced(c, none), jnp.full((rows,), guidance, jnp.float32))
         elif guidance != 1.0:  # the unconditional rows ride along in the same batch
             null = self.prompts(params, rest, inputs, all_, window=window)["denoiser"]
             heard = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), heard, null)
-            c = jnp.concatenate([c, self.call(params, "phones", "without", c, all_)])
+            c = jnp.concatenate([voiced(c, none), voiced(self.call(params, "phones", "without", c, all_), all_)])
+        else:
+            c = voiced(c, none)
         prepared = self.call(params, "denoiser", "prepare", c, *heard)
         copies = c.shape[0] // rows
         masks = jnp.tile(mask, (copies, 1))
