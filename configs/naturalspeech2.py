@@ -13,7 +13,7 @@ Sizes
 
 Overrides worth knowing: `score_loss=literal|eps_l2|eps_l1|min_snr`, and the paper's ablations `prompt_in_denoiser=false`,
 `prompt_in_predictors=false`, `ce_weight=0`, `queries=0`. `small` leaves the paper in
-`prediction`, `whiten`, `phone_position` and `temperature`.
+`prediction`, `whiten`, `phone_position`, `voice` (`voice.hidden=0` is the paper) and `temperature`.
 
 Variants: `flow` trains the same networks by flow matching (32 evaluations with F5-TTS's warp of time), to be compared with the paper's objective at
 equal training. `adapt` fine-tunes a trained model on a voice of its own, all but the text encoder; `preserve` beside it mixes in the old corpus:
@@ -55,7 +55,8 @@ def model_numbers(size: str) -> dict:
             levels=16, codes=1024, width=192, prenet=0, encoder_dropout=0.1, pitch_bins=256, phone_position=True, ce_weight=0.1,
             ce_levels=4, ce_by_signal=True, score_loss="min_snr", phone_encoder=dict(layers=2, kernel=5, **encoder),
             prompt_encoder=dict(layers=1, kernel=3, **encoder), voice=dict(hidden=192, blocks=2),
-            duration=dict(layers=6, kernel=3, **predictor), pitch=dict(layers=3, kernel=5, **predictor), denoiser=denoiser)  # pitch runs at frame rate: two groups cost a third of a step
+            duration=dict(layers=6, kernel=3, **predictor),
+            pitch=dict(layers=3, kernel=5, **predictor), denoiser=denoiser)  # pitch runs at frame rate: two groups cost a third of a step
     encoder = dict(layers=1, hidden=48, heads=2, kernel=3)
     predictor = dict(layers=2, every=2, width=24, heads=2, kernel=3, dropout=0.1, attention_dropout=0.1)
     denoiser = dict(width=32, filters=64, blocks=3, dilations=(1, 2), kernel=3, heads=2, queries=4, film="conv", dropout=0.1,

@@ -349,7 +349,7 @@ def test_conditions_are_dropped_as_often_as_they_should_be():
 @pytest.mark.parametrize("changes", [
     {"prompt_in_denoiser": False}, {"prompt_in_predictors": False}, {"denoiser": {"queries": 0}}, {"ce_weight": 0.0},
     {"score_loss": "eps_l1"}, {"score_loss": "eps_l2"}, {"score_loss": "literal"}, {"phone_position": False},
-    {"ce_levels": 2, "ce_by_signal": True}, {"objective": "flow"}], ids=str)
+    {"voice": {"hidden": 0}}, {"ce_levels": 2, "ce_by_signal": True}, {"objective": "flow"}], ids=str)
 def test_ablations_are_values(changes):
     """Each builds, and computes something else than the default."""
 

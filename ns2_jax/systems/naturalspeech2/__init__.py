@@ -78,7 +78,7 @@ class System(Programs, SingleLoss):
     duration: Mapping[str, Any]  # layers.predictors.Predictor
     pitch: Mapping[str, Any]
     denoiser: Mapping[str, Any]  # layers.wavenet.WaveNet
-    voice: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # layers.tacotron.VoiceEncoder; empty: none, the paper
+    voice: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # layers.tacotron.VoiceEncoder; without `hidden`, or with 0: none, the paper
     levels: int = 16
     codes: int = 1024
     phones: int = 128
@@ -150,6 +150,11 @@ class System(Programs, SingleLoss):
         return process.VP(self.beta_start, self.beta_end) if self.objective == "paper" else process.Flow()
 
     @property
+    def pools(self) -> bool:
+        """Is there a voice beside the prompt's frames?"""
+        return bool(self.voice.get("hidden"))
+
+    @property
     def codec_network(self) -> Codec:
         return _make(Codec, self.codec)  # float32: it is the exported codec, bit for bit
 
@@ -161,7 +166,7 @@ class System(Programs, SingleLoss):
         numbers = lambda given: {"unroll": self.unroll} | dict(given)
         encoder = lambda given: _numbers(Transformer, numbers(given), own)
         told = {"guidance": Strength(self.width, dtype=dtype)} if self.guided else {}
-        voice = {"voice": _make(VoiceEncoder, self.voice, width=self.width, dtype=dtype)} if self.voice else {}
+        voice = {"voice": _make(VoiceEncoder, self.voice, width=self.width, dtype=dtype)} if self.pools else {}
         return told | voice | {
             "phones": PhoneEncoder(self.phones, encoder=encoder(self.phone_encoder), prenet=self.prenet, pitch_bins=self.pitch_bins,
                                    position=self.phone_position, **own),
@@ -184,7 +189,7 @@ class System(Programs, SingleLoss):
             "pitch": nets["pitch"].init(next(keys), row, yes, *prompt)["params"],
             "denoiser": nets["denoiser"].init(next(keys), latents, jnp.zeros((b,)), row, *prompt, yes)["params"],
         }
-        if self.voice:
+        if self.pools:
             params["voice"] = nets["voice"].init(jax.random.fold_in(rng, 8), latents, yes, no)["params"]
         if self.guided:
             params["guidance"] = nets["guidance"].init(jax.random.fold_in(rng, 7), jnp.ones((b,)))["params"]
@@ -267,7 +272,7 @@ class System(Programs, SingleLoss):
 
     def voiced(self, params: Tree, rest: Tree, inputs: Batch, x_bnc: jax.Array, dropped_b: jax.Array, listener: str) -> jax.Array:
         """Phones or frames that `listener` ("predictors" or "denoiser") is to hear, `[b, n, c]`, joined by the voice of the prompt where there is one."""
-        if not self.voice:
+        if not self.pools:
             return x_bnc
         mask = alignment.length_mask(inputs["prompt_frames"], inputs["prompt_codes"].shape[1])
         dropped_b = dropped_b | (not getattr(self, f"prompt_in_{listener}"))

@@ -36,7 +36,7 @@ def forward(system: Any, sizes: Sizes) -> float:
     phones = encoder(system.phone_encoder, p) + system.prenet * p * 5 * w * w + p * t * w + 3 * t * w * system.phone_position
     prompt = encoder(system.prompt_encoder, u) + u * c * w
     voice = 0
-    if system.voice:
+    if system.pools:
         v = nets["voice"]
         voice = u * (c * v.hidden + v.blocks * v.kernel * v.hidden**2) + 2 * v.hidden * w
     levels = system.ce_depth if system.ce_weight else 0
