@@ -74,6 +74,13 @@ def test_the_modern_configuration():
     assert len([name for name in params["disc"] if name.startswith("Bands")]) == 3
 
 
+def test_the_causal_variants():
+    """Of the paper's layout nothing to come is heard; of `small` what its windows are ahead, as configs/codec.py says: 2 frames and 4."""
+    for arg, ahead in (("base,causal", (0, 0)), ("base,modern,causal", (0, 0)), ("small,causal", (2, 4)), ("small", (14, 27))):
+        net = system(arg).network
+        assert net.causal == arg.endswith("causal") and tuple(net.reach(part)[1] for part in ("encode", "decode")) == ahead, arg
+
+
 def test_zero_padding_on_the_right_changes_only_the_edge():
     """The smoke codec sees (7 - 1) / 2 frames a block and two of STFT: five frames from the edge nothing changes."""
     one = system()
