@@ -155,6 +155,7 @@ def main(argv: list[str]) -> None:
         measure = recordings.seconds_of_codes
         jobs = plan(Path(words[0]), Path(words[1]), codes, measure, f".{FLAGS.format}", recordings.WRITTEN)
     cluster.start(lambda line: None)
+    cluster.end_tidily()
     files = recordings.CodeFiles(inference.load(FLAGS.model or MODEL), FLAGS.levels)
     if Path(words[0]).is_dir():
         Path(words[1]).mkdir(parents=True, exist_ok=True)  # where that can't be, it is told once

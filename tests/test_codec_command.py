@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -197,6 +198,22 @@ def test_places_that_are_full_or_closed_are_named_and_nothing_is_left(model, tmp
     soundfile.write(tmp_path / "in/a.wav", speech(16000, 1), 16000)
     assert "a.wav/out: Not a directory" in refused(NAME, "encode", f"{tmp_path}/in", f"{tmp_path}/a.wav/out", f"--model={model}")
     assert "a.wav is a file; expected a run" in refused(NAME, "encode", f"{tmp_path}/a.wav", f"{tmp_path}/b.ns2", f"--model={tmp_path}/a.wav")
+
+
+def test_a_command_that_is_ended_leaves_nothing_half_written(model, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", speech(16000, 1, 30.0), 16000)
+    seen, handler = [], signal.getsignal(signal.SIGTERM)
+
+    def write(self, array):
+        seen.append(len(list(tmp_path.iterdir())))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(codes.Writer, "write", write)
+    try:
+        code, _, _ = run(NAME, "encode", f"{tmp_path}/a.wav", f"{tmp_path}/b.ns2", f"--model={model}")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert code == 143 and seen == [2] and [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
 def test_what_exists_is_not_replaced_unless_asked(model, tmp_path):
