@@ -13,7 +13,8 @@ Sizes
 Variants, as words in the argument:
     modern  factorised codes of 8 channels and DAC's discriminators (periods, multi-band complex STFT) instead of the paper's
             Euclidean codebooks; `base,modern` has 27.3 M with its codes.
-    causal  convolutions that look back only, for streaming; `small` keeps the look-ahead of its transforms (4 frames, 50 ms).
+    causal  convolutions that look back only, for streaming; `small` keeps the look-ahead of its transforms (2 frames to encode
+            and 4 to decode, 75 ms).
     decoder trains the decoder alone, from a run's networks and codebooks, which stay: its codes are the run's, though a data set must be encoded
             again, as they are filed under the whole codec's name. It hears coarse latents more often (`quantiser_dropout`), and as smooth as
             a model predicts them (`blur`): what is spoken through it is clearer.

@@ -96,12 +96,12 @@ def run_all(jobs: list[Job], measure: Measure, work: Callable[..., None], made: 
                     bar.update(seconds)
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                work(source, target, bar.update)
+                work(source, target, lambda more: bar.update(min(more, bar.total - bar.n)))
                 done += seconds
             except (ValueError, OSError) as error:
                 if len(jobs) == 1 or not cluster.is_user_error(error):
                     raise
-                failed.append(str(error))
+                failed.append(cluster.one_line(error))
     return done, skipped, failed
 
 
@@ -117,7 +117,7 @@ def info(words: list[str]) -> None:
         except (ValueError, OSError) as error:
             if len(paths) == 1:
                 raise
-            failed.append(str(error))
+            failed.append(cluster.one_line(error))
             continue
         plural = "s" * (about["channels"] > 1)
         print(f"{path}: {about['seconds']:.2f} s, {about['channels']} channel{plural}, {about['kbit/s']:.2f} kbit/s, "
@@ -155,7 +155,10 @@ def main(argv: list[str]) -> None:
         measure = recordings.seconds_of_codes
         jobs = plan(Path(words[0]), Path(words[1]), codes, measure, f".{FLAGS.format}", recordings.WRITTEN)
     cluster.start(lambda line: None)
+    cluster.end_tidily()
     files = recordings.CodeFiles(inference.load(FLAGS.model or MODEL), FLAGS.levels)
+    if Path(words[0]).is_dir():
+        Path(words[1]).mkdir(parents=True, exist_ok=True)  # where that can't be, it is told once
     work, made = (files.encode, files.encoded) if verb == "encode" else (files.decode, files.decoded)
     done, skipped, failed = run_all(jobs, measure, work, made)
     there = f", {skipped} were there already" if skipped else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -168,6 +170,50 @@ def test_decoding_refuses(model, other, tmp_path):
     assert "late.ns2: damaged" in refused(NAME, "info", f"{tmp_path}/late.ns2")
     code, out, err = run(NAME, "info", str(tmp_path))
     assert code == 2 and out.count(" kbit/s, ") == 2 and "2 of 4 files" in err and "cut.ns2" in err and "late.ns2" in err
+
+
+def test_places_that_are_full_or_closed_are_named_and_nothing_is_left(model, tmp_path, monkeypatch):
+    """A limit on the size of files is a full disk, as far as a program can tell; root may write anywhere, so closed is what `mkstemp` says."""
+    soundfile.write(tmp_path / "a.wav", speech(16000, 3, 30.0), 16000)
+    done("encode", f"{tmp_path}/a.wav", f"{tmp_path}/a.ns2", f"--model={model}")
+    before, limit = sorted(tmp_path.iterdir()), resource.getrlimit(resource.RLIMIT_FSIZE)
+    commands = (("encode", "a.wav", "b.ns2"), ("decode", "a.ns2", "b.wav"), ("decode", "a.ns2", "b.flac"))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+        said = [refused(NAME, verb, f"{tmp_path}/{source}", f"{tmp_path}/{out}", f"--model={model}") for verb, source, out in commands]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    for line, (_, _, out) in zip(said, commands):
+        assert f"{out}: can't be written: " in line and ("File too large" in line or "is the disk full?" in line)
+
+    def closed(**_):
+        raise PermissionError(13, "Permission denied", "a name that nobody gave")
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", closed)
+    for verb, source, out in commands:
+        line = refused(NAME, verb, f"{tmp_path}/{source}", f"{tmp_path}/{out}", f"--model={model}")
+        assert line == f"error: {tmp_path}/{out}: can't be written: Permission denied"
+    assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in/a.wav", speech(16000, 1), 16000)
+    assert "a.wav/out: Not a directory" in refused(NAME, "encode", f"{tmp_path}/in", f"{tmp_path}/a.wav/out", f"--model={model}")
+    assert "a.wav is a file; expected a run" in refused(NAME, "encode", f"{tmp_path}/a.wav", f"{tmp_path}/b.ns2", f"--model={tmp_path}/a.wav")
+
+
+def test_a_command_that_is_ended_leaves_nothing_half_written(model, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", speech(16000, 1, 30.0), 16000)
+    seen, handler = [], signal.getsignal(signal.SIGTERM)
+
+    def write(self, array):
+        seen.append(len(list(tmp_path.iterdir())))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(codes.Writer, "write", write)
+    try:
+        code, _, _ = run(NAME, "encode", f"{tmp_path}/a.wav", f"{tmp_path}/b.ns2", f"--model={model}")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert code == 143 and seen == [2] and [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
 def test_what_exists_is_not_replaced_unless_asked(model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
@@ -62,6 +63,39 @@ def test_the_published_model_speaks_as_printed(tmp_path):
     run(words, ROOT)
     speech = files.read(tmp_path / "speech.wav", 16000)
     assert 1.0 < len(speech) / 16000 < 5.0
+
+
+def test_the_published_codecs_tables_are_its_scores():
+    """results/codec/README.md's first table and README.md's, number by number, as they are rounded there."""
+    scores = {line["name"]: line for line in map(json.loads, (ROOT / "results/codec/scores.jsonl").read_text().splitlines())}
+    assert {line["fingerprint"].get("model") for name, line in scores.items() if name.endswith("_codec_8")} <= {"a86c3da4e754", None}
+    columns = {"recording": "recording", "16 levels": "codec", "8 levels": "codec_8", "6 levels, coarse": "codec_6", "4 levels": "codec_4",
+               "not quantised": "codec_unquantised", "Opus 12.8 kbit/s": "opus_12.8", "Opus 6.5": "opus_6.4", "Opus 12.8": "opus_12.8"}
+    rows = {"word error": "wer", "PESQ-WB": "pesq", "STOI": "stoi", "SI-SDR": "si_sdr", "mel distance": "mel_distance",
+            "DNSMOS overall": "dnsmos_overall", "SECS": "secs_own", "of 12 voices": "secs_nearest"}
+
+    def table(page: str) -> list[list[str]]:
+        found = re.search(r"(?:^\|.*\n)+", (ROOT / page).read_text(), re.M).group()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines() if "---" not in line]
+
+    whole, (head, *short) = table("results/codec/README.md"), table("README.md")
+    short = [["", *(f"{row[0]} {row[1]}" if row[0] == "Opus" else row[0] for row in short)],
+             *([head[k], *(row[k] for row in short)] for k in range(2, len(head)))]
+    checked = 0
+    for heads, *lines in (whole, short):
+        for label, *cells in lines:
+            (kind,) = (name for start, name in rows.items() if label.startswith(start))
+            for column, cell in zip(heads[1:], cells, strict=True):
+                if not cell:
+                    assert f"{kind}_{columns[column]}" not in scores
+                    continue
+                score = scores[f"{kind}_{columns[column]}"]
+                value, *interval = re.findall(r"[0-9.]+", cell)
+                for text, exact in zip([value, *interval], [score["value"], *score["interval"]]):
+                    digits = len(text.partition(".")[2])
+                    assert abs(float(text) - exact) <= 0.5001 * 10.0**-digits, (label, column, text, exact)
+                    checked += 1
+    assert checked > 80
 
 
 def test_the_published_codec_codes_as_printed(tmp_path):

@@ -7,6 +7,7 @@ reaches a model as a wrong result. `AudioError.reason` is one word, for counting
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import struct
@@ -35,6 +36,7 @@ LEAD = 32 * 1152  # samples of an MP3 decoded before the first that is asked for
 LOUDEST = 8.0  # decoders overshoot 1; samples beyond this are in another unit
 UNKNOWN = 1 << 60  # libsndfile's count of samples from here on says that a header has none
 LONGEST_WAV = 0xFFFFFF00  # bytes
+SYSTEM_ERROR = 2  # libsndfile's code for what the operating system refused
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")  # libsndfile's names of those whose length is known or found out
 VORBIS = 0.2  # libsndfile's compression level, its quality 8: at the usual 0.6 a recogniser hears other words in one recording of sixteen
 
@@ -241,7 +243,8 @@ def _open(path: Path, source: BinaryIO | None = None) -> soundfile.SoundFile:
 def replacing(path: str | os.PathLike, suffixes: Sequence[str]) -> Iterator[str]:
     """The name of a temporary file beside `path`, renamed to it when the block ends and deleted when it raises: whole or not at all.
 
-    Raises ValueError for another suffix than `suffixes`, FileNotFoundError when the folder does not exist.
+    Raises ValueError for another suffix than `suffixes`, FileNotFoundError when the folder does not exist, and for a place that can't be
+    written or is full an OSError or, where libsndfile says no more, a ValueError; they name `path`.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -250,14 +253,22 @@ def replacing(path: str | os.PathLike, suffixes: Sequence[str]) -> Iterator[str]
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a file name")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix.lower(), dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix.lower(), dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, f"can't be written: {error.strerror}", str(path)) from error
     os.close(handle)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, soundfile.LibsndfileError):
+            full = "; is the disk full?" if error.code == SYSTEM_ERROR else ""
+            raise ValueError(f"{path}: can't be written: {_detail(error)}{full}") from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not error.filename:
+            raise OSError(error.errno, f"can't be written: {error.strerror}", str(path)) from error
         raise
 
 

@@ -140,10 +140,15 @@ class Neural:
         return model.requires_grad_(False)
 
     @property
+    def hop(self) -> int:
+        """Samples a frame at the model's rate; the configuration of an EnCodec does not say it in every release of transformers."""
+        return math.prod(self.model.config.upsampling_ratios) if self.kind == "encodec" else self.model.config.hop_length
+
+    @property
     def levels(self) -> dict[int, float]:
         """Codebooks that it can be used with -> kbit/s."""
         config = self.model.config
-        each = math.log2(config.codebook_size) * config.sampling_rate / config.hop_length / 1000
+        each = math.log2(config.codebook_size) * config.sampling_rate / self.hop / 1000
         if self.kind == "dac":
             counts = range(1, config.n_codebooks + 1)
         else:
@@ -152,7 +157,7 @@ class Neural:
 
     def check(self) -> None:
         """Also loads it and codes a tenth of a second, so that a broken model is found now."""
-        self.code(np.zeros(self.model.config.sampling_rate // 10, np.float32), self.model.config.sampling_rate, list(self.levels)[:1])
+        self.code(np.zeros(self.model.config.sampling_rate // 10, np.float32), self.model.config.sampling_rate, list(self.levels)[-1:])
 
     @functools.cached_property
     def hash(self) -> str:
@@ -167,7 +172,7 @@ class Neural:
         """(audio `[s]` decoded from each number of `levels`, frames of codes)."""
         model, config = self.model, self.model.config
         inside = files.resample(audio, rate, config.sampling_rate)
-        padded = np.pad(inside, (0, -len(inside) % config.hop_length))
+        padded = np.pad(inside, (0, -len(inside) % self.hop))
         values = next(model.parameters()).new_tensor(padded)[None, None]
         if self.kind == "dac":
             codes = model.encode(values).audio_codes  # [1, q, t]
@@ -176,6 +181,8 @@ class Neural:
             coded = model.encode(values, bandwidth=max(config.target_bandwidths))
             codes = coded.audio_codes  # [chunks, 1, q, t]
             decode = lambda n: model.decode(codes[:, :, :n], coded.audio_scales).audio_values
+        if (most := max(levels)) > codes.shape[-2]:
+            raise ValueError(f"--rivals={self.spec}: it codes with {codes.shape[-2]} codebooks, while its configuration speaks of {most}")
         outs = [decode(n).numpy().reshape(-1)[: len(inside)] for n in levels]
         return [_fit(files.resample(out, config.sampling_rate, rate), len(audio)) for out in outs], codes.shape[-1]
 

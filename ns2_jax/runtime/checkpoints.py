@@ -228,7 +228,7 @@ def read_config(path: str) -> dict[str, Any]:
     """`config.json` of a run or an export. Raises FileNotFoundError naming what was expected, ValueError when it is of something else."""
     target = os.path.join(path, "config.json")
     if not os.path.exists(target):
-        reason = "does not exist" if not os.path.isdir(path) else "has no config.json"
+        reason = "has no config.json" if os.path.isdir(path) else "is a file" if os.path.exists(path) else "does not exist"
         raise FileNotFoundError(f"{path} {reason}; expected a run (--workdir of train) or an export (--out of export)")
     with open(target, encoding="utf8") as f:
         try:

@@ -132,6 +132,11 @@ def _on_terminate(number: int, frame: Any) -> None:
     _terminated = True
 
 
+def end_tidily() -> None:
+    """From here on SIGTERM ends this process (143) as an error would: what it has half written is deleted on the way out."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(PREEMPTED))
+
+
 def terminated() -> bool:
     """Whether SIGTERM has arrived (one process; in a cluster ask `checkpoints`)."""
     return _terminated
@@ -222,7 +227,7 @@ def is_user_error(error: BaseException) -> bool:
     missing, or a ValueError that our own code raised. One from a library or a builtin is a bug and keeps its traceback."""
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
         return True
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return True
     if isinstance(error, ImportError):
         return error.name is None  # raised with a sentence; a failing import statement has the module's name
@@ -232,7 +237,7 @@ def is_user_error(error: BaseException) -> bool:
     return bool(frames) and frames[-1].filename.startswith(_OURS) and (frames[-1].line or "").startswith("raise ")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The message; only lines indented on purpose (lists of paths) stay lines."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
@@ -267,7 +272,7 @@ def _explain(error: BaseException, argv: Sequence[str]) -> BaseException:
 def _fail(error: BaseException) -> None:
     if environment("NS2_JAX_TRACEBACK"):
         traceback.print_exception(error)
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     _end(USER_ERROR)
     sys.exit(USER_ERROR)
 

@@ -60,13 +60,21 @@ def test_reach_is_what_a_change_moves(numbers, causal):
 
 
 def test_the_papers_reach():
-    """By hand, in samples at 16 kHz: encoder (6 + 13 (2 + ...)) see the sums below; decoder in frames."""
+    """Of its encoder by hand, in samples at 16 kHz; of its decoder by what the gradient of one frame's samples finds in the latents."""
     net = Codec(kind="conv")
     # A residual unit of dilation d at a stride product m reaches 3 d m to either side, a strided convolution of 2 s about s m / 2.
     units = lambda m: 3 * (1 + 3 + 9) * m
     encoder = 3 + units(1) + 1 + units(2) + 2 * 2 + units(8) + 8 * 3 + units(40) + 40 * 3 + 200
-    left, right = net.reach("encode")
-    assert left == right == -(-encoder // 200)
+    assert net.reach("encode") == (-(-encoder // 200),) * 2
+    for causal, (left, right) in ((False, (53, 53)), (True, (106, 0))):
+        net = Codec(**PAPER, causal=causal)
+        assert net.reach("decode") == Codec(kind="conv", causal=causal).reach("decode") == (left, right)
+        frames, at = left + right + 5, left + 2
+        z = jax.random.normal(jax.random.key(0), (1, frames, net.channels))
+        params = jax.eval_shape(lambda z: net.init(jax.random.key(1), z, method="decode"), z)
+        params = jax.tree.map(lambda p: 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+        heard = jax.jit(jax.grad(lambda z: net.apply(params, z, method="decode").reshape(frames, net.hop)[at].sum()))(z)
+        assert np.flatnonzero(np.abs(heard).max((0, 2))).tolist() == list(range(at - left, at + right + 1))
 
 
 def test_an_untrained_frame_codec_already_follows_the_waveform():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import jax
@@ -74,6 +75,13 @@ def test_the_modern_configuration():
     assert len([name for name in params["disc"] if name.startswith("Bands")]) == 3
 
 
+def test_the_causal_variants():
+    """Of the paper's layout nothing to come is heard; of `small` what its windows are ahead, as configs/codec.py says: 2 frames and 4."""
+    for arg, ahead in (("base,causal", (0, 0)), ("base,modern,causal", (0, 0)), ("small,causal", (2, 4)), ("small", (14, 27))):
+        net = system(arg).network
+        assert net.causal == arg.endswith("causal") and tuple(net.reach(part)[1] for part in ("encode", "decode")) == ahead, arg
+
+
 def test_zero_padding_on_the_right_changes_only_the_edge():
     """The smoke codec sees (7 - 1) / 2 frames a block and two of STFT: five frames from the edge nothing changes."""
     one = system()
@@ -123,6 +131,15 @@ def test_micro_batches_add(either):
     added = jax.tree.map(lambda a, b: a + b, *halves)
     for x, y in zip(jax.tree.leaves((whole[0], whole[1])), jax.tree.leaves((added[0], added[1]))):
         np.testing.assert_allclose(x, y, atol=rounding(one) * (1 + float(jnp.abs(x).max())))
+
+
+def test_quantiser_dropout_trains_every_number_of_levels(either):
+    """Half of the rows have all four levels; of the others each has 1 to 4 alike, but for half of them where there are two coarse levels: these."""
+    fixed, params, rest = either
+    one, data = dataclasses.replace(fixed, quantiser_dropout=0.5), batch(2048, 1)
+    counts = jax.jit(lambda key: one.grads(params, rest, data, key, jnp.int32(0))[1]["counts"].sum(-1))(jax.random.key(1))
+    shares = (1, 15 / 16, 10 / 16, 9 / 16) if one.network.coarse else (1, 7 / 8, 6 / 8, 5 / 8)
+    np.testing.assert_allclose(counts / 2048, shares, atol=4 * (0.25 / 2048) ** 0.5)
 
 
 def test_every_leaf_learns_and_the_discriminator_waits(started):
@@ -289,6 +306,13 @@ def test_golden_metrics_of_one_training_step(started):
 
 def test_the_same_on_every_mesh(started):
     one, params, rest = started
+    meshes.check_system(one, params, rest, batch(), jax.random.key(5), step=50)
+
+
+@pytest.mark.slow
+def test_the_modern_codec_is_the_same_on_every_mesh():
+    one = system("smoke,modern", quantiser_dropout=0.0)
+    params, rest = jax.jit(one.init)(jax.random.key(0), batch())
     meshes.check_system(one, params, rest, batch(), jax.random.key(5), step=50)
 
 
