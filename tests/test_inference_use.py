@@ -7,11 +7,13 @@ import dataclasses
 import itertools
 import threading
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from ns2_jax import inference
+from ns2_jax.audio import files
 from ns2_jax.inference import sentences
 from ns2_jax.inference.model import Call
 
@@ -87,6 +89,31 @@ def test_a_voice_is_heard_once_and_named(model):
     assert model.hear(heard) is heard
     np.testing.assert_array_equal(model.prompt([VOICE, VOICE]), heard.codes)
     np.testing.assert_array_equal(model("Hello there.", heard).audio, model("Hello there.", [VOICE, VOICE]).audio)
+
+
+@pytest.mark.parametrize("prompt, message", [
+    (5, "a int is no prompt"), (b"voice.wav", "a bytes is no prompt"), ([VOICE[0], 800], "a ndarray is no prompt"), (VOICE[0], "a ndarray is no"),
+    ((VOICE[0], 0), "sample rate 0 Hz"), ((VOICE[0], -8), "sample rate -8 Hz"), ((VOICE[0], float("nan")), "sample rate nan Hz"),
+    ((np.stack([VOICE[0]] * 2), 800), "transpose it"), ([], "no prompt is given")])
+def test_what_is_no_prompt_is_said(model, prompt, message):
+    with pytest.raises(files.AudioError, match=message):
+        model("Hello there.", prompt)
+
+
+def test_samples_may_be_of_any_kind(model):
+    wave, expected = np.round(VOICE[0] * 100) / 128, None
+    for samples in (wave.astype(np.float32), wave.tolist(), jax.numpy.asarray(wave), (wave * 128 + 128).astype(np.uint8), (wave * 128).astype(np.int8),
+                    np.stack([wave, wave], 1)):
+        codes = model.hear((samples, 800)).codes
+        expected = codes if expected is None else expected
+        np.testing.assert_array_equal(codes, expected)
+
+
+@pytest.mark.parametrize("options", [
+    {"speed": -1.0}, {"speed": 0}, {"speed": float("nan")}, {"speed": "fast"}, {"speed": 4.1}, {"steps": 0}, {"steps": 2.5}, {"steps": "x"}, {"steps": [1]}])
+def test_options_that_make_no_sense_are_refused(model, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.*expected a"):
+        model("Hello there.", VOICE, **options)
 
 
 def test_threads_share_a_model_and_get_what_each_would_alone():
