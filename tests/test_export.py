@@ -293,6 +293,29 @@ def test_a_changed_or_missing_file_is_named(codec, tmp_path, name):
         inference.load(tmp_path / "x")
 
 
+def test_what_came_later_is_named_or_logged(codec, tmp_path, caplog):
+    for name in ("lexicon.txt", "units.model"):
+        shutil.copytree(codec[0], tmp_path / name)
+        (tmp_path / name / name).write_text("the\tg ih f\n")
+        with pytest.raises(ValueError, match=f"damaged: {name} came to it later"):
+            inference.load(tmp_path / name)
+    shutil.copytree(codec[0], tmp_path / "x")
+    (tmp_path / "x" / "found.json").write_text('{"schedules": []}')
+    with pytest.raises(ValueError, match="schedules is not a field"):  # of a codec
+        inference.load(tmp_path / "x")
+    assert "schedules of the model come from it" in caplog.text
+    (tmp_path / "x" / "found.json").write_text("[3]")
+    with pytest.raises(ValueError, match="found.json is no JSON object"):
+        inference.load(tmp_path / "x")
+
+
+def test_its_hash_is_that_of_what_was_loaded(codec, runs, tmp_path):
+    shutil.copytree(codec[0], tmp_path / "x")
+    model, known = inference.load(tmp_path / "x"), weights.weights_hash(codec[0])
+    export.export(runs["codec"], tmp_path / "x", "bf16", programs=False)
+    assert model.hash == known != inference.load(tmp_path / "x").hash
+
+
 def test_sums_that_are_no_sums_are_refused(codec, tmp_path):
     shutil.copytree(codec[0], tmp_path / "x")
     for line in ("nonsense", "0" * 64 + "  ../secret", "0" * 64 + "  /etc/passwd"):

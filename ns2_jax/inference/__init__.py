@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from ns2_jax.inference import chain
 from ns2_jax.inference.checking import check, speak_checked
 from ns2_jax.inference.continuation import continue_all
@@ -100,8 +102,8 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model; several with commas between
     them, the stages of a speaker by semantic tokens (`chain`), one.
 
-    Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it. Every file of an export is
-    compared with its SHA256SUMS. Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads
+    Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it, which is logged. Every file of an
+    export is compared with its SHA256SUMS, and none that speech depends on may have come to it later. Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads
     them, ValueError for weights that don't fit it and for an export that is torn or was changed, by the name of the file.
     """
     if "," in os.fspath(path) and not os.path.exists(path):
@@ -112,8 +114,14 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     elif step is None:
         step = (checkpoints.steps(path) or [None])[-1]
     tree, config = checkpoints.read_model(path, step)
+    weights.check_named(path, (LEXICON, UNITS, "phones.json"))
     if (path / FOUND).is_file():
-        config["model"] |= json.loads((path / FOUND).read_text(encoding="utf-8"))
+        try:
+            found = dict(json.loads((path / FOUND).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path / FOUND} is no JSON object of numbers of the model: {error}") from error
+        logging.warning("%s: %s of the model come from it, not from the training", path / FOUND, ", ".join(sorted(found)))
+        config["model"] |= found
     known = path / "phones.json"
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")
@@ -123,4 +131,6 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
         model.units = units.load(path / UNITS)
     if (path / LEXICON).is_file():
         model.lexicon = read_lexicon(path / LEXICON)
+    if step is None:
+        model.hash = weights.weights_hash(path)  # now: the folder may hold another when somebody asks
     return model
