@@ -58,6 +58,17 @@ def test_one_that_goes_on_from_its_voice_is_served(started, tmp_path):
     assert client.post("/v1/say", json={"text": "Hello there."}).status_code == 200  # the default voice was cut to what the model hears
 
 
+def test_a_chain_is_served(started, tmp_path):
+    parts = {"soundstorm": "smoke,semantic", "semantic": "smoke,kmeans", "text_to_semantic": "smoke"}
+    chain = ",".join(tiny.write_model(name, tmp_path / name, size=size) for name, size in parts.items())
+    code, out, err = run(NAME, f"--model={chain}", "--port=0", "--nowarm", "--steps=4")
+    assert code == 0 and "(text_to_semantic soundstorm, " in out, err
+    about = TestClient(started[0][0].app, base_url="http://localhost").get("/health").json()
+    assert not about["needs_text"] and about["controls"] == [] and about["steps"] == [4]
+    assert "the last may be left out" in refused(NAME, f"--model={chain.rsplit(',', 2)[0]},{tmp_path}/text_to_semantic")
+    assert "does not speak" in refused(NAME, f"--model={chain.rsplit(',', 1)[0]}")  # nobody writes the tokens
+
+
 def test_what_cannot_be_served_is_refused(model, started, tmp_path):
     others = {name: tiny.write_model(name, tmp_path / name) for name in ("codec", "valle")}
     follows = f"--model={others['valle']}"
