@@ -7,6 +7,8 @@
     several = model.batch([("One.", "voice.wav"), ("Two.", "other.wav")])       # each as it sounds alone
     model.warm_up()                                                             # compiles every bucket before the first user waits
 
+A model that goes on from its prompt (VALL-E) must know what that says: `prompt=inference.Said("voice.wav", "What is said in it.")` in all of these.
+
 Everything runs through the system's programs at the static shapes of `config.data.buckets`, one compilation a
 bucket. Rows of a batch are independent: each has its own random key, so an utterance sounds the same alone and in a
 batch; they are cut over this process's devices. Length is predicted first; a text over the largest bucket is spoken in pieces and the

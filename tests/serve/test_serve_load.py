@@ -149,6 +149,24 @@ def test_a_worker_keeps_order_leaves_out_the_gone_and_survives_faults(model):
         worker.submit(ask("Hello there."))
 
 
+def test_a_server_may_be_stopped_in_its_warm_up():
+    begun, go_on, sizes = threading.Event(), threading.Event(), []
+
+    class Model:
+        def warm_up(self, rows):
+            sizes.append(rows)
+            begun.set()
+            go_on.wait(30)
+            return []
+
+    worker = work.Worker(Model(), rows=8)
+    worker.start()
+    assert begun.wait(30)
+    threading.Timer(0.2, go_on.set).start()
+    worker.stop()
+    assert sizes == [(1,)] and not worker._thread.is_alive()
+
+
 def test_the_load_tester_counts(model):
     with served.running(model, app.Limits(client=99), warm=True, rows=2) as (address, _):
         rows = load.measure(address, [1, 4], 4, {"text": "Hello there."}, hang_up=2)
