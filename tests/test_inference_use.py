@@ -102,15 +102,16 @@ def test_what_is_no_prompt_is_said(model, prompt, message):
 
 def test_samples_may_be_of_any_kind(model):
     wave, expected = np.round(VOICE[0] * 100) / 128, None
-    for samples in (wave.astype(np.float32), wave.tolist(), jax.numpy.asarray(wave), (wave * 128 + 128).astype(np.uint8), (wave * 128).astype(np.int8),
-                    np.stack([wave, wave], 1)):
+    for samples in (wave.astype(np.float32), wave.tolist(), jax.numpy.asarray(wave), (wave * 128 + 128).astype(np.uint8),
+                    (wave * 128).astype(np.int8), np.stack([wave, wave], 1)):
         codes = model.hear((samples, 800)).codes
         expected = codes if expected is None else expected
         np.testing.assert_array_equal(codes, expected)
 
 
 @pytest.mark.parametrize("options", [
-    {"speed": -1.0}, {"speed": 0}, {"speed": float("nan")}, {"speed": "fast"}, {"speed": 4.1}, {"steps": 0}, {"steps": 2.5}, {"steps": "x"}, {"steps": [1]}])
+    {"speed": -1.0}, {"speed": 0}, {"speed": float("nan")}, {"speed": "fast"}, {"speed": 4.1}, {"steps": 0}, {"steps": 2.5}, {"steps": "x"},
+    {"steps": [1]}])
 def test_options_that_make_no_sense_are_refused(model, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}=.*expected a"):
         model("Hello there.", VOICE, **options)

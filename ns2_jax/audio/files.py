@@ -69,11 +69,10 @@ def has_signal(audio: np.ndarray | None, least: int = 1) -> bool:
 def check(audio: np.ndarray, rate: int, name: str = "audio", min_seconds: float = 0.0, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """`audio [s]` or `[s, channels]` of any dtype -> float32 mono `[s]`, refused by AudioError when it holds no usable signal."""
     audio = np.asarray(audio)
-    if np.issubdtype(audio.dtype, np.unsignedinteger):
-        half = (float(np.iinfo(audio.dtype).max) + 1) / 2
-        audio = ((audio.astype(np.float64) - half) / half).astype(np.float32)
-    elif np.issubdtype(audio.dtype, np.integer):
-        audio = audio.astype(np.float32) / -float(np.iinfo(audio.dtype).min)
+    if np.issubdtype(audio.dtype, np.integer):
+        lowest, highest = float(np.iinfo(audio.dtype).min), float(np.iinfo(audio.dtype).max)
+        half = (highest - lowest + 1) / 2
+        audio = ((audio - (lowest + half)) / half).astype(np.float32)
     if audio.ndim == 2:
         if audio.shape[1] > CHANNELS:
             raise AudioError("unreadable", f"{name}: {audio.shape[1]} channels of {len(audio)} samples, expected [s, channels]; transpose it")

@@ -178,7 +178,8 @@ def measure(path: str | os.PathLike, texts: Sequence[str], prompts: Sequence[np.
             np.savez(Path(folder) / "prompts.npz", **{f"p{i}": np.asarray(prompt, np.float32) for i, prompt in enumerate(prompts)})
             settings = {name: getattr(jax.config, name) for name in SETTINGS}
             job = {"path": os.path.abspath(path), "step": step, "texts": list(texts), "said": list(said), "rate": rate, "repeats": repeats,
-                   "warm": not cached and k == starts - 1, "cache": kept.name if cached else "", "options": dict(options or {}), "settings": settings, "begin": time.time()}
+                   "warm": not cached and k == starts - 1, "cache": kept.name if cached else "", "options": dict(options or {}),
+                   "settings": settings, "begin": time.time()}
             (Path(folder) / "job.json").write_text(json.dumps(job), encoding="utf8")
             root = str(Path(__file__).resolve().parents[2])
             done = subprocess.run([sys.executable, "-c", CHILD, root, folder])
@@ -201,7 +202,8 @@ def measure(path: str | os.PathLike, texts: Sequence[str], prompts: Sequence[np.
 def summarise(condition: str, rows: Sequence[Mapping[str, Any]], seed: int = 0, where: str = "fresh processes, compile cache off",
               **fingerprint: Any) -> list[dict[str, Any]]:
     """Score lines `rtf_*`, `rtf_batch_*` and, in seconds, `first_audio_*`, `first_audio_short_*`, `first_audio_long_*`,
-    `first_audio_stream_*`, `first_audio_whole_*`, `cold_start_*`, `load_*`, `compile_*`, `cached_start_*`, `cached_compile_*`, of those phases that there are rows of."""
+    `first_audio_stream_*`, `first_audio_whole_*`, `cold_start_*`, `load_*`, `compile_*`, `cached_start_*`, `cached_compile_*`, of
+    those phases that there are rows of."""
     cold = [row for row in rows if row["phase"] == "cold"]
     there = lambda phase: [row for row in rows if row["phase"] == phase and not row.get("missing")]
     judge = f"ns2_jax {statistics.code(__name__)}, {where}"

@@ -105,8 +105,9 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     them, the stages of a speaker by semantic tokens (`chain`), one.
 
     Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it, which is logged. Every file of an
-    export is compared with its SHA256SUMS, and none that speech depends on may have come to it later. Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads
-    them, ValueError for weights that don't fit it and for an export that is torn or was changed, by the name of the file.
+    export is compared with its SHA256SUMS, and none that speech depends on may have come to it later. Raises FileNotFoundError for a folder that is
+    missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it and for an export
+    that is torn or was changed, by the name of the file.
     """
     if "," in os.fspath(path) and not os.path.exists(path):
         return chain.join([load(part.strip()) for part in os.fspath(path).split(",")], os.fspath(path))

@@ -203,7 +203,8 @@ def cut(model: Model, said: Said, words: front.Words, frames: int, phones: int) 
         if len(audio) // model.hop > limit or count > phones:
             seconds = limit * model.hop / model.rate
             raise ValueError(f"the prompt has {len(audio) / model.rate:.1f} s, {model.name} hears {seconds:.1f} s and {phones} phones of one: give "
-                             "a shorter recording with its text, or an aligner, which finds where to cut: model.aligner = inference.load(inference.ALIGNER)")
+                             "a shorter recording with its text, or an aligner, which finds where to cut: model.aligner = "
+                             "inference.load(inference.ALIGNER)")
         return Heard(model.encode(audio), list(words), digests=known, notes=(note,)), []
     words, ends = times(model.aligner, audio, model.rate, words)
     edges, at, total = np.rint(ends / model.hop).astype(int), np.arange(1, len(ends) + 1), len(audio) // model.hop

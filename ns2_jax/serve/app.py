@@ -298,7 +298,8 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
                 raise Refusal(403, str(error), "no_consent") from error
             except ValueError as error:
                 raise Refusal(400, str(error), "invalid_value") from error
-            return schema.VoiceInfo(name=name, consent=heard.consent is not None, text=bool(text.strip()), recordings=list(heard.digests), notes=list(heard.notes))
+            return schema.VoiceInfo(name=name, consent=heard.consent is not None, text=bool(text.strip()), recordings=list(heard.digests),
+                                    notes=list(heard.notes))
 
     @app.delete("/v1/voices/{name}", status_code=204)
     def remove_voice(name: str) -> Response:

@@ -182,7 +182,8 @@ def about(url: str) -> dict[str, Any]:
     """Whose numbers these are: the server's words about itself, and this machine, on which it runs where the address is a loopback's."""
     known = {key: value for key, value in json.loads(_call(url, "/health")[1]).items() if key in ("model", "system", "rate", "steps")}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return known | {"machine": platform.machine(), "cores": cores, "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None}
+    busy = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    return known | {"machine": platform.machine(), "cores": cores, "load_average": busy}
 
 
 def define_flags() -> None:
