@@ -2,9 +2,10 @@
 
     python -m ns2_jax.serve.load --url=http://localhost:8080 --clients=1,2,4,8,16,32 --requests=64 --hang_up=2 [--out=serve.json]
 
-Every client asks again as soon as it has its answer; texts differ by a number, so that nothing could be kept from before. The first request
-of all is not counted. Clients and server share the machine when the address is a loopback's: then read the numbers so. `batch` is the mean of
-the requests that were spoken together, by the server's /metrics (requests of others at the same time count too); its --rows is the most.
+It waits until the server is warm. Every client asks again as soon as it has its answer; texts differ by a number, so that nothing could be kept
+from before. The first request of all is not counted. Clients and server share the machine when the address is a loopback's: then read the
+numbers so. `batch` is the mean of the requests that were spoken together, by the server's /metrics (requests of others at the same time count
+too); its --rows is the most. More clients than its --client, hanging ones included, are refused: start it with --client=100.
 
 `lost` are requests without an answer, `mixed` answers that are another's: each must have the seed and the words that were asked for. Then
 some are asked for once more, one after the other, and `apart` says how far the loudest sample of any was from what it was in the crowd (in units
@@ -132,10 +133,11 @@ def _quantile(seconds: Sequence[float], part: float) -> float:
 def measure(url: str, clients: Sequence[int], requests: int, body: Mapping[str, Any], hang_up: int = 0) -> list[dict[str, float]]:
     """A row for each number of clients, who ask `requests` times together; with `hang_up`, the last number once more while so many hang up.
 
-    `apart` is of the last row. Raises ValueError where the first request of all has no answer or is refused.
+    It begins when the server is warm. `apart` is of the last row. Raises ValueError where the first request of all has no answer or is refused.
     """
     try:
-        _call(url, "/health")
+        while _call(url, "/health")[0] == 503:  # warming up
+            time.sleep(0.5)
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"--url={url}: {error}") from error
     if (first := _ask(url, body)).status != 200:

@@ -168,8 +168,11 @@ def test_a_server_may_be_stopped_in_its_warm_up():
 
 
 def test_the_load_tester_counts(model):
-    with served.running(model, app.Limits(client=99), warm=True, rows=2) as (address, _):
+    with served.running(model, app.Limits(client=99), warm=True, rows=2) as (address, worker):
+        worker.ready.clear()
+        threading.Timer(1.0, worker.ready.set).start()
         rows = load.measure(address, [1, 4], 4, {"text": "Hello there."}, hang_up=2)
+        assert worker.ready.is_set()  # it waited for that
         assert load.about(address)["model"] == model.hash and load.about(address)["cores"] > 0
     assert [row["clients"] for row in rows] == [1, 4, 4] and all(row["answers"] == 4 and row["refused"] == row["lost"] == 0 for row in rows)
     assert [row["mixed"] for row in rows] == [0] * 3 and [row["hung_up"] > 0 for row in rows] == [False, False, True] and rows[2]["apart"] <= 1
