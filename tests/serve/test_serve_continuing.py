@@ -15,6 +15,8 @@ import tiny
 from fastapi.testclient import TestClient
 
 from ns2_jax import inference
+from ns2_jax.audio import files
+from ns2_jax.evals import recognisers
 from ns2_jax.serve import app, voices, work
 
 TEXT = "The river was quiet this morning. Nobody walked along it."
@@ -96,6 +98,11 @@ def test_a_server_speaks_with_it(model, tmp_path, caplog):
             assert status == 400 and next(iter(control)) in why
         assert client.delete("/v1/voices/ann").status_code == 204 and not list(tmp_path.glob("ann*"))
     assert not caplog.records  # the warm-up went well
+
+
+def test_the_bundled_voice_says_its_text():
+    (heard,) = recognisers.PocketSphinx().transcribe([files.read(voices.BUNDLED, recognisers.RATE)], 1, False)
+    assert heard == voices.BUNDLED_TEXT.lower().rstrip(".")
 
 
 def test_a_text_left_behind_is_not_the_next_voices(tmp_path):
