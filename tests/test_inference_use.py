@@ -160,6 +160,20 @@ def test_a_warm_up_compiles_all_that_speaking_needs():
         sentences.warm_up(type("Mute", (), {"speaks": False, "name": "it", "programs": {}})(), (1,), None, {})
 
 
+def test_what_a_program_compiles_is_kept_unless_it_says_where(tmp_path, monkeypatch):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before, path = {name: getattr(jax.config, name) for name in names}, tiny.write_model("codec", tmp_path)
+    try:
+        for variable, chosen, kept in (("off", None, None), ("here", None, "here"), ("here", "there", "there")):
+            monkeypatch.setenv("NS2_JAX_CACHE", variable)
+            jax.config.update("jax_compilation_cache_dir", chosen)
+            inference.load(path)
+            assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
 def test_an_export_brings_its_lexicon_and_the_users_wins(model, monkeypatch):
     monkeypatch.setattr(model, "lexicon", {"gif": ("jh", "ih", "f"), "ns": ("eh", "n")})
     assert model("A gif.", VOICE).phones[2:5] == ("jh", "ih", "f")

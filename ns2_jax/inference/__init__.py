@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 
 from ns2_jax.inference import chain
@@ -49,7 +50,7 @@ from ns2_jax.inference.song import read as read_song
 from ns2_jax.inference.song import score as sung
 from ns2_jax.inference.speech import PAUSE, Prompt, Speech, split
 from ns2_jax.inference.writing import encode, sidecar_of, wav_samples, wav_stream, write, write_text
-from ns2_jax.runtime import checkpoints, weights
+from ns2_jax.runtime import checkpoints, cluster, weights
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
@@ -104,13 +105,16 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model; several with commas between
     them, the stages of a speaker by semantic tokens (`chain`), one.
 
-    Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it, which is logged. Every file of an
-    export is compared with its SHA256SUMS, and none that speech depends on may have come to it later. Raises FileNotFoundError for a folder that is
-    missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it and for an export
+    What is compiled for it is kept for the next process, as the commands keep it (NS2_JAX_CACHE=off for not), unless the program has chosen a cache
+    of JAX's itself. Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it, which is logged.
+    Every file of an export is compared with its SHA256SUMS, and none that speech depends on may have come to it later. Raises FileNotFoundError for
+    a folder that is missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it and for an export
     that is torn or was changed, by the name of the file.
     """
     if "," in os.fspath(path) and not os.path.exists(path):
         return chain.join([load(part.strip()) for part in os.fspath(path).split(",")], os.fspath(path))
+    if jax.config.jax_compilation_cache_dir is None:
+        cluster.keep_compiled()
     path = Path(path)
     if (path / weights.FILE).exists():
         step = None

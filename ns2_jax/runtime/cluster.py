@@ -72,12 +72,18 @@ def one_process_a_node() -> bool:
     return (bool(tasks) and tasks == nodes) or environment("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
-def configure() -> str:
-    """Compile cache, platform and precision, without asking for devices; returns where the cache is."""
+def keep_compiled() -> str:
+    """Keeps what is compiled for the next process; returns where."""
     cache = environment("NS2_JAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ns2_jax", "xla")
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    return cache
+
+
+def configure() -> str:
+    """Compile cache, platform and precision, without asking for devices; returns where the cache is."""
+    cache = keep_compiled()
     if glob.glob("/dev/nvidia[0-9]*") and "latency_hiding" not in environment("XLA_FLAGS"):
         os.environ["XLA_FLAGS"] = (environment("XLA_FLAGS") + " --xla_gpu_enable_latency_hiding_scheduler=true").strip()
     if not environment("JAX_PLATFORMS") and not any(glob.glob(g) for g in ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia[0-9]*", "/dev/kfd")):
