@@ -7,11 +7,13 @@ import dataclasses
 import itertools
 import threading
 
+import jax
 import numpy as np
 import pytest
 import tiny
 
 from ns2_jax import inference
+from ns2_jax.audio import files
 from ns2_jax.inference import sentences
 from ns2_jax.inference.model import Call
 
@@ -89,6 +91,32 @@ def test_a_voice_is_heard_once_and_named(model):
     np.testing.assert_array_equal(model("Hello there.", heard).audio, model("Hello there.", [VOICE, VOICE]).audio)
 
 
+@pytest.mark.parametrize("prompt, message", [
+    (5, "a int is no prompt"), (b"voice.wav", "a bytes is no prompt"), ([VOICE[0], 800], "a ndarray is no prompt"), (VOICE[0], "a ndarray is no"),
+    ((VOICE[0], 0), "sample rate 0 Hz"), ((VOICE[0], -8), "sample rate -8 Hz"), ((VOICE[0], float("nan")), "sample rate nan Hz"),
+    ((np.stack([VOICE[0]] * 2), 800), "transpose it"), ([], "no prompt is given")])
+def test_what_is_no_prompt_is_said(model, prompt, message):
+    with pytest.raises(files.AudioError, match=message):
+        model("Hello there.", prompt)
+
+
+def test_samples_may_be_of_any_kind(model):
+    wave, expected = np.round(VOICE[0] * 100) / 128, None
+    for samples in (wave.astype(np.float32), wave.tolist(), jax.numpy.asarray(wave), (wave * 128 + 128).astype(np.uint8),
+                    (wave * 128).astype(np.int8), np.stack([wave, wave], 1)):
+        codes = model.hear((samples, 800)).codes
+        expected = codes if expected is None else expected
+        np.testing.assert_array_equal(codes, expected)
+
+
+@pytest.mark.parametrize("options", [
+    {"speed": -1.0}, {"speed": 0}, {"speed": float("nan")}, {"speed": "fast"}, {"speed": 4.1}, {"steps": 0}, {"steps": 2.5}, {"steps": "x"},
+    {"steps": [1]}])
+def test_options_that_make_no_sense_are_refused(model, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.*expected a"):
+        model("Hello there.", VOICE, **options)
+
+
 def test_threads_share_a_model_and_get_what_each_would_alone():
     model, texts = tiny.toy(), [f"Number {n} is here." for n in range(12)]
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
@@ -130,6 +158,20 @@ def test_a_warm_up_compiles_all_that_speaking_needs():
     assert {tag for tag in model._compiled if tag[0] in ("durations", "contour", "sample")} == before
     with pytest.raises(ValueError, match="does not speak"):
         sentences.warm_up(type("Mute", (), {"speaks": False, "name": "it", "programs": {}})(), (1,), None, {})
+
+
+def test_what_a_program_compiles_is_kept_unless_it_says_where(tmp_path, monkeypatch):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before, path = {name: getattr(jax.config, name) for name in names}, tiny.write_model("codec", tmp_path)
+    try:
+        for variable, chosen, kept in (("off", None, None), ("here", None, "here"), ("here", "there", "there")):
+            monkeypatch.setenv("NS2_JAX_CACHE", variable)
+            jax.config.update("jax_compilation_cache_dir", chosen)
+            inference.load(path)
+            assert jax.config.jax_compilation_cache_dir == kept
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def test_an_export_brings_its_lexicon_and_the_users_wins(model, monkeypatch):

@@ -131,3 +131,35 @@ def toy(buckets=(dict(b=4, t=60, p=20, u=30), dict(b=2, t=140, p=40, u=50)), gai
     """A model of the toy at 800 Hz (a browser wants 3000 or more) with 4 samples a frame."""
     config = {"system": "toy", "model": {}, "data": {"sample_rate": rate, "hop": 4, "buckets": buckets}}
     return inference.Model(Toy(), {"gain": np.float32(gain)}, {}, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Follower(Toy):
+    """A toy that goes on from its prompt, by what that says, and decides on lengths as it speaks: half of the room that it is given."""
+
+    def durations(self, params, rest, inputs, rng, sizes):
+        return {"durations": jnp.where(inputs["phones"] > 0, 2 * (2 + inputs["phones"] % 3), 0).astype(jnp.int32)}
+
+    def sample(self, params, rest, inputs, rng, sizes, temperature):
+        durations = jnp.where(inputs["phones"] > 0, 2 + inputs["phones"] % 3, 0).astype(jnp.int32)
+        ends, frame = jnp.cumsum(durations, -1), jnp.arange(sizes["t"])
+        phone = (frame[None, :, None] >= ends[:, None, :]).sum(-1)
+        level = jnp.take_along_axis(jnp.pad(inputs["phones"], ((0, 0), (0, 1))), jnp.minimum(phone, sizes["p"]), 1) / 200.0
+        voice = inputs["prompt_codes"].astype(jnp.float32).mean((1, 2))[:, None] / 1000 + inputs["prompt_phones"].sum(-1, keepdims=True) / 1e5
+        audio = jnp.repeat(level + voice, 4, 1) * params["gain"]
+        noise = jax.vmap(lambda key: jax.random.normal(key, audio.shape[1:]))(rng)
+        return {"audio": audio + temperature * 1e-3 * noise, "durations": durations, "frames": ends[:, -1], "ended": jnp.ones(len(audio), jnp.int32)}
+
+    def programs(self):
+        text = {"prompt_phones": Field("bp", "int32"), "phones": Field("bp", "int32")}
+        prompt, durations = {"prompt_codes": Field("buq", "uint16"), "prompt_frames": Field("b", "int32")}, {"durations": Field("bp", "int32")}
+        made = {"audio": Field("bs", "float32"), "frames": Field("b", "int32"), "ended": Field("b", "int32")} | durations
+        return {name: program for name, program in Toy.programs(self).items() if name in ("encode", "decode")} | {
+            "durations": Program(self.durations, text, durations),
+            "sample": Program(self.sample, text | prompt, made, {"temperature": 1.0}, rows=True)}
+
+
+def follower(buckets=(dict(b=4, t=240, p=60, u=2000), dict(b=2, t=480, p=80, u=3000)), rate: int = 4000) -> inference.Model:
+    """A model of the follower; 3000 frames are 3 s of prompt."""
+    config = {"system": "follower", "model": {}, "data": {"sample_rate": rate, "hop": 4, "buckets": buckets}}
+    return inference.Model(Follower(), {"gain": np.float32(1.0)}, {}, config)

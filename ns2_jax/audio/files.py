@@ -27,6 +27,7 @@ PEAK = 0.97  # highest absolute sample that we make: leaves room for the oversho
 MAX_SECONDS = 1800.0  # half an hour: longer than any utterance or prompt, short enough to fit in memory
 MAX_SAMPLES = 1 << 28  # of all channels together: what is read at once fits into 1 GiB as float32
 MAX_RATE = 768_000
+CHANNELS = 1024  # more no file has: samples and channels are the wrong way round
 SILENT = 1e-4  # peak under which a file holds no signal (-80 dBFS)
 SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": None}
 ENCODED = {**SUBTYPES, ".mp3": "MPEG_LAYER_III"}  # what `encode` makes
@@ -71,8 +72,12 @@ def check(audio: np.ndarray, rate: int, name: str = "audio", min_seconds: float 
     """`audio [s]` or `[s, channels]` of any dtype -> float32 mono `[s]`, refused by AudioError when it holds no usable signal."""
     audio = np.asarray(audio)
     if np.issubdtype(audio.dtype, np.integer):
-        audio = audio.astype(np.float32) / -float(np.iinfo(audio.dtype).min)
+        lowest, highest = float(np.iinfo(audio.dtype).min), float(np.iinfo(audio.dtype).max)
+        half = (highest - lowest + 1) / 2
+        audio = ((audio - (lowest + half)) / half).astype(np.float32)
     if audio.ndim == 2:
+        if audio.shape[1] > CHANNELS:
+            raise AudioError("unreadable", f"{name}: {audio.shape[1]} channels of {len(audio)} samples, expected [s, channels]; transpose it")
         audio = audio.mean(-1)
     if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
         raise AudioError("unreadable", f"{name}: expected samples [s] or [s, channels], got {audio.dtype}{list(audio.shape)}")

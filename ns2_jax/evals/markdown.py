@@ -94,6 +94,16 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
         *([f"* {safe(pair)}" for pair in pairs] or [f"No two systems have {comparison.FEWEST} utterances in common."]), ""]), skipped
 
 
+def differences(folders: Sequence[str | os.PathLike]) -> tuple[list[str], list[str]]:
+    """(a line for each paired difference of two results, however few utterances they share; what was skipped). Raises ValueError where no
+    two results were measured alike on the same utterances."""
+    results, skipped = comparison.find(folders)
+    found = [", ".join(filter(None, comparison.difference(pair))) for pair in comparison.paired(results)]
+    if not found:
+        raise ValueError("no differences: " + ("; ".join(skipped) or "no two results were measured alike on the same utterances"))
+    return found, skipped
+
+
 def write_table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> list[str]:
     """Writes `table` to the file OUT, whole or not at all; returns what was skipped. Raises ValueError as it does, and for an OUT
     that is no Markdown file."""

@@ -17,7 +17,8 @@ MEASURES = (  # how score names begin; the condition follows
     "dnsmos_background", "dnsmos_p808", "consistency", "drift", "reverberation_error", "reverberation_kept", "snr_error", "snr_kept",
     *(f"diversity_{what}" for what in diversity.UNITS), "boundary_median", "boundary_within_20", "boundary_within_50",
     "turn_within_100", "turn_within_250",
-    "rtf_batch", "rtf", "first_audio_short", "first_audio_long", "first_audio", "cold_start", "load", "compile",
+    "rtf_batch", "rtf", "first_audio_short", "first_audio_long", "first_audio_stream", "first_audio_whole", "first_audio", "cold_start", "load",
+    "cached_start", "cached_compile", "compile",
     "predictability_power", "predictability", "trial_distance", "window_loss", "window_ratio",
     *(f"prosody_{what}_{how}" for what in ("duration", "pitch") for how in (*prosody.MOMENTS, "rmse", "correlation")))
 

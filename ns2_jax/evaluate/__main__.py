@@ -13,6 +13,7 @@
     python -m ns2_jax.evaluate rate scores --out=rates                          the same over kbit/s: rates/rates.md and rates.png
     python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
     python -m ns2_jax.evaluate table results/* --out=results/README.md          the same scores as one Markdown table
+    python -m ns2_jax.evaluate table FLOAT INT8                                 only by how much two or more differ, paired
     python -m ns2_jax.evaluate listen ours=runs/a/scores theirs=b --kind=mos --out=test         a listening test: test/index.html
     python -m ns2_jax.evaluate answers test/key.json answers-*.json            what the listeners said
     python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model
@@ -32,7 +33,7 @@ runs, after a call that has compiled it. PESQ, STOI and spectral distances say n
 `--true_times` the phones of the recordings are spoken, each as long as there, and --evals=codec_quality,spectral_distance compare them.
 
 What rounding costs is the difference of two exports of one run, paired by `table` and `report` over the utterances of both:
-evaluate each with the same --data, --limit and --seed, then `table FLOAT INT8 --out=rounding.md`.
+evaluate each with the same --data, --limit and --seed, then `table FLOAT INT8`.
 """
 
 from __future__ import annotations
@@ -159,9 +160,10 @@ def write_report(folders: Sequence[str]) -> None:
 
 
 def write_table(folders: Sequence[str]) -> None:
-    """`table RESULT... --out=FILE.md`"""
+    """`table RESULT... --out=FILE.md`; without a file, only the paired differences, printed."""
     if not FLAGS.out:
-        raise ValueError("--out=FILE.md is missing: the file to write the table into")
+        found, skipped = markdown.differences(folders)
+        return print("\n".join([*(f"skipped {line}" for line in skipped), *found]))
     skipped = markdown.write_table(folders, FLAGS.out)
     print("".join(f"skipped {line}\n" for line in skipped) + f"wrote {FLAGS.out}")
 

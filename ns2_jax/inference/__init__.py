@@ -7,6 +7,8 @@
     several = model.batch([("One.", "voice.wav"), ("Two.", "other.wav")])       # each as it sounds alone
     model.warm_up()                                                             # compiles every bucket before the first user waits
 
+A model that goes on from its prompt (VALL-E) must know what that says: `prompt=inference.Said("voice.wav", "What is said in it.")` in all of these.
+
 Everything runs through the system's programs at the static shapes of `config.data.buckets`, one compilation a
 bucket. Rows of a batch are independent: each has its own random key, so an utterance sounds the same alone and in a
 batch; they are cut over this process's devices. Length is predicted first; a text over the largest bucket is spoken in pieces and the
@@ -23,6 +25,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
+from absl import logging
 
 from ns2_jax.inference import chain
 from ns2_jax.inference.checking import check, speak_checked
@@ -45,7 +50,7 @@ from ns2_jax.inference.song import read as read_song
 from ns2_jax.inference.song import score as sung
 from ns2_jax.inference.speech import PAUSE, Prompt, Speech, split
 from ns2_jax.inference.writing import encode, sidecar_of, wav_samples, wav_stream, write, write_text
-from ns2_jax.runtime import checkpoints, weights
+from ns2_jax.runtime import checkpoints, cluster, weights
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.systems import system as systems
 from ns2_jax.text import phones as inventory
@@ -100,20 +105,30 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model; several with commas between
     them, the stages of a speaker by semantic tokens (`chain`), one.
 
-    Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it. Every file of an export is
-    compared with its SHA256SUMS. Raises FileNotFoundError for a folder that is missing or is neither, or has no units where the model reads
-    them, ValueError for weights that don't fit it and for an export that is torn or was changed, by the name of the file.
+    What is compiled for it is kept for the next process, as the commands keep it (NS2_JAX_CACHE=off for not), unless the program has chosen a cache
+    of JAX's itself. Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it, which is logged.
+    Every file of an export is compared with its SHA256SUMS, and none that speech depends on may have come to it later. Raises FileNotFoundError for
+    a folder that is missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it and for an export
+    that is torn or was changed, by the name of the file.
     """
     if "," in os.fspath(path) and not os.path.exists(path):
         return chain.join([load(part.strip()) for part in os.fspath(path).split(",")], os.fspath(path))
+    if jax.config.jax_compilation_cache_dir is None:
+        cluster.keep_compiled()
     path = Path(path)
     if (path / weights.FILE).exists():
         step = None
     elif step is None:
         step = (checkpoints.steps(path) or [None])[-1]
     tree, config = checkpoints.read_model(path, step)
+    weights.check_named(path, (LEXICON, UNITS, "phones.json"))
     if (path / FOUND).is_file():
-        config["model"] |= json.loads((path / FOUND).read_text(encoding="utf-8"))
+        try:
+            found = dict(json.loads((path / FOUND).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path / FOUND} is no JSON object of numbers of the model: {error}") from error
+        logging.warning("%s: %s of the model come from it, not from the training", path / FOUND, ", ".join(sorted(found)))
+        config["model"] |= found
     known = path / "phones.json"
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")
@@ -123,4 +138,6 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
         model.units = units.load(path / UNITS)
     if (path / LEXICON).is_file():
         model.lexicon = read_lexicon(path / LEXICON)
+    if step is None:
+        model.hash = weights.weights_hash(path)  # now: the folder may hold another when somebody asks
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +76,20 @@ class Heard:
 
 
 def parts(prompt: Prompt) -> list[Any]:
-    """The recordings of a prompt, one or several."""
-    one = isinstance(prompt, (str, os.PathLike, Said)) or isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], np.ndarray)
-    return [prompt] if one else list(prompt)
+    """The recordings of a prompt, one or several; samples as numpy has them. Raises AudioError for what is no recording."""
+    samples = lambda given: isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], numbers.Real)
+    one = isinstance(prompt, (str, os.PathLike, Said)) or samples(prompt)
+    found = [prompt] if one else list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+    for i, given in enumerate(found):
+        told = given.voice if isinstance(given, Said) else given
+        if samples(told):
+            audio, rate = np.asarray(told[0]), told[1]
+            if not 0 < rate <= files.MAX_RATE:
+                raise files.AudioError("unreadable", f"prompt: sample rate {rate} Hz is out of range (1 to {files.MAX_RATE})")
+            found[i] = dataclasses.replace(given, voice=(audio, int(rate))) if isinstance(given, Said) else (audio, int(rate))
+        elif not isinstance(told, (str, os.PathLike)):
+            raise files.AudioError("unreadable", f"a {type(told).__name__} is no prompt: expected the name of a file, or (samples, rate), or several")
+    return found
 
 
 def listen(model: Model, recording: Said | Voice) -> tuple[np.ndarray, str]:
@@ -191,7 +203,8 @@ def cut(model: Model, said: Said, words: front.Words, frames: int, phones: int) 
         if len(audio) // model.hop > limit or count > phones:
             seconds = limit * model.hop / model.rate
             raise ValueError(f"the prompt has {len(audio) / model.rate:.1f} s, {model.name} hears {seconds:.1f} s and {phones} phones of one: give "
-                             "a shorter recording with its text, or an aligner (Model.aligner), which finds where to cut")
+                             "a shorter recording with its text, or an aligner, which finds where to cut: model.aligner = "
+                             "inference.load(inference.ALIGNER)")
         return Heard(model.encode(audio), list(words), digests=known, notes=(note,)), []
     words, ends = times(model.aligner, audio, model.rate, words)
     edges, at, total = np.rint(ends / model.hop).astype(int), np.arange(1, len(ends) + 1), len(audio) // model.hop

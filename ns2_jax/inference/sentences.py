@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ns2_jax.inference import score as scoring
+from ns2_jax.inference import prompts, score as scoring, speech
 from ns2_jax.inference.score import Score
 from ns2_jax.inference.speech import PAUSE, Prompt, Speech
 from ns2_jax.text import front
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LEAST = 8  # phones of a sentence that is spoken by itself: shorter ones are spoken poorly alone
 ENDS = (".", "?", "!")
-HUM = 3.0  # seconds of the prompt of a warm-up
+HUM = 3.0  # seconds of the prompt of a warm-up, at least
 
 
 def scores(text: str, lexicon: Mapping[str, Any] | None = None, language: str = "en") -> list[Score]:
@@ -55,20 +55,48 @@ def joined(speeches: Sequence[Speech]) -> Speech:
 
 
 def warm_up(model: Model, rows: Sequence[int], prompt: Prompt | None, options: Mapping[str, Any]) -> list[tuple[int, int, float]]:
-    """What `Model.warm_up` says: in each bucket a score that fills it is spoken."""
+    """What `Model.warm_up` says: in each bucket the programs run on what fills it, whatever they say."""
     if not model.speaks:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
-    if prompt is None:
-        time_s = np.arange(int(HUM * model.rate)) / model.rate
-        prompt = (sum(np.sin(2 * np.pi * 120 * k * time_s) / k for k in range(1, 6)).astype(np.float32) * np.float32(0.1), model.rate)
-    voice, made = model.hear(prompt), []
-    for index, bucket in enumerate(model.buckets):
-        inner, seconds = bucket["p"] - 2, bucket["t"] * model.hop / model.rate
-        edge = min(seconds / bucket["p"], scoring.REST / 2)
-        each = (edge, *[(seconds - 2 * edge) / inner] * inner, edge)
-        score = scoring.of_phones(("sil", *["ax"] * inner, "sil"), each, (None,) * len(each))
+    if prompt is not None:
+        voices = [model.hear(prompt)]
+    else:
+        seconds = max(HUM, model.longest_prompt * model.hop / model.rate)
+        time_s = np.arange(int(seconds * model.rate)) / model.rate
+        hum = sum(np.sin(2 * np.pi * 120 * k * time_s) / k for k in range(1, 6)).astype(np.float32) * np.float32(0.1)
+        heard = prompts.voice(model, (hum, model.rate))
+        rooms = sorted({model.room(bucket.get("u", 0)) for bucket in model.buckets})
+        voices = [dataclasses.replace(heard.first(room), words=_syllables(1) if model.continues else []) for room in rooms]
+    made = []
+    for index in range(len(model.buckets)):
         for number in rows:
             begin = time.monotonic()
-            model.speak_batch([(score, voice)] * number, 0, **options)
+            for voice in voices:
+                _rehearse(model, index, voice, number, dict(options))
             made.append((index, number, time.monotonic() - begin))
     return made
+
+
+def _syllables(number: int) -> front.Words:
+    return [front.Word("", PAUSE), *[front.Word("a", ("ax",))] * number, front.Word("", PAUSE)]
+
+
+def _rehearse(model: Model, index: int, voice: prompts.Heard, number: int, options: dict[str, Any]) -> None:
+    """Runs all that speaks in bucket `index`, on so many rows."""
+    bucket, room = model.buckets[index], model.room(len(voice.codes))
+    count = bucket["p"] - 2
+    while len(model.text_ids(words := _syllables(count))) > bucket["p"]:  # units, which may be shorter than words
+        count -= 1
+    piece = speech.Piece(0, words, 0, voice.codes, bucket=index, said=voice.words)
+    piece.durations = np.full(len(piece.phones), bucket["t"] // len(piece.phones))
+    piece.f0 = np.zeros(piece.durations.sum(), np.float32)
+    shift, sizes, windows = options.pop("pitch_shift", 0), {"p": bucket["p"], "u": room}, speech.windows(model, room)
+    early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
+    shared, options = speech.scheduled(model, "sample", options)
+    row, keys = speech.inputs_of(model, piece, bucket, room), [0] * number
+    model.run("durations", [row] * number, keys, sizes, **early, **windows)
+    if "contour" in model.programs:
+        model.run("contour", [row] * number, keys, sizes | {"t": bucket["t"]}, **windows)
+    elif shift:
+        raise ValueError(f"pitch_shift={shift:g}: {model.name} has no pitch that could be shifted")
+    model.run("sample", [row | shared] * number, keys, sizes | {"t": bucket["t"], "s": bucket["t"] * model.hop}, **options, **windows)

@@ -261,7 +261,7 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
             folder = os.path.normpath(os.path.join(path, codec["path"]))
             if weights.weights_hash(folder) != codec["hash"]:
                 found = weights.weights_hash(folder)
-                raise ValueError(f"{path} needs codec {codec['hash']}, {folder} is {found}; put the right export there")
+                raise ValueError(f"{path} needs codec {codec['hash']}, {folder}/{weights.FILE} is {found}; put the right export there")
             weights.check_sums(folder)
             tree["rest"][at] = {"params": {}, "rest": {}, **weights.read_weights(folder)}
         return tree, config

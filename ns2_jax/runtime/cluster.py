@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import errno
 import glob
+import itertools
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ from jax.experimental import multihost_utils
 from ns2_jax.runtime import watch as watching
 
 DONE, FAILED, USER_ERROR, PREEMPTED, LOST = 0, 1, 2, 143, watching.LOST
+WAIT = 7 * 24 * 3600  # seconds that processes wait for the last to be done with its share
 TOGETHER = 300  # seconds in which all processes of a cluster must have come
 PRECISION = "highest"
 """Of products of float32 arrays: accelerators would round the operands, and STFT, quantiser and losses are float32 for a
@@ -72,12 +74,18 @@ def one_process_a_node() -> bool:
     return (bool(tasks) and tasks == nodes) or environment("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
-def configure() -> str:
-    """Compile cache, platform and precision, without asking for devices; returns where the cache is."""
+def keep_compiled() -> str:
+    """Keeps what is compiled for the next process; returns where."""
     cache = environment("NS2_JAX_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "ns2_jax", "xla")
     if cache != "off":
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    return cache
+
+
+def configure() -> str:
+    """Compile cache, platform and precision, without asking for devices; returns where the cache is."""
+    cache = keep_compiled()
     if glob.glob("/dev/nvidia[0-9]*") and "latency_hiding" not in environment("XLA_FLAGS"):
         os.environ["XLA_FLAGS"] = (environment("XLA_FLAGS") + " --xla_gpu_enable_latency_hiding_scheduler=true").strip()
     if not environment("JAX_PLATFORMS") and not any(glob.glob(g) for g in ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia[0-9]*", "/dev/kfd")):
@@ -154,10 +162,14 @@ def share(things: Sequence[Any]) -> list[Any]:
     return list(things[jax.process_index() :: jax.process_count()])
 
 
+_gathered = itertools.count()  # every process counts alike
+
+
 def gather(rows: Sequence[Any]) -> list[Any]:
-    """The rows that every process made of its `share`, in the order of the list; JSON is how they travel. All must call it."""
+    """The rows that every process made of its `share`, in the order of the list; JSON is how they travel. All must call it; who is done first waits."""
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return list(rows)
+    watching.client().wait_at_barrier(f"ns2_jax/gather/{next(_gathered)}", 1000 * WAIT)  # collectives give up after half a minute on some backends
     mine = np.frombuffer(json.dumps(rows).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(mine)))
     every = multihost_utils.process_allgather(np.pad(mine, (0, int(lengths.max()) - len(mine))))

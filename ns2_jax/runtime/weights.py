@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes
@@ -167,6 +168,18 @@ def check_sums(folder: str | os.PathLike) -> frozenset[str]:
         if _sha256(path) != entry[0]:
             raise ValueError(f"{os.fspath(folder)} is damaged: {entry[1]} does not have the sha256 that it was exported with; {again}")
     return frozenset(name for _, name in entries)
+
+
+def check_named(folder: str | os.PathLike, names: Iterable[str]) -> None:
+    """Raises ValueError for one of these files that is there and that SUMS does not name; where there is no SUMS, nothing is asked of them."""
+    target = os.path.join(folder, SUMS)
+    if not os.path.exists(target):
+        return
+    with open(target, encoding="utf8", errors="replace") as f:
+        known = {line.rstrip("\n").split("  ", 1)[-1] for line in f}
+    for name in names:
+        if name not in known and os.path.exists(os.path.join(folder, name)):
+            raise ValueError(f"{os.fspath(folder)} is damaged: {name} came to it later, {SUMS} does not name it; take it away, or export it again")
 
 
 def _sha256(path: str) -> str:

@@ -5,8 +5,9 @@
 
 `/openapi.json` describes all routes. `/v1/audio/speech` is OpenAI's, `/v1/speech` gives the times of words and phones, `/v1/speech/stream`
 a WAV sentence by sentence; `/health` says when the model is warm, `/metrics` is for Prometheus. Voices are recordings in --voices (NAME.wav,
-.flac, .ogg, .mp3); `default` comes with the package. A recording that is uploaded needs its speaker's consent, which is kept beside it, bound
-to the recording by its SHA-256; `--norequire_consent` turns that off and is logged. All audio is marked as synthetic.
+.flac, .ogg, .mp3); `default` comes with the package. For a model that goes on from its voice (VALL-E), NAME.txt is what the recording says. A
+recording that is uploaded needs its speaker's consent, which is kept beside it, bound to the recording by its SHA-256; `--norequire_consent`
+turns that off and is logged. All audio is marked as synthetic.
 
 It listens on this machine alone. For others, put a proxy with TLS and a login before it, and give --host and --hosts.
 """
@@ -26,7 +27,8 @@ CONNECTIONS = 500  # at once: more are told 503 before anything is read, or ther
 
 def define_flags() -> None:
     """Flags belong to the command: a program that imports this module keeps its own."""
-    flags.DEFINE_string("model", None, "A run (its latest checkpoint is read) or an export.")
+    flags.DEFINE_string("model", None, "A run (its latest checkpoint is read) or an export; several with commas, the models of a chain.")
+    flags.DEFINE_string("aligner", None, "A run or export of an aligner, for models that go on from a voice; otherwise the one in results/.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all of this machine.")
     flags.DEFINE_integer("port", 8080, "Port to listen at; 0 takes a free one.", lower_bound=0, upper_bound=65535)
     flags.DEFINE_list("hosts", [], "Names under which the server may be called; those of the loopback, or any where --host is another.")
@@ -60,9 +62,12 @@ def main(argv: list[str]) -> None:
     model = inference.load(FLAGS.model)
     if not model.speaks:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
-    if model.continues:
-        raise ValueError(f"{model.name} goes on from its prompt and must be told what that says, which the voices of a server do not; "
-                         "use ns2_jax.synthesize with --prompt_text")
+    if steps and "steps" not in model.programs["sample"].options:
+        raise ValueError(f"--steps={','.join(FLAGS.steps)}: {model.name} has no sampler with steps; leave it out")
+    if model.continues:  # what a voice says is cut to what the model can hear of it
+        model.aligner = inference.load(FLAGS.aligner or inference.ALIGNER)
+        if "align" not in model.aligner.programs:
+            raise ValueError(f"--aligner={FLAGS.aligner}: {model.aligner.name} does not align")
     loopback = FLAGS.host in ("localhost", "::1") or FLAGS.host.startswith("127.")
     if not loopback:
         logging.warning("listening at %s: everybody who reaches it may use it; put a proxy with TLS and a login before it", FLAGS.host)

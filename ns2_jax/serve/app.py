@@ -55,6 +55,9 @@ class Service:
     def __init__(self, worker: Worker, voices: Voices, limits: Limits):
         self.worker, self.voices, self.limits, self.metrics = worker, voices, limits, worker.metrics
         self.at_once: collections.Counter[str] = collections.Counter()
+        programs = worker.model.programs
+        known = ("speed" in programs["durations"].options, "contour" in programs)
+        self.controls = [name for name, there in zip(("speed", "pitch_shift"), known) if there]
 
     @contextlib.contextmanager
     def client(self, request: Request):
@@ -81,6 +84,8 @@ class Service:
             said = said.model_copy(update={"steps": self.limits.steps[0]})
         usual = (("speed", round(said.speed, 1), 1.0), ("pitch_shift", round(2 * said.pitch_shift) / 2, 0.0), ("steps", said.steps, None))
         options = {name: value for name, value, default in usual if value != default}
+        if wrong := next((name for name in options if name != "steps" and name not in self.controls), None):
+            raise Refusal(400, f"{wrong}: this model has none; GET /health says what it has", "invalid_value")
         try:
             table = {**self.worker.model.lexicon, **inference.read_lexicon(said.lexicon)}
             if in_sentences:
@@ -227,7 +232,8 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
         response.status_code = 200 if worker.ready.is_set() else 503
         return schema.Health(status="ready" if worker.ready.is_set() else "warming_up", model=worker.model.hash,
                              system=str(worker.model.config["system"]), rate=worker.model.rate, steps=list(limits.steps), waiting=len(worker),
-                             longest_text=limits.text, needs_consent=voices.needs_consent)
+                             longest_text=limits.text, needs_consent=voices.needs_consent, needs_text=worker.model.continues,
+                             controls=service.controls)
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def metrics() -> Response:
@@ -275,23 +281,25 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
     @app.get("/v1/voices")
     def list_voices() -> list[schema.VoiceInfo]:
         """The voices there are."""
-        return [schema.VoiceInfo(name=voice.name, consent=voice.consent) for voice in voices.list()]
+        return [schema.VoiceInfo(name=voice.name, consent=voice.consent, text=voice.text) for voice in voices.list()]
 
     @app.post("/v1/voices", status_code=201)
     async def add_voice(request: Request, name: Annotated[str, Form()], recording: Annotated[UploadFile, File()],
-                        consent: Annotated[str, Form(max_length=10000)] = "") -> schema.VoiceInfo:
-        """Registers a recording (WAV, FLAC, OGG, MP3; 2 to 30 seconds are best). `consent`: the words with which its speaker allows it."""
+                        consent: Annotated[str, Form(max_length=10000)] = "", text: Annotated[str, Form(max_length=10000)] = "") -> schema.VoiceInfo:
+        """Registers a recording (WAV, FLAC, OGG, MP3; 2 to 30 seconds are best). `consent`: the words with which its speaker allows it;
+        `text`: what it says, where GET /health says that the model needs to know."""
         with service.client(request):
             data = await recording.read()
             if len(data) > limits.upload:
                 raise Refusal(413, f"the recording has {len(data)} bytes, at most {limits.upload} are accepted", "too_large")
             try:
-                heard = await run_in_threadpool(voices.add, name, data, consent)
+                heard = await run_in_threadpool(voices.add, name, data, consent, text)
             except NoConsent as error:
                 raise Refusal(403, str(error), "no_consent") from error
             except ValueError as error:
                 raise Refusal(400, str(error), "invalid_value") from error
-            return schema.VoiceInfo(name=name, consent=heard.consent is not None, recordings=list(heard.digests), notes=list(heard.notes))
+            return schema.VoiceInfo(name=name, consent=heard.consent is not None, text=bool(text.strip()), recordings=list(heard.digests),
+                                    notes=list(heard.notes))
 
     @app.delete("/v1/voices/{name}", status_code=204)
     def remove_voice(name: str) -> Response:

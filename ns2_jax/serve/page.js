@@ -213,7 +213,7 @@ at("upload").onclick = () => doing("Adding the voice ...", async () => {
   const recording = at("file").files[0] || state.recording;
   if (!recording) throw new Error("choose a recording, or record one");
   const form = new FormData();
-  form.set("name", at("name").value); form.set("consent", at("consent").value); form.set("recording", recording, "recording");
+  form.set("name", at("name").value); form.set("text", at("said").value); form.set("consent", at("consent").value); form.set("recording", recording, "recording");
   const voice = await (await ask("/v1/voices", { method: "POST", body: form })).json();
   await voices(voice.name);
   say(`${voice.name}: ${voice.notes.join("; ")}`);
@@ -228,6 +228,9 @@ async function start() {
   const about = await (await fetch("/health")).json();
   at("steps").replaceChildren(...about.steps.map((steps) => new Option(steps, steps)));
   at("stepping").hidden = !about.steps.length;
+  at("saying").hidden = !about.needs_text;
+  at("speeding").hidden = !about.controls.includes("speed");
+  at("pitching").hidden = !about.controls.includes("pitch_shift");
   at("text").maxLength = about.longest_text;
   await voices("default");
   if (about.status !== "ready") say("The model is getting ready; what you ask for now is spoken then.");

@@ -20,8 +20,8 @@ class Saying(Strict):
     text: str = Field(description="Numbers, dates and abbreviations are spoken as words.")
     voice: str = Field("default", description="One of GET /v1/voices.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="The same seed gives the same audio.")
-    speed: float = Field(1.0, ge=0.5, le=2.0, description="Tempo as a factor, rounded to tenths.")
-    pitch_shift: float = Field(0.0, ge=-12, le=12, description="Semitones, rounded to halves.")
+    speed: float = Field(1.0, ge=0.5, le=2.0, description="Tempo as a factor, rounded to tenths; where GET /health has it.")
+    pitch_shift: float = Field(0.0, ge=-12, le=12, description="Semitones, rounded to halves; where GET /health has it.")
     steps: int | None = Field(None, description=STEPS)
     lexicon: dict[str, str] = Field({}, max_length=100, description="Word -> phones (ARPAbet or the names GET /v1/say gives); wins over all else.")
     language: str = Field("en", max_length=20, pattern="^[A-Za-z][A-Za-z0-9-]*$", description="espeak-ng's name of it.")
@@ -67,6 +67,7 @@ class Word(BaseModel):
 class VoiceInfo(BaseModel):
     name: str
     consent: bool
+    text: bool = Field(description="Whether it is known what the recording says.")
     recordings: list[str] = Field([], description="SHA-256.")
     notes: list[str] = Field([], description="What was done to the recording.")
 
@@ -80,6 +81,8 @@ class Health(BaseModel):
     waiting: int
     longest_text: int
     needs_consent: bool
+    needs_text: bool = Field(description="Whether a voice can be used only where it is known what its recording says.")
+    controls: list[str] = Field(description="Which of `speed` and `pitch_shift` this model has.")
 
 
 class Problem(BaseModel):

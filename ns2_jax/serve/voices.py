@@ -1,6 +1,7 @@
 """The voices of a server: recordings in a folder, NAME.wav (.flac, .ogg, .mp3), and NAME.consent.txt where there is a consent.
 
-`default` comes with the package. Each voice is heard once, as long as the model's longest prompt, and again when its file has changed.
+NAME.txt is what the recording says: a model that goes on from its prompt (VALL-E) needs it, for others it need not be there. `default` comes
+with the package. Each voice is heard once, as long as the model's longest prompt, and again when one of its files has changed.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from ns2_jax import inference
 DEFAULT = "default"
 BUNDLED = Path(__file__).with_name("default.flac")  # flite says it, in its voice "slt" a little warped: no recording of a person
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+BUNDLED_TEXT = "My brother is learning to play the piano this year."
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 MOST = 1000
+LONGEST_TEXT = 2000  # characters of what a recording says
 KINDS = {b"RIFF": ".wav", b"RF64": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}
 
 
 class NoConsent(ValueError):
     """A recording that may not be imitated."""
+
+
+class NoText(ValueError):
+    """A recording of which nobody told what it says, for a model that must know."""
 
 
 class Unknown(KeyError):
@@ -35,11 +42,12 @@ class Unknown(KeyError):
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A name, its recording, and whether a consent lies beside it."""
+    """A name, its recording, whether a consent lies beside it, and whether what it says is known."""
 
     name: str
     path: Path
     consent: bool
+    text: bool
 
 
 class Voices:
@@ -66,11 +74,32 @@ class Voices:
         for path in sorted(self.folder.iterdir()):
             if path.suffix.lower() in SUFFIXES and NAME.fullmatch(path.stem):
                 found[path.stem] = path
-        return [Voice(name, path, self._consent_of(name).is_file()) for name, path in found.items()]
+        told = lambda name, path: path == BUNDLED or self._text_of(name).is_file()
+        return [Voice(name, path, self._consent_of(name).is_file(), told(name, path)) for name, path in found.items()]
 
-    def _hear(self, path: str | os.PathLike) -> inference.Heard:
+    def _hear(self, path: str | os.PathLike, text: str) -> inference.Heard:
         """No more than the longest prompt of training, or every length of voices would be compiled apart."""
-        return self.model.hear(path).first(self.model.longest_prompt)
+        prompt = inference.Said(path, text) if self.model.continues else path
+        return self.model.hear(prompt).first(self.model.longest_prompt)
+
+    def _text_of(self, name: str) -> Path:
+        return self.folder / f"{name}.txt"
+
+    def _told(self, name: str, path: Path) -> str:
+        """What a voice says, "" where the model need not know. Raises NoText, ValueError for a file that is no text."""
+        if path == BUNDLED:
+            return BUNDLED_TEXT
+        if not self.model.continues:
+            return ""
+        file = self._text_of(name)
+        if not file.is_file():
+            raise NoText(f"nobody told what its recording says, which this model must know: it goes on from it; put its words into {file.name}")
+        if file.stat().st_size > LONGEST_TEXT * 4:
+            raise ValueError(f"what its recording says has {file.stat().st_size} bytes, at most {LONGEST_TEXT * 4} are read")
+        try:
+            return " ".join(file.read_text(encoding="utf-8").split())
+        except UnicodeDecodeError as error:
+            raise ValueError("what its recording says is not a UTF-8 text file") from error
 
     def _consent_of(self, name: str) -> Path:
         return self.folder / f"{name}.consent.txt"
@@ -86,7 +115,7 @@ class Voices:
                 with self._hearing:
                     if (heard := self._known(name, stamp)) is None:
                         consent = self._consent_of(name)
-                        heard = self._hear(path).allowed(inference.read_consent(consent) if consent.is_file() else None)
+                        heard = self._hear(path, self._told(name, path)).allowed(inference.read_consent(consent) if consent.is_file() else None)
                         with self._lock:
                             self._heard[name] = stamp, heard
         except FileNotFoundError:
@@ -97,36 +126,41 @@ class Voices:
         return heard
 
     def _stamp(self, path: Path) -> tuple:
-        """What changes with a recording or its consent."""
-        return tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in (path, self._consent_of(path.stem)) if p.is_file())
+        """What changes with a recording, its consent or its text."""
+        files = (path, self._consent_of(path.stem), self._text_of(path.stem))
+        return tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in files if p.is_file())
 
     def _known(self, name: str, stamp: tuple) -> inference.Heard | None:
         with self._lock:
             known = self._heard.get(name)
         return known[1] if known is not None and known[0] == stamp else None
 
-    def add(self, name: str, data: bytes, statement: str = "") -> inference.Heard:
-        """Registers a recording. `statement` are the words of the speaker's consent, which are bound to it by its hash.
+    def add(self, name: str, data: bytes, statement: str = "", text: str = "") -> inference.Heard:
+        """Registers a recording, which says `text`. `statement` are the words of the speaker's consent, which are bound to it by its hash.
 
-        Raises NoConsent where one is needed and there is none, ValueError for a name, a recording or a statement that can't be used, and
-        for a name that is taken.
+        Raises NoConsent where one is needed and there is none, NoText likewise, ValueError for a name, a recording, a text or a statement that
+        can't be used, and for a name that is taken.
         """
         if not NAME.fullmatch(name) or name == DEFAULT:
             raise ValueError(f"a voice can't be called {name[:80]!r}: expected a to z, 0 to 9, - and _, at most 64, and not {DEFAULT!r}")
-        statement = " ".join(statement.split())
+        statement, said = " ".join(statement.split()), " ".join(text.split())
+        if len(said) > LONGEST_TEXT:
+            raise ValueError(f"what the recording says has {len(said)} characters, at most {LONGEST_TEXT} are accepted")
+        if self.model.continues and not said:
+            raise NoText("send what the recording says as `text`: this model goes on from it and must know")
         if not statement:
             if self.needs_consent:
                 raise NoConsent("a voice may be imitated only with its speaker's consent: send the speaker's words as `consent`")
             logging.warning("voice %s was uploaded without a consent", name)
         digest = hashlib.sha256(data).hexdigest()
-        text = f"{statement}\n{digest}  {name}\n"
-        consent = inference.consent(text) if statement else None
+        bound = f"{statement}\n{digest}  {name}\n"
+        consent = inference.consent(bound) if statement else None
         handle, temporary = tempfile.mkstemp(prefix=".upload-", dir=self.folder)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
             try:
-                heard = self._hear(temporary).allowed(consent)
+                heard = self._hear(temporary, said).allowed(consent)
             except ValueError as error:
                 raise ValueError(str(error).replace(temporary, "the recording")) from error
             with self._lock:
@@ -136,10 +170,11 @@ class Voices:
                 if len(names) > MOST:
                     raise ValueError(f"there are {len(names)} voices, which is the most")
                 path = self.folder / f"{name}{KINDS.get(data[:4], '.mp3')}"
-                if consent:
-                    inference.write_text(self._consent_of(name), text)
-                else:
-                    self._consent_of(name).unlink(missing_ok=True)  # of a voice that the operator took away
+                for file, words in ((self._consent_of(name), bound if consent else ""), (self._text_of(name), f"{said}\n" if said else "")):
+                    if words:
+                        inference.write_text(file, words)
+                    else:
+                        file.unlink(missing_ok=True)  # of a voice that the operator took away
                 os.replace(temporary, path)
                 self._heard[name] = self._stamp(path), heard
         finally:
@@ -149,13 +184,13 @@ class Voices:
         return heard
 
     def remove(self, name: str) -> None:
-        """Deletes a voice and its consent. Raises Unknown, ValueError for `default`."""
+        """Deletes a voice, its consent and its text. Raises Unknown, ValueError for `default`."""
         if name == DEFAULT:
             raise ValueError(f"{DEFAULT!r} can't be deleted")
         with self._lock:
             path = next((voice.path for voice in self.list() if voice.name == name), None)
             if path is None:
                 raise Unknown(name)
-            path.unlink()
-            self._consent_of(name).unlink(missing_ok=True)
+            for file in (path, self._consent_of(name), self._text_of(name)):
+                file.unlink(missing_ok=True)
             self._heard.pop(name, None)

@@ -131,8 +131,11 @@ class Worker:
             try:
                 sizes = sorted({min(1 << k, self.rows) for k in range(self.rows.bit_length() + 1)})  # what a batch is padded to
                 options = {} if self._steps is None else {"steps": self._steps}
-                for bucket, rows, seconds in self.model.warm_up(sizes, **options):
-                    logging.info("bucket %d, %d row(s): compiled and spoken in %.1f s", bucket, rows, seconds)
+                for size in sizes:
+                    if self._stopped:  # nobody wants to wait for all of it
+                        break
+                    for bucket, rows, seconds in self.model.warm_up((size,), **options):
+                        logging.info("bucket %d, %d row(s): compiled and spoken in %.1f s", bucket, rows, seconds)
             except Exception:  # pylint: disable=broad-except
                 logging.exception("the warm-up failed; the first requests will show why")
         self.ready.set()

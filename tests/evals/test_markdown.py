@@ -63,13 +63,16 @@ def test_differences_from_a_hundred_utterances_on(tmp_path):
     assert "* a minus b: +10.0 points of word error (+10.0 to +10.0), 100 utterances, worse" in text
     folders = [write(tmp_path / name, [n] * 99) for name, n in (("a", 3), ("b", 2))]
     assert "minus" not in markdown.table(folders, tmp_path / "t.md")[0]
+    code, out, err = run("ns2_jax.evaluate", "table", *map(str, folders))  # asked for them alone, they are said, without a verdict
+    assert code == 0 and out == "a minus b: +10.0 points of word error (+10.0 to +10.0), 99 utterances (under 100: no verdict)\n", err
 
 
 def test_no_result_and_no_file_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no table: .*no scores.jsonl"):
         markdown.write_table([tmp_path], tmp_path / "t.md")
     assert not (tmp_path / "t.md").exists()
-    assert "--out=FILE.md is missing" in refused("ns2_jax.evaluate", "table", str(tmp_path))
+    assert "no differences: " in refused("ns2_jax.evaluate", "table", str(tmp_path))
     write(tmp_path / "a", (1,))
+    assert "no two results were measured alike" in refused("ns2_jax.evaluate", "table", str(tmp_path / "a"))
     assert "is not a Markdown file" in refused("ns2_jax.evaluate", "table", str(tmp_path / "a"), f"--out={tmp_path}")
     json.loads((tmp_path / "a" / "items.jsonl").read_text())  # untouched

@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import jax
+import numpy as np
 import pytest
 
 from ns2_jax.runtime import cluster
@@ -151,6 +152,27 @@ def test_one_process_a_node_keeps_all_its_gpus(monkeypatch, environment, expecte
     cluster.start(lambda line: None)
     visible = [value for name, value in said if name == "jax_cuda_visible_devices"]
     assert visible[-1] == ("all" if expected else "0") and ("jax_default_matmul_precision", "highest") in said
+
+
+def test_what_is_gathered_is_waited_for_however_long_the_others_take(monkeypatch):
+    """A collective alone gives up after half a minute; so all meet first, each time under a name of its own."""
+    said = []
+
+    class Client:
+        def wait_at_barrier(self, name, milliseconds):
+            said.append((name, milliseconds))
+
+    def allgather(x):
+        said.append("gathered")
+        return np.stack([x, x])
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(cluster.watching, "client", Client)
+    monkeypatch.setattr(cluster.multihost_utils, "process_allgather", allgather)
+    assert [cluster.gather(["a", {"b": 1}]) for _ in range(2)] == [["a", "a", {"b": 1}, {"b": 1}]] * 2
+    (first, patience), second = said[0], said[3][0]
+    assert first != second and patience > 1000 * 86400 and said[1:3] == said[4:] == ["gathered"] * 2
 
 
 def test_facts():

@@ -176,12 +176,26 @@ def test_a_voice_needs_consent_is_kept_and_goes(client, model, folder):
     assert "no voice" in problem(client.delete("/v1/voices/ann"), 404) and "can't be deleted" in problem(client.delete("/v1/voices/default"), 400)
 
 
+def of_floats(audio, kind="WAV", subtype="FLOAT"):
+    data = io.BytesIO()
+    soundfile.write(data, audio, 8000, format=kind, subtype=subtype)
+    return data.getvalue()
+
+
+def long_flac():
+    """Eleven minutes in a few kilobytes."""
+    data = of_floats(np.full(660 * 8000, 0.1), "FLAC", "PCM_16")
+    assert len(data) < 60000
+    return data
+
+
 @pytest.mark.parametrize("name, data, status, message", [
     ("default", b"", 400, "can't be called"), ("../x", b"", 400, "can't be called"), ("A B", b"", 400, "can't be called"),
     ("b", b"", 400, "the recording"), ("b", b"no audio at all", 400, "the recording: not an audio file"), ("b", "silent", 400, "silent"),
-    ("b", "short", 400, "at least 0.1 s"), ("b", "large", 413, "60000")])
+    ("b", "short", 400, "at least 0.1 s"), ("b", "large", 413, "60000"), ("b", "nan", 400, "NaN or infinite"), ("b", "long", 400, "at most 600 s")])
 def test_recordings_that_are_no_voice(client, folder, name, data, status, message):
-    make = {"silent": lambda: served.recording()[:44] + bytes(16000), "short": lambda: served.recording(0.05), "large": lambda: served.recording(5.0)}
+    make = {"silent": lambda: served.recording()[:44] + bytes(16000), "short": lambda: served.recording(0.05), "large": lambda: served.recording(5.0),
+            "nan": lambda: of_floats(np.full(9000, np.nan)), "long": lambda: long_flac()}
     answer = upload(client, name, make[data]() if data in make else data, consent=served.CONSENT)
     assert message in problem(answer, status) and not list(folder.iterdir())
 

@@ -49,13 +49,35 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise(model, started, 
     assert there.status_code == 503 and there.json()["needs_consent"] is False and "the operator turned it off" in caplog.text
 
 
+def test_one_that_goes_on_from_its_voice_is_served(started, tmp_path):
+    code, out, err = run(NAME, f"--model={tiny.write_model('valle', tmp_path)}", "--port=0", "--nowarm")
+    assert code == 0 and "(valle, " in out, err
+    client = TestClient(started[0][0].app, base_url="http://localhost")
+    about = client.get("/health").json()
+    assert about["needs_text"] and about["controls"] == [] and about["steps"] == []
+    assert client.post("/v1/say", json={"text": "Hello there."}).status_code == 200  # the default voice was cut to what the model hears
+
+
+def test_a_chain_is_served(started, tmp_path):
+    parts = {"soundstorm": "smoke,semantic", "semantic": "smoke,kmeans", "text_to_semantic": "smoke"}
+    chain = ",".join(tiny.write_model(name, tmp_path / name, size=size) for name, size in parts.items())
+    code, out, err = run(NAME, f"--model={chain}", "--port=0", "--nowarm", "--steps=4")
+    assert code == 0 and "(text_to_semantic soundstorm, " in out, err
+    about = TestClient(started[0][0].app, base_url="http://localhost").get("/health").json()
+    assert not about["needs_text"] and about["controls"] == [] and about["steps"] == [4]
+    assert "the last may be left out" in refused(NAME, f"--model={chain.rsplit(',', 2)[0]},{tmp_path}/text_to_semantic")
+    assert "does not speak" in refused(NAME, f"--model={chain.rsplit(',', 1)[0]}")  # nobody writes the tokens
+
+
 def test_what_cannot_be_served_is_refused(model, started, tmp_path):
     others = {name: tiny.write_model(name, tmp_path / name) for name in ("codec", "valle")}
+    follows = f"--model={others['valle']}"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for args, message in (
                 ([], "--model=DIR is missing"), (["--model=nowhere"], "nowhere does not exist"), ([f"--model={others['codec']}"], "does not speak"),
-                ([f"--model={others['valle']}"], "must be told what that says"), ([f"--model={model}", "--steps=2,x"], "--steps=2,x"),
+                ([follows, "--steps=2"], "no sampler with steps"), ([follows, f"--aligner={others['codec']}"], "does not align"),
+                ([follows, "--aligner=nowhere"], "nowhere does not exist"), ([f"--model={model}", "--steps=2,x"], "--steps=2,x"),
                 ([f"--model={model}", "--steps=0"], "--steps=0"), ([f"--model={model}", f"--port={port}"], f"--port={port}"),
                 ([f"--model={model}", f"--voices={tmp_path}/none", "--port=0"], "no such folder"), ([f"--model={model}", "--rows=0"], "rows")):
             assert message in refused(NAME, *args), args

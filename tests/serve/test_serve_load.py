@@ -149,11 +149,60 @@ def test_a_worker_keeps_order_leaves_out_the_gone_and_survives_faults(model):
         worker.submit(ask("Hello there."))
 
 
+def test_a_server_may_be_stopped_in_its_warm_up():
+    begun, go_on, sizes = threading.Event(), threading.Event(), []
+
+    class Model:
+        def warm_up(self, rows):
+            sizes.append(rows)
+            begun.set()
+            go_on.wait(30)
+            return []
+
+    worker = work.Worker(Model(), rows=8)
+    worker.start()
+    assert begun.wait(30)
+    threading.Timer(0.2, go_on.set).start()
+    worker.stop()
+    assert sizes == [(1,)] and not worker._thread.is_alive()
+
+
 def test_the_load_tester_counts(model):
-    with served.running(model, warm=True, rows=2) as (address, _):
-        rows = load.measure(address, [1, 4], 4, {"text": "Hello there."})
-    assert [row["clients"] for row in rows] == [1, 4] and all(row["answers"] == 4 and row["refused"] == 0 for row in rows)
+    with served.running(model, app.Limits(client=99), warm=True, rows=2) as (address, worker):
+        worker.ready.clear()
+        threading.Timer(1.0, worker.ready.set).start()
+        rows = load.measure(address, [1, 4], 4, {"text": "Hello there."}, hang_up=2)
+        assert worker.ready.is_set()  # it waited for that
+        assert load.about(address)["model"] == model.hash and load.about(address)["cores"] > 0
+    assert [row["clients"] for row in rows] == [1, 4, 4] and all(row["answers"] == 4 and row["refused"] == row["lost"] == 0 for row in rows)
+    assert [row["mixed"] for row in rows] == [0] * 3 and [row["hung_up"] > 0 for row in rows] == [False, False, True] and rows[2]["apart"] <= 1
     assert all(0 < row["p50"] <= row["p99"] and row["speech_per_second"] > 0 for row in rows)
     assert rows[0]["batch"] == 1 and 1 <= rows[1]["batch"] <= 2
     head, *said = load.table(rows).splitlines()
-    assert head.split() == ["clients", "answers", "refused", "batch", "requests/s", "speech", "s/s", "p50", "s", "p99", "s"] and len(said) == 2
+    assert head.split() == ["clients", "answers", "refused", "lost", "mixed", "hung", "up", "batch", "requests/s", "speech", "s/s", "p50", "s",
+                            "p99", "s"] and len(said) == 4  # fmt: skip
+
+
+def test_the_load_tester_notices_what_is_mixed_up_or_lost(model, monkeypatch):
+    class Mixing(served.Slow):
+        def speak_batch(self, requests, seeds, **options):
+            return super().speak_batch(requests, seeds, **options)[::-1]
+
+    with served.running(Mixing(model, 0.1), rows=2, window=0.5) as (address, _):
+        (row,) = load.measure(address, [2], 4, {"text": "Hello there."})
+        assert row["mixed"] == 4 and row["apart"] > 1 and row["lost"] == 0
+        real, asked = load._call, []
+
+        def cut(url, path, body=None):
+            asked.append(path)
+            if asked.count("/v1/speech") == 3 and path == "/v1/speech":
+                raise ConnectionResetError
+            return real(url, path, body)
+
+        monkeypatch.setattr(load, "_call", cut)
+        (row,) = load.measure(address, [1], 4, {"text": "Hello there."})
+        assert row["lost"] == 1 and row["answers"] == 3 and row["refused"] == row["mixed"] == 0
+        with pytest.raises(ValueError, match="answered 404"):
+            load.measure(address, [1], 1, {"text": "Hello there.", "voice": "nobody"})
+    with pytest.raises(ValueError, match="--url="):
+        load.measure(address, [1], 1, {"text": "Hello there."})

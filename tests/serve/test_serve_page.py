@@ -96,3 +96,29 @@ def test_in_a_browser(page, tmp_path):
         assert "no pronounceable word" in page.until(f"const t = {STATUS[7:]}; return t.includes('pronounceable') && t")
         assert all("status of 4" in line for line in page.log()), page.log()  # refusals that were meant, and no error of a script
         assert not len(worker)
+
+
+@pytest.mark.skipif(not browser.HERE, reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)")
+def test_it_asks_what_a_recording_says_where_the_model_must_know(page, tmp_path):
+    hidden = lambda name: page.run(f"return document.getElementById('{name}').offsetParent === null")
+    (tmp_path / "voice.wav").write_bytes(served.recording())
+    (tmp_path / "voices").mkdir()
+    with served.running(tiny.toy(rate=8000)) as (address, _):
+        page.open(address)
+        page.until("return document.body.dataset.ready")
+        assert [hidden(name) for name in ("saying", "speeding", "pitching")] == [True, False, False]
+    with served.running(tiny.follower(), folder=tmp_path / "voices") as (address, _):
+        page.open(address)
+        page.until("return document.body.dataset.ready")
+        assert [hidden(name) for name in ("saying", "speeding", "pitching")] == [False, True, True]
+        page.type("file", str(tmp_path / "voice.wav"))
+        page.type("name", "ann")
+        page.type("consent", served.CONSENT)
+        page.click("upload")
+        assert "what the recording says" in page.until(f"const t = {STATUS[7:]}; return t.includes('goes on') && t")
+        page.type("said", "Hello there.")
+        page.click("upload")
+        page.until("return document.getElementById('voice').value === 'ann'")
+        page.click("speak")
+        page.until(f"const t = {STATUS[7:]}; return t.includes('of speech')")
+        assert (tmp_path / "voices" / "ann.txt").read_text() == "Hello there.\n"
