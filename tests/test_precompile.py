@@ -233,14 +233,26 @@ def test_a_pod_is_measured_with_rows_that_divide(monkeypatch, tmp_path, capsys):
     assert command.main([]) == 1  # one of them does not fit
     assert [(mesh["data"], rows, slices) for mesh, rows, slices in seen] == [(1, [64, 32, 16, 8], 1), (2, [64, 32, 16, 8], 2)]
     kept = [json.loads(line) for line in (tmp_path / "out" / "pod.jsonl").read_text().splitlines()]
+    first = kept[0]
     assert len(kept) == 2 and kept[0]["versions"]["jax"] == jax.__version__
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert command.main([]) == 1  # again: two more lines, and a table of two rows still
+    assert len((tmp_path / "out" / "pod.jsonl").read_text().splitlines()) == 4
     rows = (tmp_path / "out" / "pod.md").read_text().splitlines()
     assert len(rows) == 4 and {row.count("|") for row in rows} == {15}
-    assert rows[2] == ("| aligner base | cpu:8 | data=2 fsdp=8 | b=64 t=320 | 1 | 4.6 M | 26.00 GiB of 16.00 GiB | 4.00 GiB | 3 | 0.25 | "
-                       "between slices | 4 | 0 | 10 |")
+    assert rows[2] == ("| aligner base | cpu:8 | data=2 fsdp=8 | b=64 t=320 | 1 | 4.6 M | 26.00 GiB of 16.00 GiB | "
+                       "params 1.00, opt 2.00, ema 1.00, batch 1.00, temporary 20.00, code 1.00 | 3 | 0.25 | between slices | 4 | 0 | 10 |")
     assert "| 2 x cpu:8 |" in rows[3] and "GiB, does not fit |" in rows[3] and "| nan | unknown |" in rows[3]
+    flags.config, kept = None, seen.copy()
+    monkeypatch.setattr(command, "bases", lambda: iter([config]))
+    assert command.main([]) == 1 and seen == kept  # every base: goes on with what the file lacks, which is nothing
+    with open(flags.out, "w", encoding="utf8") as f:
+        f.write(json.dumps(first) + "\n")
+    assert command.main([]) == 1 and seen == [*kept, kept[1]]
+    assert (tmp_path / "out" / "pod.md").read_text().splitlines() == rows
+
+
+def test_every_config_has_a_base():
     assert {base.system for base in command.bases()} >= {"aligner", "codec", "naturalspeech2"}
 
 
