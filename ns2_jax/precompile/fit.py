@@ -52,8 +52,9 @@ def measure(config: Any, topology: str, slices: int = 1) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
         needed = int(float(used[1]) * UNITS[used[2]]) if used else None
-        if needed:
+        if used:
             kinds["temporary"] = max(needed - sum(kinds.values()), 0)
+            report["hbm_limit_bytes"] = int(float(used[3]) * UNITS[used[4]])  # the compiler keeps some of the memory for itself
         return report | {"fits": False, "hbm_bytes_per_chip": needed, "hbm_by_kind": kinds, "collectives": {}, "bound": None,
                          "compile_s": round(time.perf_counter() - begin, 2)}
     plan = executable.memory_analysis()
@@ -89,10 +90,12 @@ def bound(report: Mapping[str, Any], chip: chips.Chip, within: float, between: f
 
 
 def advice(report: Mapping[str, Any], config: Any, margin: float = 0.95) -> list[str]:
-    """What would make a step fit that does not, in the words of the command line: estimates from its memory by kind."""
+    """What would make a step fit that does not, in the words of the command line: estimates from its memory by kind. Never empty for one."""
     limit, needed = report["hbm_limit_bytes"], report["hbm_bytes_per_chip"]
-    if report["fits"] or not limit or not needed:
+    if report["fits"] or not limit:
         return []
+    if not needed:
+        return ["more --config.train.micro_batches or a larger slice: the compiler did not say how much memory it wanted; --plan tries"]
     state, room = report["state_bytes_per_chip"], margin * limit - report["state_bytes_per_chip"]
     rest, shards = needed - state, report["mesh"]["data"] * report["mesh"]["fsdp"]
     found = []
@@ -116,7 +119,8 @@ def advice(report: Mapping[str, Any], config: Any, margin: float = 0.95) -> list
         if needed / times <= margin * limit:
             found.append(f"a slice of {times * report['devices']} chips, with mesh.fsdp over all of them")
             break
-    return found
+    return found or [f"nothing of mesh, micro-batches, recomputation and 16 times the chips by itself: {needed / limit:.3g} times the memory is wanted, "
+                     f"{state / limit:.3g} times for the state alone; shorten the buckets (config.data.buckets) or take a smaller config.model"]
 
 
 def remat_fields(model: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
