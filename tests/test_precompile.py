@@ -47,21 +47,25 @@ print(json.dumps({name: [d.device_kind for d in chips.devices(name)] for name in
 for slices in (1, 2):
     command.FLAGS = types.SimpleNamespace(config=aligner.get_config("smoke"), topology="v5e:2x2", num_slices=slices, plan=False, pod=False, json=True)
     print(command.main([]))
+with command.FLAGS.config.unlocked():
+    command.FLAGS.config.data.buckets = (dict(b=16384, t=1600, p=240),)
+command.FLAGS.num_slices = command.FLAGS.config.mesh.data = 1
+print(command.main([]))
 """
 
 
 @pytest.fixture(scope="module")
 def everything():
-    """(kinds of devices by topology, report on one slice, report on two slices); what main returned is asserted."""
+    """(kinds of devices by topology, report on one slice, on two slices, and of what does not fit); what main returned is asserted."""
     done = call(code=EVERYTHING, **LITTLE)
     assert done.returncode == 0, done.stderr
-    kinds, one, code1, two, code2 = done.stdout.splitlines()
-    assert code1 == code2 == "0"
-    return json.loads(kinds), json.loads(one), json.loads(two)
+    kinds, one, code1, two, code2, large, code3 = done.stdout.splitlines()
+    assert code1 == code2 == "0" and code3 == "1"
+    return json.loads(kinds), json.loads(one), json.loads(two), json.loads(large)
 
 
 def test_every_family_is_there(everything):
-    kinds, _, _ = everything
+    kinds, *_ = everything
     assert {name: (len(found), set(found)) for name, found in kinds.items()} == {
         "v4:2x2x1": (4, {"TPU v4"}), "v5e:4x4": (16, {"TPU v5 lite"}), "v5p:4x4x4": (64, {"TPU v5"}), "v6e:4x4": (16, {"TPU v6 lite"}),
         "tpu7x:2x2x1": (8, {"TPU7x"})}  # a chip of v4 is one device, one of TPU7x two
@@ -69,7 +73,7 @@ def test_every_family_is_there(everything):
 
 
 def test_a_tpu_slice_without_a_tpu(everything):
-    _, report, _ = everything
+    _, report, *_ = everything
     assert {"fits", "hbm_bytes_per_chip", "hbm_limit_bytes", "hbm_by_kind", "flops_per_step", "collectives", "bound", "compile_s"} <= set(report)
     assert report["fits"] is True and report["devices"] == 4 and "TPU v5" in report["device_kind"] and report["advice"] == []
     assert report["mesh"] == {"data": 1, "fsdp": 4, "sequence": 1, "tensor": 1}
@@ -82,12 +86,30 @@ def test_a_tpu_slice_without_a_tpu(everything):
 
 def test_only_gradients_cross_between_two_slices(everything):
     """One sum of all gradients (a quarter of them from each of four chips) and a handful of metrics; nothing else leaves a slice."""
-    _, one, two = everything
+    _, one, two, _ = everything
     assert two["mesh"] == {"data": 2, "fsdp": 4, "sequence": 1, "tensor": 1} and two["devices"] == 8
     assert set(two["collectives_between_slices"]) == {"all-reduce"} and "collectives_between_slices" not in one
     crossing = two["collectives_between_slices"]["all-reduce"]
     assert two["parameters"] <= crossing["bytes"] <= 2 * two["parameters"] and crossing["count"] <= 3  # 4 bytes of 1/4, padded to tiles
     assert two["bound"]["parts"]["between_slices"] == pytest.approx(crossing["bytes"] / (25e9 / 8))
+
+
+def test_what_the_compiler_refuses_says_what_would_fit(everything):
+    """16 thousand rows of twenty seconds on four chips: how much the compiler says it wants, and that eight micro-batches would do."""
+    *_, report = everything
+    assert report["fits"] is False and report["hbm_limit_bytes"] == 15.75 * 2**30 and 43 < report["hbm_bytes_per_chip"] / 2**30 < 55
+    assert sum(report["hbm_by_kind"].values()) == report["hbm_bytes_per_chip"] and report["bound"] is None and report["collectives"] == {}
+    assert report["advice"][0] == "--config.train.micro_batches=8 (activations of 1/8 of the rows at a time)"
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded", (20.5, 15.75)),
+    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (43.96G) exceeds available HBM (15.75G).",
+     (45.96, 15.75))])
+def test_how_the_compiler_refuses(text, expected):
+    """The first counts all that a chip holds; the second leaves out state and batch, here 2 GiB."""
+    assert fit.wanted(text, 2 << 30) == tuple(int(gib * 2**30) for gib in expected)
+    assert fit.wanted("RESOURCE_EXHAUSTED: no reason", 0) == (None, None)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -139,13 +161,18 @@ def report_of(**more):
 def test_advice_is_of_the_command_line():
     config = ns2_config.get_config("base")
     found = fit.advice(report_of(), config)
-    assert found[0].startswith("--config.train.micro_batches=2 ")
+    assert found[0].startswith("--config.train.micro_batches=4 ")  # 21 GiB of activations beside 5 of state and batch: two are too few
     assert any(line.startswith("--config.model.denoiser.remat=('nothing',)") for line in found)
     assert any(line.startswith("--config.mesh.data=1 --config.mesh.fsdp=-1 (state of 4.00 GiB a chip") for line in found)
     assert found[-1] == "a slice of 32 chips, with mesh.fsdp over all of them"
     assert fit.advice(report_of(fits=True), config) == []
-    tight = fit.advice(report_of(state_bytes_per_chip=14 << 30), config)  # 12 GiB beside a state that leaves 1.2: four micro-batches are too few
-    assert not any(line.startswith("--config.train.micro_batches") for line in tight)
+    untold = fit.advice(report_of(hbm_bytes_per_chip=None), config)
+    assert untold == ["more --config.train.micro_batches or a larger slice: the compiler did not say how much memory it wanted; --plan tries"]
+    gone = report_of(state_bytes_per_chip=300 << 30, hbm_bytes_per_chip=320 << 30, mesh=dict(data=1, fsdp=16, sequence=1, tensor=1))
+    hopeless, *more = fit.advice(gone, aligner_config.get_config("base"))  # which has no remat
+    assert not more and hopeless.startswith("nothing of mesh, micro-batches, recomputation and 16 times the chips by itself: 20 times the memory")
+    tight = fit.advice(report_of(state_bytes_per_chip=14 << 30, hbm_by_kind={"batch": 1 << 20}), config)
+    assert not any(line.startswith("--config.train.micro_batches") for line in tight)  # 12 GiB beside a state that leaves 1.2: four are too few
     assert tight[0] == "--config.mesh.sequence=4 --config.train.micro_batches=16 (1/4 of the time of as many rows)"  # a row is too much for a chip
 
 

@@ -99,7 +99,8 @@ def table(reports: Iterable[dict[str, Any]]) -> str:
             f"{r['config']} {r['size']}", (f"{r['slices']} x " if r["slices"] > 1 else "") + r["topology"], shown(r["mesh"], 1),
             shown(r["bucket"], 0), str(r["micro_batches"]), f"{r['parameters'] / 1e6:.1f} M",
             f"{gib(r['hbm_bytes_per_chip'])} of {gib(r['hbm_limit_bytes'])}" + ("" if r["fits"] else ", does not fit"),
-            ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in r["hbm_by_kind"].items() if size >= 2**30 / 200), f"{r['flops_per_step'] / 1e15:.3g}", f"{bound['seconds']:.3g}", bound["by"].replace("_", " "),
+            ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in r["hbm_by_kind"].items() if size >= 2**30 / 200),
+            f"{r['flops_per_step'] / 1e15:.3g}", f"{bound['seconds']:.3g}", bound["by"].replace("_", " "),
             mib(r["collectives"]), mib(r.get("collectives_between_slices", {})), f"{r['compile_s']:.0f}"))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
