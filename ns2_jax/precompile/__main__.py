@@ -15,7 +15,7 @@ takes at least by the makers' peaks, whatever overlaps. It is no forecast. What 
 every config's base on v5p:4x4x4 and on two of them, with as many times the rows as divide (printed as the
 bucket); beside the lines of `--out=FILE.jsonl` it makes their table, FILE.md. Stopped and called again, it goes on with what FILE.jsonl lacks
 (with --config it measures anew; the last line of a config and machine counts). `--json` prints one object: fits, hbm_bytes_per_chip,
-hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones too), collectives, bound, compile_s, advice
+hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones and judges too), collectives, bound, compile_s, advice
 and more.
 Exit codes: 0 it fits, 1 it does not, 2 the command is wrong.
 """
@@ -71,7 +71,7 @@ def lines(report: dict[str, Any]) -> str:
         + f", mesh {report['mesh']}, bucket {report['bucket']}, {report['micro_batches']} micro-batches",
         f"{'fits' if report['fits'] else 'DOES NOT FIT'}: {gib(report['hbm_bytes_per_chip'])} of {gib(report['hbm_limit_bytes'])} a chip",
         "  " + ", ".join(f"{kind} {gib(size)}" for kind, size in report["hbm_by_kind"].items()),
-        f"{report['flops_per_step']:.3g} FLOPs a step by the model ({report['flops_computed_per_step']:.3g} with what is computed again); "
+        f"{report['flops_per_step']:.3g} FLOPs a step by the model ({report['flops_computed_per_step']:.3g} are computed, recomputation and judges too); "
         f"compiled in {report['compile_s']:.1f} s"]
     if report["bound"]:
         parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in report["bound"]["parts"].items() if seconds)
