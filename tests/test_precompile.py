@@ -384,6 +384,8 @@ def test_flops_of_a_jaxpr_are_closed_forms_and_the_compilers():
 
 @pytest.mark.parametrize("words, line", [
     (["--topology=v5e:2x2"], "error: --config is missing"),
+    (["--config=configs/codec.py:smoke", "--out=x.jsonl"], "error: flags out=x.jsonl, pod=False: --out goes with --pod"),
+    (["--config=configs/codec.py:smoke", "--plan", "--pod"], "error: flags plan=True, pod=True: --plan and --pod exclude each other"),
     (["--config=configs/codec.py:smoke", "--topology=v9:2x2"], "error: --topology=v9:2x2 is not FAMILY:SHAPE"),
     (["--config=configs/codec.py:smoke", "--topology=cpu:3"], "error: a bucket has b=8 rows, which do not divide by 3"),
 ])

@@ -50,6 +50,10 @@ def define_flags() -> None:
     flags.DEFINE_bool("pod", False, "Every base config, or that of --config, on v5p:4x4x4 and on two of them.")
     flags.DEFINE_string("out", None, "With --pod: a file that each object is added to, one a line; their table is made beside it.")
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else (--pod: one a line).")
+    for name, other in (("out", "pod"), ("frames", "plan")):
+        flags.register_multi_flags_validator(
+            [name, other], lambda given, name=name, other=other: given[other] or not given[name], f"--{name} goes with --{other}")
+    flags.register_multi_flags_validator(["plan", "pod"], lambda given: not (given["plan"] and given["pod"]), "--plan and --pod exclude each other")
 
 
 def over_slices(config: Any, slices: int) -> Any:
