@@ -96,7 +96,7 @@ def bound(report: Mapping[str, Any], chip: chips.Chip, within: float, between: f
              "network": within / chip.slice_rate, "between_slices": between / chip.centre_rate if chip.centre_rate else 0.0}
     longest = max(parts, key=parts.get)
     return {"is": "a lower bound, not a forecast", "seconds": parts[longest], "by": longest,
-            "mfu_at_most": report["flops_per_step"] / report["devices"] / chip.flops / parts[longest], "parts": parts}
+            "mfu_at_most": min(1.0, report["flops_per_step"] / report["devices"] / chip.flops / parts[longest]), "parts": parts}
 
 
 def advice(report: Mapping[str, Any], config: Any, margin: float = 0.95) -> list[str]:
