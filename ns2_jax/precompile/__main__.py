@@ -94,7 +94,8 @@ HEAD = ("", "machine", "mesh", "bucket", "micro-batches", "parameters", "memory 
 def table(reports: Iterable[dict[str, Any]]) -> str:
     """Reports as Markdown, the last of each config and machine."""
     last = {(r["config"], r["size"], r["topology"], r["slices"]): r for r in reports}
-    mib = lambda found: f"{sum(n['bytes'] for n in found.values()) / 2**20:,.0f}"
+    few = lambda number: f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+    mib = lambda found: few(sum(n["bytes"] for n in found.values()) / 2**20)
     shown = lambda sizes, least: " ".join(f"{name}={n}" for name, n in sizes.items() if n > least)
     rows = [HEAD, ("---",) * len(HEAD)]
     for r in last.values():
