@@ -1,7 +1,7 @@
 """Compiling for machines that are not here: TPU slices through libtpu, and CPU meshes; the HLO reader by hand; what a plan chooses and why.
 
 The goldens in tests/golden/precompile are memory and collectives of a chip for every config's base on sixteen v5e chips. When a change of
-them is meant, refresh them with `UPDATE_GOLDEN=1 python -m pytest tests/test_precompile.py -k NAME` and let the diff be read with the change.
+them is meant, refresh them with `UPDATE_GOLDEN=1 python -m pytest --slow tests/test_precompile.py -k NAME` and let the diff be read with the change.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
     """The whole train step at low compiler effort; nothing that a chip holds or sends has changed by more than 3 %."""
     path = GOLDEN / f"{name}.json"
     if not path.exists() and "UPDATE_GOLDEN" not in os.environ:
-        pytest.skip(f"no golden of {name}: UPDATE_GOLDEN=1 python -m pytest tests/test_precompile.py -k {name}")
+        pytest.skip(f"no golden of {name}: UPDATE_GOLDEN=1 python -m pytest --slow tests/test_precompile.py -k {name}")
     done = call(f"--config=configs/{name}.py:base", "--topology=v5e:4x4", "--json", **LITTLE)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
