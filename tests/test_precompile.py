@@ -26,7 +26,7 @@ from ns2_jax.runtime import flops
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "precompile"
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
-LONG = ("vocoder", "grad_stylespeech", "distill")
+LONG = ("vocoder", "grad_stylespeech")
 """Unrolled networks, for which the compiler takes three minutes of a core and more: with --slow. What it need not compile is held without."""
 LITTLE = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 
