@@ -6,15 +6,15 @@
 # bucket). Preempted hosts save on SIGTERM; the same command continues, also on another size of slice. --dry-run only prints.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-RUN=
-if [ "${1:-}" = --dry-run ]; then RUN="echo"; shift; fi
+DRY=
+if [ "${1:-}" = --dry-run ]; then DRY=1; shift; fi
 if [ $# -lt 3 ]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; fi
 NAME=$1 ZONE=$2
 shift 2
+run() { if [ -n "$DRY" ]; then printf '%s\n' "${*@Q}"; else "$@"; fi; }
 ARCHIVE=$(mktemp -t ns2_jax.XXXXXX.tar.gz)
 trap 'rm -f "$ARCHIVE"' EXIT
-$RUN tar -czf "$ARCHIVE" --exclude=__pycache__ setup.py README.md LICENSE ns2_jax configs data_pipelines launch
-$RUN gcloud compute tpus tpu-vm scp "$ARCHIVE" "$NAME:ns2_jax.tar.gz" --zone="$ZONE" --worker=all
-$RUN gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="
-  mkdir -p ns2_jax && tar -xzf ns2_jax.tar.gz -C ns2_jax && cd ns2_jax && . launch/environment.sh && environment tpu text log ${EXTRAS:-} &&
-  exec python -m ns2_jax.${JOB:-train} $(printf '%q ' "$@")"
+run tar -czf "$ARCHIVE" --exclude=__pycache__ setup.py README.md LICENSE ns2_jax configs data_pipelines launch
+run gcloud compute tpus tpu-vm scp "$ARCHIVE" "$NAME:ns2_jax.tar.gz" --zone="$ZONE" --worker=all
+run gcloud compute tpus tpu-vm ssh "$NAME" --zone="$ZONE" --worker=all --command="mkdir -p ns2_jax && tar -xzf ns2_jax.tar.gz -C ns2_jax &&\
+ cd ns2_jax && . launch/environment.sh && environment tpu text log ${EXTRAS:-} && exec python -m ns2_jax.${JOB:-train} $(printf '%q ' "$@")"

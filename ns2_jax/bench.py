@@ -17,8 +17,8 @@ large convolution reach here, in the same run and precision, over how long the s
 second (by its own number of sampler steps, or the real-time factors of several with `--by_steps` and `--rows`; an option that is on or off, as
 the cache of a language model, is timed both ways; of a system that fills in codes the passes in a second, and with `--flattened` how long it takes
 to write the same codes one after the other); `data` batches and seconds of audio per second, or, without a config, what plan and feed
-reach on records like those of 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object, the
-hardware named in it.
+reach on records like those of 44,000 hours (`ns2_jax/data/measure.py` says how each figure is taken). `--json` prints one object; revision,
+machine and its load before the run are in it.
 """
 
 from __future__ import annotations
@@ -360,9 +360,10 @@ def main(argv: list[str]) -> int:
     config = FLAGS.config
     if config is None and what != ["data"]:
         raise ValueError("--config is missing; for example --config=configs/codec.py:small (see --help)")
-    report = {"bench": what[0], "machine": platform.machine(), "cores": cluster.cores()}
+    report = {"bench": what[0], "revision": cluster.revision(), "jax": jax.__version__, "machine": platform.machine(), "cores": cluster.cores(),
+              "load": os.getloadavg()[0]}
     if config is None:
-        report |= {"load": os.getloadavg()[0]} | measure.everything()
+        report |= measure.everything()
     else:
         cluster.start(lambda text: None)
         report |= {"config": config.system, "size": config.size, "device": jax.devices()[0].device_kind, "devices": len(jax.devices()),

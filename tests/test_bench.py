@@ -33,6 +33,7 @@ def test_train():
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["device"] == "cpu" and report["bench"] == "train" and report["data"] == "synthetic"
+    assert report["jax"] == jax.__version__ and report["cores"] >= 1 and report["load"] >= 0 and report["revision"]
     assert 0 < report["min_step_seconds"] <= report["median_step_seconds"] <= report["max_step_seconds"]
     assert report["frames_per_second"] == pytest.approx(4 * 16 / report["median_step_seconds"])
     assert report["flops_per_step"] > 1e5 and "mfu" not in report  # a CPU's peak is not in the table

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,9 +66,11 @@ def test_every_module_and_flag_the_quickstart_calls_exists():
 def test_the_pod_script_shows_what_it_would_do():
     out = run("bash", "launch/tpu_vm.sh", "--dry-run", "pod", "zone-a", "--config=configs/codec.py:base", "--config.init_from={'a': 'b c'}")
     assert out.returncode == 0, out.stderr
-    assert "gcloud compute tpus tpu-vm ssh pod --zone=zone-a --worker=all" in out.stdout
-    assert r"--config.init_from=\{\'a\':\ \'b\ c\'\}" in out.stdout  # one argument on the other side of ssh, too
-    assert "exec python -m ns2_jax.train" in out.stdout and "environment tpu text log  &&" in out.stdout
+    last = shlex.split(out.stdout.splitlines()[-1])
+    assert last[:-1] == "gcloud compute tpus tpu-vm ssh pod --zone=zone-a --worker=all".split()
+    assert last[-1].startswith("--command=") and "environment tpu text log  &&" in last[-1]
+    words = ["exec", "python", "-m", "ns2_jax.train", "--config=configs/codec.py:base", "--config.init_from={'a': 'b c'}"]
+    assert shlex.split(last[-1].rpartition(" && ")[2]) == words  # one argument on the other side of ssh, too
     score = run("bash", "launch/tpu_vm.sh", "--dry-run", "pod", "zone-a", "--workdir=x", env={**os.environ, "JOB": "evaluate", "EXTRAS": "eval"})
     assert "exec python -m ns2_jax.evaluate --workdir=x" in score.stdout and "environment tpu text log eval &&" in score.stdout
     assert run("bash", "launch/tpu_vm.sh").returncode == 2
@@ -99,7 +102,43 @@ def test_every_launcher_shows_the_exact_commands(words, expected):
     assert re.search(r"b\\+ c", out.stdout)  # one argument on the other side, too
 
 
+@pytest.mark.parametrize("words", [
+    ["launch/tpu_vm.sh", "pod", "zone-a"], ["launch/xpk/train.sh", "w", "v5p-128", "x2"], ["launch/jobset.sh", "n", "v5p:4x4x4"],
+    ["launch/slurm.sbatch"], ["launch/local.sh"],
+], ids=lambda words: words[0].partition("/")[2])
+def test_what_a_dry_run_prints_is_what_a_run_does(tmp_path, words):
+    """The printed commands, given to a shell, start the same programs with the same words as the run without --dry-run."""
+    for name in ("gcloud", "tar", "xpk", "kubectl", "srun", "python"):
+        fake = tmp_path / "bin" / name
+        fake.parent.mkdir(exist_ok=True)
+        fake.write_text('#!/bin/bash\n{ printf "%q " "$(basename "$0")" "$@"; echo; } >>"$LOG"\n[ "$(basename "$0")" != kubectl ] || cat >>"$LOG"\n')
+        fake.chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    (tmp_path / "launch" / "environment.sh").write_text("environment() { :; }\n")
+    env = {**os.environ, **PLACE, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+
+    def call(log: str, *command: str, **more) -> str:
+        done = subprocess.run(["bash", *command], cwd=tmp_path, env={**env, "LOG": str(tmp_path / log)}, capture_output=True, text=True, **more)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    script, *rest = words
+    call("real", script, *rest, *RUN)
+    printed = call("nothing", script, "--dry-run", *rest, *RUN)
+    assert not (tmp_path / "nothing").exists()  # it only printed
+    if script == "launch/jobset.sh":  # the manifest, and as a comment where it goes
+        manifest, _, where = printed.rpartition("# ")
+        call("printed", "-c", where, input=manifest)
+    else:
+        call("printed", "-c", printed)
+    real, shown = (re.sub(r"ns2_jax\.\w+\.tar\.gz", "ARCHIVE", (tmp_path / name).read_text()) for name in ("real", "printed"))
+    assert real == shown and ("gcloud" in real) == ("tpu_vm" in script)
+
+
 @pytest.mark.parametrize("words, line", [
+    (["launch/local.sh"], ""),
     (["launch/processes.sh", "two", "--config=x"], ""),
     (["launch/jobset.sh", "n"], ""),
     (["launch/jobset.sh", "n", "v9:2x2", "--config=x"], "error: v9 is no family of TPU"),

@@ -1,7 +1,7 @@
 """Compiling for machines that are not here: TPU slices through libtpu, and CPU meshes; the HLO reader by hand; what a plan chooses and why.
 
 The goldens in tests/golden/precompile are memory and collectives of a chip for every config's base on sixteen v5e chips. When a change of
-them is meant, refresh them with `UPDATE_GOLDEN=1 python -m pytest tests/test_precompile.py -k NAME` and let the diff be read with the change.
+them is meant, refresh them with `UPDATE_GOLDEN=1 python -m pytest --slow tests/test_precompile.py -k NAME` and let the diff be read with the change.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from ns2_jax.runtime import flops
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "precompile"
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
+LONG = ("vocoder", "grad_stylespeech")
+"""Unrolled networks, for which the compiler takes three minutes of a core and more: with --slow. What it need not compile is held without."""
 LITTLE = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 
 
@@ -47,21 +49,25 @@ print(json.dumps({name: [d.device_kind for d in chips.devices(name)] for name in
 for slices in (1, 2):
     command.FLAGS = types.SimpleNamespace(config=aligner.get_config("smoke"), topology="v5e:2x2", num_slices=slices, plan=False, pod=False, json=True)
     print(command.main([]))
+with command.FLAGS.config.unlocked():
+    command.FLAGS.config.data.buckets = (dict(b=16384, t=1600, p=240),)
+command.FLAGS.num_slices = command.FLAGS.config.mesh.data = 1
+print(command.main([]))
 """
 
 
 @pytest.fixture(scope="module")
 def everything():
-    """(kinds of devices by topology, report on one slice, report on two slices); what main returned is asserted."""
+    """(kinds of devices by topology, report on one slice, on two slices, and of what does not fit); what main returned is asserted."""
     done = call(code=EVERYTHING, **LITTLE)
     assert done.returncode == 0, done.stderr
-    kinds, one, code1, two, code2 = done.stdout.splitlines()
-    assert code1 == code2 == "0"
-    return json.loads(kinds), json.loads(one), json.loads(two)
+    kinds, one, code1, two, code2, large, code3 = done.stdout.splitlines()
+    assert code1 == code2 == "0" and code3 == "1"
+    return json.loads(kinds), json.loads(one), json.loads(two), json.loads(large)
 
 
 def test_every_family_is_there(everything):
-    kinds, _, _ = everything
+    kinds, *_ = everything
     assert {name: (len(found), set(found)) for name, found in kinds.items()} == {
         "v4:2x2x1": (4, {"TPU v4"}), "v5e:4x4": (16, {"TPU v5 lite"}), "v5p:4x4x4": (64, {"TPU v5"}), "v6e:4x4": (16, {"TPU v6 lite"}),
         "tpu7x:2x2x1": (8, {"TPU7x"})}  # a chip of v4 is one device, one of TPU7x two
@@ -69,7 +75,7 @@ def test_every_family_is_there(everything):
 
 
 def test_a_tpu_slice_without_a_tpu(everything):
-    _, report, _ = everything
+    _, report, *_ = everything
     assert {"fits", "hbm_bytes_per_chip", "hbm_limit_bytes", "hbm_by_kind", "flops_per_step", "collectives", "bound", "compile_s"} <= set(report)
     assert report["fits"] is True and report["devices"] == 4 and "TPU v5" in report["device_kind"] and report["advice"] == []
     assert report["mesh"] == {"data": 1, "fsdp": 4, "sequence": 1, "tensor": 1}
@@ -82,7 +88,7 @@ def test_a_tpu_slice_without_a_tpu(everything):
 
 def test_only_gradients_cross_between_two_slices(everything):
     """One sum of all gradients (a quarter of them from each of four chips) and a handful of metrics; nothing else leaves a slice."""
-    _, one, two = everything
+    _, one, two, _ = everything
     assert two["mesh"] == {"data": 2, "fsdp": 4, "sequence": 1, "tensor": 1} and two["devices"] == 8
     assert set(two["collectives_between_slices"]) == {"all-reduce"} and "collectives_between_slices" not in one
     crossing = two["collectives_between_slices"]["all-reduce"]
@@ -90,16 +96,34 @@ def test_only_gradients_cross_between_two_slices(everything):
     assert two["bound"]["parts"]["between_slices"] == pytest.approx(crossing["bytes"] / (25e9 / 8))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def test_what_the_compiler_refuses_says_what_would_fit(everything):
+    """16 thousand rows of twenty seconds on four chips: how much the compiler says it wants, and that eight micro-batches would do."""
+    *_, report = everything
+    assert report["fits"] is False and report["hbm_limit_bytes"] == 15.75 * 2**30 and 43 < report["hbm_bytes_per_chip"] / 2**30 < 55
+    assert sum(report["hbm_by_kind"].values()) == report["hbm_bytes_per_chip"] and report["bound"] is None and report["collectives"] == {}
+    assert report["advice"][0] == "--config.train.micro_batches=8 (activations of 1/8 of the rows at a time)"
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded", (20.5, 15.75)),
+    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (43.96G) exceeds available HBM (15.75G).",
+     (45.96, 15.75))])
+def test_how_the_compiler_refuses(text, expected):
+    """The first counts all that a chip holds; the second leaves out state and batch, here 2 GiB."""
+    assert fit.wanted(text, 2 << 30) == tuple(int(gib * 2**30) for gib in expected)
+    assert fit.wanted("RESOURCE_EXHAUSTED: no reason", 0) == (None, None)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CONFIGS])
 def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
     """The whole train step at low compiler effort; nothing that a chip holds or sends has changed by more than 3 %."""
     path = GOLDEN / f"{name}.json"
     if not path.exists() and "UPDATE_GOLDEN" not in os.environ:
-        pytest.skip(f"no golden of {name}: UPDATE_GOLDEN=1 python -m pytest tests/test_precompile.py -k {name}")
+        pytest.skip(f"no golden of {name}: UPDATE_GOLDEN=1 python -m pytest --slow tests/test_precompile.py -k {name}")
     done = call(f"--config=configs/{name}.py:base", "--topology=v5e:4x4", "--json", **LITTLE)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["fits"] is True and report["devices"] == 16 and report["flops_per_step"] > 1e12
+    assert report["fits"] is True and report["devices"] == 16 and report["flops_per_step"] > 5e11
     found = {name: report[name] for name in ("parameters", "hbm_bytes_per_chip", "state_bytes_per_chip", "collectives")}
     if "UPDATE_GOLDEN" in os.environ:
         path.write_text(json.dumps(found, indent=1) + "\n")
@@ -111,6 +135,29 @@ def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
         assert found["collectives"][kind] == pytest.approx(numbers, rel=0.03), kind
     if name == "naturalspeech2":
         assert abs(report["parameters"] / (72e6 + 34e6 + 50e6 + 69e6 + 183e6) - 1) < 0.01
+
+
+LAID_OUT = """
+import importlib, json, sys
+from ns2_jax.runtime import cluster
+cluster.pretend(16)
+from ns2_jax.precompile import fit
+from ns2_jax.runtime import state
+for name in sys.argv[1:]:
+    config = importlib.import_module(f"configs.{name}").get_config("base")
+    program = fit.make(config, "cpu:16")
+    held = sum(fit.shard_bytes(program.shapes[key], program.where[key]) for key in ("params", "opt", "ema", "rest"))
+    print(json.dumps([state.count(program.shapes["params"]), held]))
+"""
+
+
+def test_states_that_take_long_to_compile_are_laid_out_as_they_were():
+    """Parameters, and what a chip of sixteen holds of the state, need no compiler."""
+    names = [name for name in LONG if (GOLDEN / f"{name}.json").exists()]
+    done = call(*names, code=LAID_OUT)
+    assert done.returncode == 0, done.stderr
+    goldens = [json.loads((GOLDEN / f"{name}.json").read_text()) for name in names]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[g["parameters"], g["state_bytes_per_chip"]] for g in goldens]
 
 
 # What does not fit ---------------------------------------------------------------------------------------------------
@@ -139,13 +186,18 @@ def report_of(**more):
 def test_advice_is_of_the_command_line():
     config = ns2_config.get_config("base")
     found = fit.advice(report_of(), config)
-    assert found[0].startswith("--config.train.micro_batches=2 ")
+    assert found[0].startswith("--config.train.micro_batches=4 ")  # 21 GiB of activations beside 5 of state and batch: two are too few
     assert any(line.startswith("--config.model.denoiser.remat=('nothing',)") for line in found)
     assert any(line.startswith("--config.mesh.data=1 --config.mesh.fsdp=-1 (state of 4.00 GiB a chip") for line in found)
     assert found[-1] == "a slice of 32 chips, with mesh.fsdp over all of them"
     assert fit.advice(report_of(fits=True), config) == []
-    tight = fit.advice(report_of(state_bytes_per_chip=14 << 30), config)  # 12 GiB beside a state that leaves 1.2: four micro-batches are too few
-    assert not any(line.startswith("--config.train.micro_batches") for line in tight)
+    untold = fit.advice(report_of(hbm_bytes_per_chip=None), config)
+    assert untold == ["more --config.train.micro_batches or a larger slice: the compiler did not say how much memory it wanted; --plan tries"]
+    gone = report_of(state_bytes_per_chip=300 << 30, hbm_bytes_per_chip=320 << 30, mesh=dict(data=1, fsdp=16, sequence=1, tensor=1))
+    hopeless, *more = fit.advice(gone, aligner_config.get_config("base"))  # which has no remat
+    assert not more and hopeless.startswith("nothing of mesh, micro-batches, recomputation and 16 times the chips by itself: 20 times the memory")
+    tight = fit.advice(report_of(state_bytes_per_chip=14 << 30, hbm_by_kind={"batch": 1 << 20}), config)
+    assert not any(line.startswith("--config.train.micro_batches") for line in tight)  # 12 GiB beside a state that leaves 1.2: four are too few
     assert tight[0] == "--config.mesh.sequence=4 --config.train.micro_batches=16 (1/4 of the time of as many rows)"  # a row is too much for a chip
 
 
@@ -233,14 +285,37 @@ def test_a_pod_is_measured_with_rows_that_divide(monkeypatch, tmp_path, capsys):
     assert command.main([]) == 1  # one of them does not fit
     assert [(mesh["data"], rows, slices) for mesh, rows, slices in seen] == [(1, [64, 32, 16, 8], 1), (2, [64, 32, 16, 8], 2)]
     kept = [json.loads(line) for line in (tmp_path / "out" / "pod.jsonl").read_text().splitlines()]
+    first = kept[0]
     assert len(kept) == 2 and kept[0]["versions"]["jax"] == jax.__version__
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert command.main([]) == 1  # again: two more lines, and a table of two rows still
+    assert len((tmp_path / "out" / "pod.jsonl").read_text().splitlines()) == 4
     rows = (tmp_path / "out" / "pod.md").read_text().splitlines()
     assert len(rows) == 4 and {row.count("|") for row in rows} == {15}
-    assert rows[2] == ("| aligner base | cpu:8 | data=2 fsdp=8 | b=64 t=320 | 1 | 4.6 M | 26.00 GiB of 16.00 GiB | 4.00 GiB | 3 | 0.25 | "
-                       "between slices | 4 | 0 | 10 |")
+    assert rows[2] == ("| aligner base | cpu:8 | data=2 fsdp=8 | b=64 t=320 | 1 | 4.6 M | 26.00 GiB of 16.00 GiB | "
+                       "params 1.00, opt 2.00, ema 1.00, batch 1.00, temporary 20.00, code 1.00 | 3 | 0.25 | between slices | 4 | 0 | 10 |")
     assert "| 2 x cpu:8 |" in rows[3] and "GiB, does not fit |" in rows[3] and "| nan | unknown |" in rows[3]
+    flags.config, kept = None, seen.copy()
+    monkeypatch.setattr(command, "bases", lambda: iter([config]))
+    assert command.main([]) == 1 and seen == kept  # every base: goes on with what the file lacks, which is nothing
+    with open(flags.out, "w", encoding="utf8") as f:
+        f.write(json.dumps(first) + "\n")
+    assert command.main([]) == 1 and seen == [*kept, kept[1]]
+    assert (tmp_path / "out" / "pod.md").read_text().splitlines() == rows
+
+
+def test_what_is_kept_of_pods_is_of_these_configs_and_its_table_of_these_lines():
+    """results/performance: lines of other parameters than the goldens' are out of date; delete them and run the command of its README."""
+    folder = ROOT / "results" / "performance"
+    rows = command.kept(folder / "precompile.jsonl")
+    assert rows and (folder / "precompile.md").read_text(encoding="utf8") == command.table(rows)
+    for row in rows:
+        golden = json.loads((GOLDEN / f"{row['config']}.json").read_text())
+        assert row["size"] == "base" and row["parameters"] == golden["parameters"] and (row["topology"], row["slices"]) in command.POD
+        assert row["fits"] is True and row["devices"] == 64 * row["slices"] and row["mesh"]["data"] == row["slices"]
+
+
+def test_every_config_has_a_base():
     assert {base.system for base in command.bases()} >= {"aligner", "codec", "naturalspeech2"}
 
 
@@ -320,6 +395,8 @@ def test_flops_of_a_jaxpr_are_closed_forms_and_the_compilers():
 
 @pytest.mark.parametrize("words, line", [
     (["--topology=v5e:2x2"], "error: --config is missing"),
+    (["--config=configs/codec.py:smoke", "--out=x.jsonl"], "error: flags out=x.jsonl, pod=False: --out goes with --pod"),
+    (["--config=configs/codec.py:smoke", "--plan", "--pod"], "error: flags plan=True, pod=True: --plan and --pod exclude each other"),
     (["--config=configs/codec.py:smoke", "--topology=v9:2x2"], "error: --topology=v9:2x2 is not FAMILY:SHAPE"),
     (["--config=configs/codec.py:smoke", "--topology=cpu:3"], "error: a bucket has b=8 rows, which do not divide by 3"),
 ])

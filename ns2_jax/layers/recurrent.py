@@ -6,6 +6,7 @@ those implementations are added before they get here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +37,28 @@ def lstm(x: jax.Array, kernel: jax.Array, recurrent: jax.Array, bias: jax.Array)
     return hidden.swapaxes(0, 1)
 
 
+def apart(serial: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`serial(gates [t, n, b, 4h], recurrent [n, h, 4h], valid, keys) -> hidden [t, n, b, h]` with the recurrent kernel's gradient as one product
+    after the loop, of the states before each step (zero before the first) by the gradients of its gates. Left to itself it is a sum that the loop
+    carries, which devices with other rows must add up in each of its steps.
+    """
+
+    def forward(gates: jax.Array, recurrent: jax.Array, *rest: jax.Array) -> tuple[jax.Array, tuple]:
+        hidden, back = jax.vjp(lambda gates: serial(gates, recurrent, *rest), gates)
+        return hidden, (hidden, recurrent, back)
+
+    def backward(kept: tuple, given: jax.Array) -> tuple:
+        hidden, recurrent, back = kept
+        (gates,) = back(given)
+        before = jnp.concatenate([jnp.zeros_like(hidden[:1]), hidden[:-1]])
+        product = jnp.einsum("tnbh,tnbf->nhf", *(x.astype(recurrent.dtype) for x in (before, gates)), preferred_element_type=jnp.float32)
+        return gates, product.astype(recurrent.dtype), None, None
+
+    function = jax.custom_vjp(serial)
+    function.defvjp(forward, backward)
+    return function
+
+
 class BiLSTM(nn.Module):
     """`[b, t, c] -> [b, t, 2 * width]`: one LSTM forwards, one backwards, both in one scan; zero at padding.
 
@@ -54,6 +77,7 @@ class BiLSTM(nn.Module):
         forget = lambda rng, shape: jnp.zeros(shape).at[:, h : 2 * h].set(1.0)  # a cell that remembers to begin with
         kernel = self.param("kernel", named(split, (None, "embed", "mlp")), (2, x_btc.shape[-1], 4 * h)).astype(self.dtype)
         recurrent = self.param("recurrent", named(split, (None, "embed", "mlp")), (2, h, 4 * h)).astype(self.dtype)
+        recurrent = nn.with_logical_constraint(recurrent, (None, None, "mlp"))  # whole over fsdp before the loop, not in each of its steps
         bias = self.param("bias", forget, (2, 4 * h))
         both = lambda x: jnp.stack([x, x[:, ::-1]])  # [2, b, t, ...]
         projected = jnp.einsum("nbti,nif->tnbf", both(x_btc.astype(self.dtype)), kernel).astype(jnp.float32) + bias[:, None]
@@ -62,20 +86,22 @@ class BiLSTM(nn.Module):
         if self.zoneout and not deterministic:
             keys = jax.random.split(self.make_rng("dropout"), len(valid))
 
-        def step(carry: jax.Array, given: tuple) -> tuple[jax.Array, jax.Array]:
-            (hidden, cell), (gates, real, key) = carry, given
-            gates = gates + jnp.einsum("nbh,nhf->nbf", hidden.astype(self.dtype), recurrent).astype(jnp.float32)
-            i, f, g, o = jnp.split(gates, 4, -1)
-            new = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-            new = jnp.stack([jax.nn.sigmoid(o) * jnp.tanh(new), new])
-            if self.zoneout and deterministic:
-                new = self.zoneout * carry + (1 - self.zoneout) * new
-            elif self.zoneout:
-                new = jnp.where(jax.random.bernoulli(key, self.zoneout, new.shape), carry, new)
-            carry = jnp.where(real, new, carry)
-            return carry, jnp.where(real, carry[0], 0.0)
+        def serial(projected: jax.Array, recurrent: jax.Array, valid: jax.Array, keys: jax.Array) -> jax.Array:
+            def step(carry: jax.Array, given: tuple) -> tuple[jax.Array, jax.Array]:
+                (hidden, cell), (gates, real, key) = carry, given
+                gates = gates + jnp.einsum("nbh,nhf->nbf", hidden.astype(self.dtype), recurrent).astype(jnp.float32)
+                i, f, g, o = jnp.split(gates, 4, -1)
+                new = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+                new = jnp.stack([jax.nn.sigmoid(o) * jnp.tanh(new), new])
+                if self.zoneout and deterministic:
+                    new = self.zoneout * carry + (1 - self.zoneout) * new
+                elif self.zoneout:
+                    new = jnp.where(jax.random.bernoulli(key, self.zoneout, new.shape), carry, new)
+                carry = jnp.where(real, new, carry)
+                return carry, carry[0]
 
-        zero = jnp.zeros((2, *projected.shape[1:3], h))
-        _, hidden = jax.lax.scan(step, zero, (projected, valid, keys))
+            return jax.lax.scan(step, jnp.zeros((2, *projected.shape[1:3], h)), (projected, valid, keys))[1]
+
+        hidden = jnp.where(valid, apart(serial)(projected, recurrent, valid, keys), 0.0)
         forward, backward = jnp.moveaxis(hidden, 0, 2)  # [b, t, h] each
         return constrain(jnp.concatenate([forward, backward[:, ::-1]], -1).astype(self.dtype))

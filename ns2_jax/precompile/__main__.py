@@ -13,8 +13,9 @@ Prints memory of one chip by kind, FLOPs of a step, the collectives (loops count
 takes at least by the makers' peaks, whatever overlaps. It is no forecast. What does not fit comes with what would make it fit.
 `--plan` picks micro-batches and recomputation for a global batch of `--frames` (default the config's) and says why. `--pod` measures
 every config's base on v5p:4x4x4 and on two of them, with as many times the rows as divide (printed as the
-bucket); beside the lines of `--out=FILE.jsonl` it makes their table, FILE.md. `--json` prints one object: fits, hbm_bytes_per_chip,
-hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones too), collectives, bound, compile_s, advice
+bucket); beside the lines of `--out=FILE.jsonl` it makes their table, FILE.md. Stopped and called again, it goes on with what FILE.jsonl lacks
+(with --config it measures anew; the last line of a config and machine counts). `--json` prints one object: fits, hbm_bytes_per_chip,
+hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones and judges too), collectives, bound, compile_s, advice
 and more.
 Exit codes: 0 it fits, 1 it does not, 2 the command is wrong.
 """
@@ -49,6 +50,10 @@ def define_flags() -> None:
     flags.DEFINE_bool("pod", False, "Every base config, or that of --config, on v5p:4x4x4 and on two of them.")
     flags.DEFINE_string("out", None, "With --pod: a file that each object is added to, one a line; their table is made beside it.")
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else (--pod: one a line).")
+    for name, other in (("out", "pod"), ("frames", "plan")):
+        flags.register_multi_flags_validator(
+            [name, other], lambda given, name=name, other=other: given[other] or not given[name], f"--{name} goes with --{other}")
+    flags.register_multi_flags_validator(["plan", "pod"], lambda given: not (given["plan"] and given["pod"]), "--plan and --pod exclude each other")
 
 
 def over_slices(config: Any, slices: int) -> Any:
@@ -70,7 +75,7 @@ def lines(report: dict[str, Any]) -> str:
         + f", mesh {report['mesh']}, bucket {report['bucket']}, {report['micro_batches']} micro-batches",
         f"{'fits' if report['fits'] else 'DOES NOT FIT'}: {gib(report['hbm_bytes_per_chip'])} of {gib(report['hbm_limit_bytes'])} a chip",
         "  " + ", ".join(f"{kind} {gib(size)}" for kind, size in report["hbm_by_kind"].items()),
-        f"{report['flops_per_step']:.3g} FLOPs a step by the model ({report['flops_computed_per_step']:.3g} with what is computed again); "
+        f"{report['flops_per_step']:.3g} FLOPs a step by the model ({report['flops_computed_per_step']:.3g} are computed, recomputation and judges too); "
         f"compiled in {report['compile_s']:.1f} s"]
     if report["bound"]:
         parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in report["bound"]["parts"].items() if seconds)
@@ -82,14 +87,15 @@ def lines(report: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-HEAD = ("", "machine", "mesh", "bucket", "micro-batches", "parameters", "memory a chip", "of it state", "PFLOP a step",
+HEAD = ("", "machine", "mesh", "bucket", "micro-batches", "parameters", "memory a chip", "of it, in GiB", "PFLOP a step",
         "a step takes at least, s", "for", "collectives in a slice, MiB", "between slices", "compiled in, s")
 
 
 def table(reports: Iterable[dict[str, Any]]) -> str:
     """Reports as Markdown, the last of each config and machine."""
     last = {(r["config"], r["size"], r["topology"], r["slices"]): r for r in reports}
-    mib = lambda found: f"{sum(n['bytes'] for n in found.values()) / 2**20:,.0f}"
+    few = lambda number: f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+    mib = lambda found: few(sum(n["bytes"] for n in found.values()) / 2**20)
     shown = lambda sizes, least: " ".join(f"{name}={n}" for name, n in sizes.items() if n > least)
     rows = [HEAD, ("---",) * len(HEAD)]
     for r in last.values():
@@ -98,7 +104,8 @@ def table(reports: Iterable[dict[str, Any]]) -> str:
             f"{r['config']} {r['size']}", (f"{r['slices']} x " if r["slices"] > 1 else "") + r["topology"], shown(r["mesh"], 1),
             shown(r["bucket"], 0), str(r["micro_batches"]), f"{r['parameters'] / 1e6:.1f} M",
             f"{gib(r['hbm_bytes_per_chip'])} of {gib(r['hbm_limit_bytes'])}" + ("" if r["fits"] else ", does not fit"),
-            gib(r["state_bytes_per_chip"]), f"{r['flops_per_step'] / 1e15:.3g}", f"{bound['seconds']:.3g}", bound["by"].replace("_", " "),
+            ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in r["hbm_by_kind"].items() if size >= 2**30 / 200),
+            f"{r['flops_per_step'] / 1e15:.3g}", f"{bound['seconds']:.3g}", bound["by"].replace("_", " "),
             mib(r["collectives"]), mib(r.get("collectives_between_slices", {})), f"{r['compile_s']:.0f}"))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -125,20 +132,31 @@ def bases() -> Iterator[Any]:
             yield importlib.import_module(f"configs.{name[:-3]}").get_config("base")
 
 
+def kept(path: str | None) -> list[dict[str, Any]]:
+    """The objects of `--out` so far."""
+    if not path or not os.path.exists(path):
+        return []
+    with open(path, encoding="utf8") as f:
+        return list(map(json.loads, f))
+
+
 def pod(config: Any | None) -> int:
     """Prints and keeps the reports of POD; whether all fit."""
     fits, versions = True, {name: cluster.facts()["versions"][name] for name in ("jax", "libtpu")}
+    have = {} if config is not None else {(r["config"], r["size"], r["topology"], r["slices"]): r for r in kept(FLAGS.out)}
     for base in [config] if config is not None else list(bases()):
         for topology, slices in POD:
-            report = one(grown(copy.deepcopy(base), topology, slices), topology, slices)
+            report = have.get((base.system, base.size, topology, slices))
+            if again := report is None:
+                report = one(grown(copy.deepcopy(base), topology, slices), topology, slices) | {"versions": versions}
             fits &= report["fits"]
             print(json.dumps(report) if FLAGS.json else lines(report), flush=True)
-            if FLAGS.out:
+            if FLAGS.out and again:
                 os.makedirs(os.path.dirname(FLAGS.out) or ".", exist_ok=True)
                 with open(FLAGS.out, "a", encoding="utf8") as f:
-                    f.write(json.dumps(report | {"versions": versions}) + "\n")
-                with open(FLAGS.out, encoding="utf8") as kept, open(f"{os.path.splitext(FLAGS.out)[0]}.md", "w", encoding="utf8") as f:
-                    f.write(table(map(json.loads, kept)))
+                    f.write(json.dumps(report) + "\n")
+                with open(f"{os.path.splitext(FLAGS.out)[0]}.md", "w", encoding="utf8") as f:
+                    f.write(table(kept(FLAGS.out)))
     return cluster.DONE if fits else cluster.FAILED
 
 

@@ -30,6 +30,17 @@ def make(config: Any, topology: str, slices: int = 1) -> Program:
     return Program(config, systems.make(config.system, config.model.to_dict()), mesh, lambda: systems.rules(meshes.RULES))
 
 
+def wanted(text: str, arguments: int) -> tuple[int | None, int | None]:
+    """(bytes of a chip that a program would need, bytes that there are) from the words in which the compiler refuses it; None where it does not
+    say. `arguments` are the bytes of state and batch, which one of its messages leaves out."""
+    size = r"([\d.]+)([KMGT]?)"
+    whole, temporary = re.search(rf"[Uu]sed {size} of {size} hbm", text), re.search(rf"\({size}\) exceeds available HBM \({size}\)", text)
+    if not (found := whole or temporary):
+        return None, None
+    needed, available = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
+    return needed + (0 if whole else arguments), available
+
+
 def measure(config: Any, topology: str, slices: int = 1) -> dict[str, Any]:
     """Compiles the train step of `config` for `topology`, its largest bucket; what `--json` prints. Raises ValueError as `make`."""
     program = make(config, topology, slices)
@@ -48,12 +59,12 @@ def measure(config: Any, topology: str, slices: int = 1) -> dict[str, Any]:
     try:
         executable = program.lower(batch).compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
-        needed = int(float(used[1]) * UNITS[used[2]]) if used else None
+        needed, available = wanted(str(error), sum(kinds.values()))
         if needed:
             kinds["temporary"] = max(needed - sum(kinds.values()), 0)
+            report["hbm_limit_bytes"] = available  # the compiler keeps some of the memory for itself
         return report | {"fits": False, "hbm_bytes_per_chip": needed, "hbm_by_kind": kinds, "collectives": {}, "bound": None,
                          "compile_s": round(time.perf_counter() - begin, 2)}
     plan = executable.memory_analysis()
@@ -85,25 +96,29 @@ def bound(report: Mapping[str, Any], chip: chips.Chip, within: float, between: f
              "network": within / chip.slice_rate, "between_slices": between / chip.centre_rate if chip.centre_rate else 0.0}
     longest = max(parts, key=parts.get)
     return {"is": "a lower bound, not a forecast", "seconds": parts[longest], "by": longest,
-            "mfu_at_most": report["flops_per_step"] / report["devices"] / chip.flops / parts[longest], "parts": parts}
+            "mfu_at_most": min(1.0, report["flops_per_step"] / report["devices"] / chip.flops / parts[longest]), "parts": parts}
 
 
 def advice(report: Mapping[str, Any], config: Any, margin: float = 0.95) -> list[str]:
-    """What would make a step fit that does not, in the words of the command line: estimates from its memory by kind."""
+    """What would make a step fit that does not, in the words of the command line: estimates from its memory by kind. Never empty for one."""
     limit, needed = report["hbm_limit_bytes"], report["hbm_bytes_per_chip"]
-    if report["fits"] or not limit or not needed:
+    if report["fits"] or not limit:
         return []
-    state, room = report["state_bytes_per_chip"], margin * limit - report["state_bytes_per_chip"]
-    rest, shards = needed - state, report["mesh"]["data"] * report["mesh"]["fsdp"]
+    if not needed:
+        return ["more --config.train.micro_batches or a larger slice: the compiler did not say how much memory it wanted; --plan tries"]
+    state, shards = report["state_bytes_per_chip"], report["mesh"]["data"] * report["mesh"]["fsdp"]
+    batch = report["hbm_by_kind"]["batch"]  # is there as a whole, like the state
+    room = margin * limit - state - batch
     found = []
     most = min(bucket["b"] for bucket in config.data.buckets) // shards
     counts = [m for m in range(report["micro_batches"], most + 1) if all(b["b"] % (shards * m) == 0 for b in config.data.buckets)]
-    whole = rest * report["micro_batches"]
+    whole = (needed - state - batch) * report["micro_batches"]
     if micro := next((m for m in counts[1:] if whole / m <= room), 0):
         found.append(f"--config.train.micro_batches={micro} (activations of {report['micro_batches']}/{micro} of the rows at a time)")
     elif counts and report["mesh"]["sequence"] == report["mesh"]["tensor"] == 1:
         for cut in (2, 4, 8):
-            if shards % cut == 0 and whole / counts[-1] / cut <= room and all(b.get("t", 1) % cut == 0 for b in config.data.buckets):
+            left = room - (cut - 1) * batch  # of as many more rows
+            if shards % cut == 0 and whole / counts[-1] / cut <= left and all(b.get("t", 1) % cut == 0 for b in config.data.buckets):
                 found.append(f"--config.mesh.sequence={cut} --config.train.micro_batches={counts[-1] * cut} (1/{cut} of the time of as many rows)")
                 break
     for path, value, full in remat_fields(config.model):
@@ -116,7 +131,9 @@ def advice(report: Mapping[str, Any], config: Any, margin: float = 0.95) -> list
         if needed / times <= margin * limit:
             found.append(f"a slice of {times * report['devices']} chips, with mesh.fsdp over all of them")
             break
-    return found
+    return found or [
+        f"nothing of mesh, micro-batches, recomputation and 16 times the chips by itself: {needed / limit:.3g} times the memory is wanted, "
+        f"{state / limit:.3g} times for the state alone; shorten the buckets (config.data.buckets) or take a smaller config.model"]
 
 
 def remat_fields(model: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -297,6 +297,16 @@ def _end(code: int) -> None:
         os._exit(code)
 
 
+def _underscored(argv: Sequence[str]) -> list[str]:
+    """`--dry-run`, as the scripts of launch/ have it, for `--dry_run`; what follows `--` stays."""
+    words = list(argv)
+    for i in range(1, words.index("--") if "--" in words else len(words)):
+        name, equals, value = words[i].partition("=")
+        if name.startswith("--") and (known := name[2:].replace("-", "_")) in flags.FLAGS:
+            words[i] = f"--{known}{equals}{value}"
+    return words
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """`absl.app.run` for people: what is wrong with the command is one line on stderr and exit code 2, `--help` prints
     the module's docstring and its flags and exits 0, and what `main` returns is the exit code."""
@@ -308,7 +318,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print((module.__doc__ or "").strip() + "\n\nFlags:\n" + _help(main.__module__))
             sys.exit(DONE)
         try:
-            left = flags.FLAGS(list(argv))
+            left = flags.FLAGS(_underscored(argv))
         except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError, ImportError, SyntaxError) as error:
             _fail(_explain(error, argv))
         for flag in flags.FLAGS._flags().values():

@@ -16,6 +16,7 @@ from noise_corpus import CODEC, Field, write_corpus
 
 from ns2_jax.data import feed, frames, records
 from ns2_jax.data.dataset import Dataset
+from ns2_jax.runtime import cluster
 from tests import sessions
 
 CROP = {"audio": Field("bs", "float32"), "frames": Field("b", "int32"), "weight": Field("b", "float32")}
@@ -46,6 +47,17 @@ def same(a, b):
         assert x.keys() == y.keys()
         for name in x:
             np.testing.assert_array_equal(x[name], y[name], err_msg=name)
+
+
+def test_a_shard_that_is_gone_is_named(corpus, tmp_path):
+    """By an error that is the user's, not a bug's."""
+    shutil.copytree(corpus, tmp_path / "data")
+    lost = tmp_path / "data" / "audio" / "train-00001-of-00003.tfrecord"
+    batches = feed.make_feed(crop_data(str(tmp_path / "data")), CROP, {}, 0, 0)
+    lost.unlink()
+    with pytest.raises(FileNotFoundError) as wrong:
+        take(iter(batches), 20)
+    assert cluster.is_user_error(wrong.value) and cluster._one_line(wrong.value) == f"{lost}: No such file or directory"
 
 
 def test_exactly_the_fields_in_their_shapes(corpus):

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
+from ns2_jax.layers import recurrent
 from ns2_jax.layers.recurrent import BiLSTM, lstm
+from ns2_jax.precompile import hlo
+from ns2_jax.runtime import mesh as meshes
+from ns2_jax.systems import system as systems
 
 
 def test_equals_the_equations_and_sees_no_future():
@@ -42,6 +48,41 @@ def test_both_directions_are_the_lstm_of_each_rows_own_length():
         forward, backward = lstm(x[row : row + 1, :length], *own[0]), lstm(x[row : row + 1, :length][:, ::-1], *own[1])[:, ::-1]
         np.testing.assert_allclose(found[row, :length], np.concatenate([forward, backward], -1)[0], atol=1e-5)
         assert (found[row, length:] == 0).all()
+
+
+@pytest.mark.parametrize("zoneout", [0.0, 0.3])
+def test_the_gradient_of_the_recurrent_kernel_is_that_of_the_loop(monkeypatch, zoneout):
+    """With padding at the end and, as nobody asks for, in between."""
+    net, params, x, mask = bilstm(zoneout)
+    mask = mask.copy()
+    mask[0, 2] = False
+
+    def loss(params, x):
+        out = net.apply(params, x, mask, False, rngs={"dropout": jax.random.key(0)})
+        return (out * np.cos(np.arange(out.size)).reshape(out.shape)).sum()
+
+    ours = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+    monkeypatch.setattr(recurrent, "apart", lambda serial: serial)
+    theirs = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+    assert np.abs(ours[1][0]["params"]["recurrent"]).max() > 0.1
+
+
+def test_no_step_of_the_loop_waits_for_other_devices(monkeypatch):
+    """Eight devices with rows of their own and a cut kernel: it is gathered before the loops, its gradient is summed after them."""
+    monkeypatch.setattr(meshes, "SMALL", 0)
+    net, mesh = BiLSTM(16), meshes.make_mesh({"fsdp": 8})
+    x, mask = jax.ShapeDtypeStruct((8, 50, 24), np.float32), jax.ShapeDtypeStruct((8, 50), np.bool_)
+    boxed = jax.eval_shape(net.init, jax.random.key(0), x, mask)
+    shapes, names = nn.meta.unbox(boxed), jax.tree.map(lambda box: tuple(box.names) if hasattr(box, "names") else (None,) * box.ndim, boxed,
+                                                       is_leaf=lambda leaf: hasattr(leaf, "names"))
+    where, rows = meshes.shardings(mesh, names, shapes), meshes.batch_sharding(mesh)
+    assert not where["params"]["recurrent"].is_fully_replicated
+    with jax.set_mesh(mesh), systems.rules(meshes.RULES):
+        loss = lambda params, x, mask: (net.apply(params, x, mask) ** 2).sum()
+        done = jax.jit(jax.grad(loss), in_shardings=(where, rows, rows), out_shardings=where).lower(shapes, x, mask).compile()
+    found = hlo.summary(list(hlo.collectives(done.as_text(), 8)))
+    assert found and sum(kind["count"] for kind in found.values()) < 25
 
 
 def test_zoneout_without_dropout_is_its_expectation_step_by_step():

@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 from ns2_jax.runtime import cluster, weights
 NAME = flags.DEFINE_string("name", "you", "Whom to greet.")
+ALOUD = flags.DEFINE_bool("in_capitals", False, "Aloud.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.")
 
 def main(argv):
@@ -40,7 +41,7 @@ def main(argv):
     if NAME.value == "jax":
         import jax.numpy
         jax.numpy.zeros(3) + jax.numpy.zeros(2)
-    print("hello", NAME.value)
+    print("hello", NAME.value.upper() if ALOUD.value else NAME.value)
     return {"three": 3}.get(NAME.value, 0)
 
 if __name__ == "__main__":
@@ -72,6 +73,7 @@ def script(tmp_path_factory):
 def test_exit_codes_and_error_lines(script):
     done = script("--name=three")
     assert (done.returncode, done.stdout) == (3, "hello three\n")
+    assert script("--in-capitals", "--name=a-b").stdout == script("--in_capitals", "--name=a-b").stdout == "hello A-B\n"
     for words, line in {
         ("--name=ours",): "error: quantize='int3' does not exist; roundings are ['none', 'bf16', 'int8']",
         ("--name=file",): "error: /no/such/file: No such file or directory",

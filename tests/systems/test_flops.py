@@ -52,6 +52,14 @@ def test_semantic():
     assert 3 * one.flops(sizes) == pytest.approx(step, rel=0.02)
 
 
+@pytest.mark.parametrize("arg", ["smoke", "smoke,consistency"])
+def test_distill_is_bounded_from_above(arg):
+    """Encoders and predictors are counted with student and teacher, though not all of it is differentiated: up to 15 % too many at this size."""
+    one, params, rest, batch, sizes = made("distill", arg)
+    step = traced(lambda p, r, b: one.grads(p, r, b, jax.random.key(0), jnp.int32(0)), params, rest, batch)
+    assert 1 <= 3 * one.flops(sizes) / step < 1.15
+
+
 @pytest.mark.parametrize("arg", ["base", "small", "small,hifigan"])
 def test_vocoder(arg):
     """Of the network; mels and discriminators are beside it."""
