@@ -309,13 +309,6 @@ def test_the_same_on_every_mesh(started):
     meshes.check_system(one, params, rest, batch(), jax.random.key(5), step=50)
 
 
-@pytest.mark.slow
-def test_the_modern_codec_is_the_same_on_every_mesh():
-    one = system("smoke,modern", quantiser_dropout=0.0)
-    params, rest = jax.jit(one.init)(jax.random.key(0), batch())
-    meshes.check_system(one, params, rest, batch(), jax.random.key(5), step=50)
-
-
 @pytest.mark.parametrize("changes", [{}, dict(wave=32, cepstrum=16)])
 def test_flops_equal_the_compilers_count(changes):
     numbers = get_config("small").model.codec.to_dict()
