@@ -270,13 +270,16 @@ class System(Programs, SingleLoss):
         null = encoded(jnp.ones_like(dropped_b))
         return {"predictors": full if self.prompt_in_predictors else null, "denoiser": full if self.prompt_in_denoiser else null}
 
-    def voiced(self, params: Tree, rest: Tree, inputs: Batch, x_bnc: jax.Array, dropped_b: jax.Array, listener: str) -> jax.Array:
-        """Phones or frames that `listener` ("predictors" or "denoiser") is to hear, `[b, n, c]`, joined by the voice of the prompt where there is one."""
+    def voices(self, params: Tree, rest: Tree, inputs: Batch, dropped_b: jax.Array) -> dict[str, jax.Array]:
+        """What joins every phone and frame that `predictors` and `denoiser` hear, `[b, 1, c]`, as `prompts`; zeros where there is no `voice`."""
         if not self.pools:
-            return x_bnc
+            return dict.fromkeys(("predictors", "denoiser"), jnp.zeros((dropped_b.shape[0], 1, self.width), jnp.dtype(self.dtype)))
         mask = alignment.length_mask(inputs["prompt_frames"], inputs["prompt_codes"].shape[1])
-        dropped_b = dropped_b | (not getattr(self, f"prompt_in_{listener}"))
-        return x_bnc + self.apply(params, "voice", self.latents(rest, inputs["prompt_codes"], mask), mask, dropped_b)[:, None]
+        z = self.latents(rest, inputs["prompt_codes"], mask)
+        voice = lambda dropped_b: self.apply(params, "voice", z, mask, dropped_b)[:, None]
+        full, said = voice(dropped_b), {"predictors": self.prompt_in_predictors, "denoiser": self.prompt_in_denoiser}
+        null = full if all(said.values()) else voice(jnp.ones_like(dropped_b))
+        return {listener: full if hears else null for listener, hears in said.items()}
 
     def pitch_ids(self, f0_bt: jax.Array) -> jax.Array:
         """F0 in Hz -> rows of the pitch table: 0 unvoiced, then `pitch_bins - 1` log-spaced bins over `pitch_range`."""
@@ -323,9 +326,8 @@ class System(Programs, SingleLoss):
         rng, t = draws["dropout"], draws["t"]
         mask = alignment.length_mask(batch["frames"], batch["f0"].shape[1])
         weight = mask * batch["weight"][:, None]
-        c, prompts, log_duration, pitch = self.conditions(params, rest, batch, mask, draws["drop_prompt"], rng)
-        c = self.call(params, "phones", "without", c, draws["drop_text"])
-        c = self.voiced(params, rest, batch, c, draws["drop_prompt"], "denoiser")
+        c, prompts, voice, log_duration, pitch = self.conditions(params, rest, batch, mask, draws["drop_prompt"], rng)
+        c = self.call(params, "phones", "without", c, draws["drop_text"]) + voice
 
         x0 = self.latents(rest, batch["codes"], mask)
         alpha, sigma = self.process.levels(t, x0)
@@ -348,24 +350,24 @@ class System(Programs, SingleLoss):
 
     def conditions(
         self, params: Tree, rest: Tree, batch: Batch, mask_bt: jax.Array, dropped_b: jax.Array, rng: jax.Array | None,
-    ) -> tuple[jax.Array, dict[str, tuple], jax.Array, jax.Array]:
-        """(frames with their pitch, prompts, log durations, pitch) of a training batch whose rows `dropped_b` have no prompt."""
+    ) -> tuple[jax.Array, dict[str, tuple], jax.Array, jax.Array, jax.Array]:
+        """(frames with their pitch, prompts, the denoiser's voice, log durations, pitch) of a batch whose rows `dropped_b` have no prompt."""
         prompts = self.prompts(params, rest, batch, dropped_b, rng)
         h = self.apply(params, "phones", batch["phones"], rng=rng)
-        voiced = lambda x: self.voiced(params, rest, batch, x, dropped_b, "predictors")
-        log_duration = self.apply(params, "duration", voiced(h), batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
+        voices = self.voices(params, rest, batch, dropped_b)
+        log_duration = self.apply(params, "duration", h + voices["predictors"], batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
         c, _ = self.frames(params, h, batch["durations"], mask_bt.shape[1])
-        pitch = self.apply(params, "pitch", voiced(c), mask_bt, *prompts["predictors"], rng=rng)
-        return c + self.call(params, "phones", "pitch", self.pitch_ids(batch["f0"])), prompts, log_duration, pitch
+        pitch = self.apply(params, "pitch", c + voices["predictors"], mask_bt, *prompts["predictors"], rng=rng)
+        return c + self.call(params, "phones", "pitch", self.pitch_ids(batch["f0"])), prompts, voices["denoiser"], log_duration, pitch
 
     def denoising(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array | None = None) -> Denoising:
         """A batch as `systems.distill` needs it; with a key, in training mode. Nothing is dropped but what guidance asks for."""
         mask, none = alignment.length_mask(batch["frames"], batch["f0"].shape[1]), jnp.zeros(batch["frames"].shape, bool)
-        c, prompts, log_duration, pitch = self.conditions(params, rest, batch, mask, none, rng)
+        c, prompts, voice, log_duration, pitch = self.conditions(params, rest, batch, mask, none, rng)
         if not self.guided:
-            nothing = self.voiced(params, rest, batch, self.call(params, "phones", "without", c, ~none), ~none, "denoiser")
+            nothing = self.call(params, "phones", "without", c, ~none) + self.voices(params, rest, batch, ~none)["denoiser"]
             null = nothing, self.prompts(params, rest, batch, ~none)["denoiser"]
-        c = self.voiced(params, rest, batch, c, none, "denoiser")
+        c = c + voice
 
         def said(z: jax.Array, t: jax.Array, c: jax.Array, heard: tuple, rng: jax.Array | None) -> jax.Array:
             return self.clean(self.apply(params, "denoiser", z, t, c, *heard, mask, rng=rng), z, t) * mask[..., None]

@@ -39,7 +39,7 @@ class Programs:
         real = inputs["phones"] > 0
         prompt = self.prompts(params, rest, inputs, jnp.zeros(real.shape[:1], bool), window=window)["predictors"]
         h = self.apply(params, "phones", inputs["phones"])
-        h = self.voiced(params, rest, inputs, h, jnp.zeros(real.shape[:1], bool), "predictors")
+        h = h + self.voices(params, rest, inputs, jnp.zeros(real.shape[:1], bool))["predictors"]
         log_duration = self.apply(params, "duration", h, real, *prompt)[..., 0]
         return {"durations": prosody.whole_frames(log_duration, real, speed)}
 
@@ -50,7 +50,7 @@ class Programs:
         prompt = self.prompts(params, rest, inputs, none, window=window)["predictors"]
         h = self.apply(params, "phones", inputs["phones"])
         c, mask = self.frames(params, h, inputs["durations"], sizes["t"])
-        pitch = self.apply(params, "pitch", self.voiced(params, rest, inputs, c, none, "predictors"), mask, *prompt)
+        pitch = self.apply(params, "pitch", c + self.voices(params, rest, inputs, none)["predictors"], mask, *prompt)
         return {"f0": prosody.hertz(pitch, mask, self.pitch_mean, self.pitch_deviation, *self.pitch_range)}
 
     def sample(
@@ -97,15 +97,16 @@ class Programs:
         c, mask = self.frames(params, h, inputs["durations"], size)
         c = c + self.call(params, "phones", "pitch", self.pitch_ids(inputs["f0"] * mask))
         heard = self.prompts(params, rest, inputs, none, window=window)["denoiser"]
-        voiced = lambda x, dropped: self.voiced(params, rest, inputs, x, dropped, "denoiser")
+        voice = self.voices(params, rest, inputs, none)["denoiser"]
         if self.guided:
-            c = self.told(params, voiced(c, none), jnp.full((rows,), guidance, jnp.float32))
+            c = self.told(params, c + voice, jnp.full((rows,), guidance, jnp.float32))
         elif guidance != 1.0:  # the unconditional rows ride along in the same batch
             null = self.prompts(params, rest, inputs, all_, window=window)["denoiser"]
             heard = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), heard, null)
-            c = jnp.concatenate([voiced(c, none), voiced(self.call(params, "phones", "without", c, all_), all_)])
+            nothing = self.call(params, "phones", "without", c, all_) + self.voices(params, rest, inputs, all_)["denoiser"]
+            c = jnp.concatenate([c + voice, nothing])
         else:
-            c = voiced(c, none)
+            c = c + voice
         prepared = self.call(params, "denoiser", "prepare", c, *heard)
         copies = c.shape[0] // rows
         masks = jnp.tile(mask, (copies, 1))
