@@ -110,7 +110,7 @@ def test_samples_may_be_of_any_kind(model):
 
 
 @pytest.mark.parametrize("options", [
-    {"speed": -1.0}, {"speed": 0}, {"speed": float("nan")}, {"speed": "fast"}, {"speed": 4.1}, {"steps": 0}, {"steps": 2.5}, {"steps": "x"},
+    {"speed": -1.0}, {"speed": 0}, {"speed": float("nan")}, {"speed": "fast"}, {"speed": float("inf")}, {"steps": 0}, {"steps": 2.5}, {"steps": "x"},
     {"steps": [1]}])
 def test_options_that_make_no_sense_are_refused(model, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}=.*expected a"):

@@ -222,7 +222,7 @@ def test_a_consent_left_behind_is_not_the_next_voices(model, tmp_path):
 def test_a_voice_is_heard_once_for_all_who_ask(model, tmp_path, monkeypatch):
     (tmp_path / "ann.wav").write_bytes(served.recording())
     known, times, real = voices.Voices(model, tmp_path), [], voices.Voices._hear
-    monkeypatch.setattr(voices.Voices, "_hear", lambda self, path: times.append(path) or time.sleep(0.05) or real(self, path))
+    monkeypatch.setattr(voices.Voices, "_hear", lambda self, *of: times.append(of) or time.sleep(0.05) or real(self, *of))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert len({id(heard) for heard in pool.map(known.get, ["ann"] * 8)}) == 1 and len(times) == 1
     (tmp_path / "ann.wav").write_bytes(served.recording(pitch=90))
