@@ -91,6 +91,12 @@ def test_noisy_logs_make_wide_bands():
     assert verdicts(log(2, 900, loss=1.3), wide)["loss"] == "ok" and verdicts(log(2, 900, loss=4), wide)["loss"] == "high"
 
 
+def curves(name: str) -> list[dict]:
+    """The log of the long run that the published bands are of."""
+    file = {"codec": "curves.jsonl", "naturalspeech2": "curves-known.jsonl"}[name]
+    return [json.loads(line) for line in (ROOT / "results" / name / file).read_text().splitlines()]
+
+
 def averaged(lines: list[dict], count: int) -> list[dict]:
     """The log that the same run writes when it logs `count` times more seldom."""
     groups = [lines[i : i + count] for i in range(0, len(lines) - count + 1, count)]
@@ -102,7 +108,7 @@ def averaged(lines: list[dict], count: int) -> list[dict]:
 def test_a_healthy_run_that_logs_more_seldom_is_not_off(name, count):
     """Its windows hold steps from before the band's; the first holds the very start."""
     run, known = kept(f"{name}-healthy")
-    lines = averaged([json.loads(line) for line in (ROOT / "results" / name / "curves.jsonl").read_text().splitlines()], count)
+    lines = averaged(curves(name), count)
     config = run["config"] | {"train": run["config"]["train"] | {"log_every": 50 * count}}
     reports = [doctor.judge(config, lines[:i], known) for i in range(1, len(lines) + 1)]
     assert [report["verdict"] for report in reports] == ["early"] + ["on track"] * (len(lines) - 1)
@@ -150,7 +156,7 @@ def off(rows) -> set[str]:
 
 @pytest.mark.parametrize("name", ["codec", "naturalspeech2"])
 def test_published_runs_are_sound_at_every_step_without_bands(name):
-    lines = [json.loads(line) for line in (ROOT / "results" / name / "curves.jsonl").read_text().splitlines()]
+    lines = curves(name)
     assert len(lines) > 100
     assert not [i for i in range(1, len(lines) + 1) if off(bands.general(lines[:i]) + bands.codebooks(lines[:i], 1024))]
 
@@ -285,7 +291,7 @@ def test_a_seed_that_no_band_knows_is_on_track_at_every_step(name):
 def test_a_longer_training_than_that_of_the_bands_has_wider_ones():
     """Its rate falls later, its weights grow on."""
     run, known = kept("naturalspeech2-healthy")
-    end = [json.loads(line) for line in (ROOT / "results" / "naturalspeech2" / "curves.jsonl").read_text().splitlines()]
+    end = curves("naturalspeech2")
     grown = [line | {"param_norm": 1.15 * line["param_norm"]} for line in end]
     assert doctor.judge(run["config"], grown, known)["verdict"] == "off"
     longer = run["config"] | {"train": run["config"]["train"] | {"steps": 30000}}
