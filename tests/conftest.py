@@ -34,3 +34,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if "slow" in item.keywords]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgets_programs():
+    """A process that keeps every file's compiled programs runs out of memory maps, and dies where the next is kept."""
+    yield
+    jax.clear_caches()

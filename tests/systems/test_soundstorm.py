@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
@@ -232,6 +233,21 @@ def test_what_is_hidden_has_no_say():
     changed = data["phones"].copy()
     changed[0] = np.where(changed[0] > 0, 51, 0)
     assert value(data | {"phones": changed})["ce"] != pytest.approx(plain["ce"], rel=1e-5)
+
+
+def test_the_voice_is_of_the_known_frames():
+    """It is the same whatever lies elsewhere, a vector of its own where nothing is known, and `hidden=0` has none."""
+    one, (params, rest), codes = still(), started(), batch(system())["codes"]
+    known = np.arange(codes.shape[1])[None] < np.array([9, 5, 0, 0, 7, 8, 9, 4])[:, None]
+    h = jnp.zeros((8, 3, one.width))
+    voice = lambda codes: np.asarray(one.voiced(params, rest, h, codes, jnp.asarray(known)))
+    plain, rolled = voice(codes), (codes + 5) % one.codes
+    np.testing.assert_array_equal(voice(np.where(known[..., None], codes, rolled)), plain)
+    heard = (voice(np.where(known[..., None], rolled, codes)) != plain).any((1, 2))
+    np.testing.assert_array_equal(heard, known.any(-1))
+    np.testing.assert_array_equal(plain[~known.any(-1)], np.broadcast_to(params["voice"]["null"], (2, 3, one.width)))
+    without = dataclasses.replace(one, voice={"hidden": 0})
+    assert "voice" not in without.networks and without.voiced(params, rest, h, codes, jnp.asarray(known)) is h
 
 
 def test_loss_and_gradients_are_those_of_one_device_on_every_mesh():

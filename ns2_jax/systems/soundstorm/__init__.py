@@ -18,6 +18,8 @@ Where the paper is silent, or where we leave it; each is a number of `System`:
   * Rows lose the prompt, the condition or both with `drop_*`, for guidance: `log p = log p_without + w (log p_with - log p_without)`.
   * `hide_text` is how often the condition of a prompt stays unknown too, as with a voice whose words nobody wrote down. Such frames get one
     learned vector, and the phones that lie in them are not encoded.
+  * `voice` pools the known frames into one vector (`layers.tacotron.VoiceEncoder`), which joins every phone or token: ours, off in the paper's
+    layout. A small model learns voices by attention alone long after words (`results/naturalspeech2`).
   * Phones bring their place and log duration to every frame, and the F0 of the frame in bins where `pitch` is given.
   * Temperature, nucleus and noise of the choice are ours; the paper names none.
 """
@@ -37,13 +39,14 @@ from ns2_jax.layers import quantize
 from ns2_jax.layers.conformer import TokenConformer
 from ns2_jax.layers.linear import Embed
 from ns2_jax.layers.predictors import Predictor
+from ns2_jax.layers.tacotron import VoiceEncoder
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder
 from ns2_jax.maths import alignment, masking, prosody
 from ns2_jax.systems.soundstorm.programs import Programs
 from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
 
 CONDITIONS = ("phones", "semantic", "both")
-KEYS = ("decoder", "duration", "phones", "pitch", "prompt", "semantic")
+KEYS = ("decoder", "duration", "phones", "pitch", "prompt", "semantic", "voice")
 """Of `params`; the order numbers the networks' dropout keys."""
 
 
@@ -57,6 +60,7 @@ class System(Programs, SingleLoss):
     prompt_encoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     duration: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # layers.predictors.Predictor
     pitch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    voice: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # layers.tacotron.VoiceEncoder; without `hidden`, or with 0: none, the paper
     levels: int = 12  # that are modelled, the codec's first ones
     codec_levels: int = 12
     codes: int = 1024
@@ -101,6 +105,11 @@ class System(Programs, SingleLoss):
         return self.condition != "semantic"
 
     @property
+    def pools(self) -> bool:
+        """Is there a voice beside the known frames?"""
+        return bool(self.voice.get("hidden"))
+
+    @property
     def fields(self) -> dict[str, Field]:
         found = {"codes": Field("btq", "uint16"), "frames": Field("b", "int32"), "weight": Field("b", "float32")}
         if self.speaks:
@@ -127,6 +136,8 @@ class System(Programs, SingleLoss):
         numbers = lambda given: {"unroll": self.unroll} | tuples(given)
         own = dict(width=self.width, dropout=self.encoder_dropout, dtype=dtype)
         nets = {"decoder": TokenConformer(levels=self.levels, codes=self.codes, dtype=dtype, **numbers(self.decoder))}
+        if self.pools:
+            nets["voice"] = VoiceEncoder(self.width, dtype=dtype, **self.voice)
         if self.condition != "phones":
             nets["semantic"] = Embed(self.semantic, self.width, nn.initializers.normal(1.0), dtype=dtype)
         if self.speaks:
@@ -146,7 +157,7 @@ class System(Programs, SingleLoss):
         codes, books = jnp.zeros((1, 2, self.levels), jnp.int32), jnp.ones((self.levels, self.codes, c))
         given = {
             "decoder": (codes, books, row, yes, yes, no), "semantic": (ids,), "phones": (ids, ids, jnp.zeros((1, 2, 3))),
-            "prompt": (jnp.zeros((1, 2, c)), yes, no > 0), "duration": (row, yes, row, yes), "pitch": (row, yes, row, yes)}
+            "duration": (row, yes, row, yes), "pitch": (row, yes, row, yes)} | dict.fromkeys(("prompt", "voice"), (jnp.zeros((1, 2, c)), yes, no > 0))
         method = {"phones": "everything"}
         params = {name: net.init(keys[name], *given[name], method=method.get(name))["params"] for name, net in nets.items()}
         return params, {"codec": codecs.frozen(self.codec_network, first, self.codec_levels, self.codes)}
@@ -178,6 +189,15 @@ class System(Programs, SingleLoss):
         known = known_bt.any(-1)
         z = self.latents(rest, codes_btq, known_bt)
         return self.apply(params, "prompt", z, known_bt, ~known, rng=rng)
+
+    def voiced(self, params: Tree, rest: Tree, h_bnc: jax.Array, codes_btq: jax.Array, known_bt: jax.Array) -> jax.Array:
+        """Vectors of phones or tokens, in the voice of the known frames if the system has one."""
+        if not self.pools:
+            return h_bnc
+        return h_bnc + self.apply(params, "voice", self.latents(rest, codes_btq, known_bt), known_bt, ~known_bt.any(-1))[:, None].astype(h_bnc.dtype)
+
+    def tokens(self, params: Tree, ids_bt: jax.Array) -> jax.Array:
+        return self.networks["semantic"].apply({"params": params["semantic"]}, ids_bt)
 
     def frames(self, params: Tree, h_bpc: jax.Array, durations_bp: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
         """Phone vectors -> (frames `[b, size, c]` with their place in the phone, which phone each is of, bool `[b, size, p]`)."""
@@ -247,14 +267,15 @@ class System(Programs, SingleLoss):
         In rows of `hide_b` the condition outside of the target is not known.
         """
         known, c, errors = mask & (target | ~hide_b[:, None]), 0.0, {}
+        voice = batch["codes"], mask & ~target
         if self.condition != "phones":
-            c = self.networks["semantic"].apply({"params": params["semantic"]}, batch["semantic"])
+            c = self.voiced(params, rest, self.tokens(params, batch["semantic"]), *voice)
         if not self.speaks:
             return c, known, errors
         inside = (alignment.alignment(batch["durations"], mask.shape[1]) & target[..., None]).any(1)
         phones = jnp.where(inside | ~hide_b[:, None], batch["phones"], 0)
-        h = self.apply(params, "phones", phones, rng=rng)
-        heard = self.heard(params, rest, batch["codes"], mask & ~target, rng)
+        h = self.voiced(params, rest, self.apply(params, "phones", phones, rng=rng), *voice)
+        heard = self.heard(params, rest, *voice, rng)
         mean = lambda x, where: (x * where).sum(-1) / jnp.maximum(where.sum(-1), 1)
         log_duration = self.apply(params, "duration", h, phones > 0, *heard, rng=rng)[..., 0]
         errors["duration"] = mean(prosody.duration_error(log_duration, batch["durations"]), inside)
@@ -286,6 +307,9 @@ class System(Programs, SingleLoss):
 
         block = t * (4 * d * net.hidden + 3 * d * inner) + attention(t, t, d, d)
         macs = net.layers * block + t * (w * d + d * self.codes)
+        if self.pools:
+            v, times = nets["voice"], self.speaks + (self.condition != "phones")
+            macs += times * (t * (c * v.hidden + v.blocks * v.kernel * v.hidden**2) + 2 * v.hidden * w)
         tables = self.levels * self.codes * c * d  # once a batch
         if self.speaks:
             p = sizes["p"]

@@ -25,22 +25,25 @@ class Programs:
         z = quantize.rvq_lookup(self.books(rest).codes, inputs["codes"])
         return {"audio": self.codec_network.apply({"params": rest["codec"]["params"]["gen"]}, z, method="decode")}
 
-    def _prompt(self, params: Tree, rest: Tree, inputs: Batch) -> tuple:
-        known = alignment.length_mask(inputs["prompt_frames"], inputs["prompt_codes"].shape[1])
-        return self.heard(params, rest, inputs["prompt_codes"], known)
+    def _said(self, params: Tree, rest: Tree, inputs: Batch) -> tuple[jax.Array, tuple]:
+        """(phone vectors in the prompt's voice, what the predictors hear of the prompt)."""
+        voice = inputs["prompt_codes"], alignment.length_mask(inputs["prompt_frames"], inputs["prompt_codes"].shape[1])
+        return self.voiced(params, rest, self.apply(params, "phones", inputs["phones"]), *voice), self.heard(params, rest, *voice)
 
     def durations(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes, speed: float) -> dict[str, jax.Array]:
         """Program: frames of each phone (int32 `[b, p]`, at least 1, 0 at padding), divided by `speed`."""
         del rng, sizes
         real = inputs["phones"] > 0
-        log_duration = self.apply(params, "duration", self.apply(params, "phones", inputs["phones"]), real, *self._prompt(params, rest, inputs))
+        h, heard = self._said(params, rest, inputs)
+        log_duration = self.apply(params, "duration", h, real, *heard)
         return {"durations": prosody.whole_frames(log_duration[..., 0], real, speed)}
 
     def contour(self, params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, sizes: Sizes) -> dict[str, jax.Array]:
         """Program: the pitch of every frame in Hz, 0 where unvoiced and past the end, float32 `[b, t]`."""
         del rng
-        c, align = self.frames(params, self.apply(params, "phones", inputs["phones"]), inputs["durations"], sizes["t"])
-        pitch = self.apply(params, "pitch", c, align.any(-1), *self._prompt(params, rest, inputs))
+        h, heard = self._said(params, rest, inputs)
+        c, align = self.frames(params, h, inputs["durations"], sizes["t"])
+        pitch = self.apply(params, "pitch", c, align.any(-1), *heard)
         return {"f0": prosody.hertz(pitch, align.any(-1), self.pitch_mean, self.pitch_deviation, *self.pitch_range)}
 
     def sample(
@@ -56,7 +59,7 @@ class Programs:
         """
         prompt, n = inputs["prompt_codes"].astype(jnp.int32), inputs["prompt_frames"][:, None]
         u = prompt.shape[1]
-        c, align = self.frames(params, self.apply(params, "phones", inputs["phones"]), inputs["durations"], sizes["t"])
+        c, align = self.frames(params, self._said(params, rest, inputs)[0], inputs["durations"], sizes["t"])
         mask = align.any(-1)
         c = self.pitched(params, c, inputs["f0"] * mask) if self.pitch else c
         at = jnp.arange(u)[None] - (u - n)  # right-aligned
@@ -83,11 +86,12 @@ class Programs:
         mask = alignment.length_mask(inputs["frames"], sizes["t"])
         at = jnp.arange(sizes["t"])
         target = mask & (at >= inputs["begin"][:, None]) & (at < inputs["end"][:, None])
-        c = 0.0
+        c, voice = 0.0, (inputs["codes"], mask & ~target)
         if self.condition != "phones":
-            c = self.networks["semantic"].apply({"params": params["semantic"]}, inputs["semantic"])
+            c = self.voiced(params, rest, self.tokens(params, inputs["semantic"]), *voice)
         if self.speaks:
-            frames, _ = self.frames(params, self.apply(params, "phones", inputs["phones"]), inputs["durations"], sizes["t"])
+            h = self.voiced(params, rest, self.apply(params, "phones", inputs["phones"]), *voice)
+            frames, _ = self.frames(params, h, inputs["durations"], sizes["t"])
             c = c + (self.pitched(params, frames, inputs["f0"] * mask) if self.pitch else frames)
         codes = self._fill(params, rest, inputs["codes"], target, mask, c, mask, inputs["schedule"], rng, steps, guidance, temperature, top_p,
                            choice)
