@@ -57,7 +57,7 @@ def test_a_shard_that_is_gone_is_named(corpus, tmp_path):
     lost.unlink()
     with pytest.raises(FileNotFoundError) as wrong:
         take(iter(batches), 20)
-    assert cluster.is_user_error(wrong.value) and cluster._one_line(wrong.value) == f"{lost}: No such file or directory"
+    assert cluster.is_user_error(wrong.value) and cluster.one_line(wrong.value) == f"{lost}: No such file or directory"
 
 
 def test_exactly_the_fields_in_their_shapes(corpus):
