@@ -75,8 +75,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.buckets = common.choose(  # u is the longest prompt of synthesis: 3 s
         size,
         smoke=(dict(b=8, t=64, p=24, u=32),),
-        small=(dict(b=12, t=208, p=40, u=240), dict(b=8, t=320, p=64, u=240), dict(b=5, t=512, p=104, u=240), dict(b=3, t=816, p=168, u=240),
-               dict(b=2, t=1264, p=224, u=240)),
+        small=(dict(b=6, t=208, p=40, u=240), dict(b=4, t=320, p=64, u=240), dict(b=3, t=512, p=104, u=240), dict(b=2, t=816, p=168, u=240),
+               dict(b=1, t=1264, p=224, u=240)),
         base=(dict(b=256, t=320, p=128, u=160), dict(b=160, t=512, p=192, u=160), dict(b=80, t=1008, p=400, u=160), dict(b=48, t=1504, p=600, u=160)))
     config.optim.peak = common.choose(size, smoke=2e-3, small=1e-3, base=3e-4)
     config.optim.warmup = common.choose(size, smoke=10, small=500, base=10_000)
