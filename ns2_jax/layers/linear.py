@@ -24,8 +24,13 @@ def named(init: Init, names: Sequence[str | None]) -> Init:
 
 
 def constrain(x: jax.Array) -> jax.Array:
-    """Pins an activation: rows to the batch's axes, the time of `[b, t, c]` to the sequence axis where there is one and it divides the length
-    (a no-op outside a mesh with rules)."""
+    """Pins an activation: rows to the batch's axes, the time of `[b, t, c]` to the sequence axis where there is one and it divides the length.
+
+    On one CPU device it is a barrier instead: XLA:CPU otherwise adds up the residuals of all layers anew wherever one is used, which took a sixth of
+    a step (`runtime.step.jit_step` keeps barriers; other programs drop them).
+    """
+    if jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1:
+        return jax.lax.optimization_barrier(x)
     parts = parts_of_time()
     time = "act_time" if x.ndim == 3 and parts > 1 and x.shape[1] % parts == 0 else None
     return nn.with_logical_constraint(x, ("act_batch", time)[: x.ndim] + (None,) * (x.ndim - 2))

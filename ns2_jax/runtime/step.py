@@ -108,8 +108,10 @@ def make_step(system: Any, optimiser: optim.Optimiser, config: Any) -> Callable[
 def jit_step(step: Callable, mesh: Any, where: dict) -> Any:
     """`step` jitted: the state is donated and keeps its shards, batches are cut, metrics are on every device."""
     whole = meshes.replicated(mesh)
+    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"  # where `layers.linear.constrain` is a barrier, which XLA:CPU would drop
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(where, meshes.batch_sharding(mesh), whole), out_shardings=(where, whole))
+        step, donate_argnums=0, in_shardings=(where, meshes.batch_sharding(mesh), whole), out_shardings=(where, whole),
+        compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"} if alone else None)
 
 
 def diagnose(system: Any, config: Any, state: dict, batch: Mapping[str, jax.Array], limit: int = 20) -> list[str]:
