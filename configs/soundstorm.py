@@ -17,8 +17,8 @@ Variants, as words in the argument:
 For conversations in one decoding (`ns2_jax.synthesize --task=dialogue --at_once`) train, or go on training, on what `data_pipelines.dialogues`
 makes of the corpus (with codes by `data_pipelines.encode`, and tokens by `data_pipelines.tokens`).
 
-Overrides: `level_law=uniform,infill=0,hide_text=0` and `drop_prompt=0,drop_text=0,drop_both=0` are the paper's training, `voice.hidden=0` its
-layout; `levels=8` models more of the codec.
+Overrides: `level_law=uniform,infill=0,hide_text=0,longest_prompt=1` and `drop_prompt=0,drop_text=0,drop_both=0` are the paper's training,
+`voice.hidden=0,decoder.vector_head=false` its layout; `levels=8` models more of the codec.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def model_numbers(size: str) -> dict:
         predictor = dict(every=3, width=512, heads=8, dropout=0.3, attention_dropout=0.1)
         return dict(
             levels=12, codec_levels=12, codes=1024, width=512, prenet=2, encoder_dropout=0.1, pitch_bins=256,
-            decoder=dict(layers=12, width=1024, hidden=4096, heads=16, kernel=5, expansion=2, dropout=0.1, level_vector=True, remat=True),
+            decoder=dict(layers=12, width=1024, hidden=4096, heads=16, kernel=5, expansion=2, dropout=0.1, level_vector=True, vector_head=False,
+                         remat=True),
             phone_encoder=dict(layers=4, **encoder), prompt_encoder=dict(layers=4, **encoder),
             duration=dict(layers=12, kernel=3, **predictor), pitch=dict(layers=12, kernel=5, **predictor))
     if size == "small":
@@ -46,14 +47,16 @@ def model_numbers(size: str) -> dict:
         predictor = dict(every=3, width=128, heads=4, dropout=0.2, attention_dropout=0.1)
         return dict(
             levels=6, codec_levels=16, codes=1024, width=160, prenet=0, encoder_dropout=0.1, pitch_bins=64,
-            decoder=dict(layers=4, width=224, hidden=480, heads=4, kernel=5, expansion=1, dropout=0.1, level_vector=True, remat=False),
+            decoder=dict(layers=4, width=224, hidden=448, heads=4, kernel=5, expansion=1, dropout=0.1, level_vector=True, vector_head=True,
+                         remat=False),
             phone_encoder=dict(layers=2, kernel=5, **encoder), prompt_encoder=dict(layers=1, kernel=3, **encoder), voice=dict(hidden=96, blocks=2),
             duration=dict(layers=6, kernel=3, **predictor), pitch=dict(layers=3, kernel=5, **predictor))
     encoder = dict(layers=1, hidden=48, heads=2, kernel=3)
     predictor = dict(layers=2, every=2, width=24, heads=2, kernel=3, dropout=0.1, attention_dropout=0.1)
     return dict(
         levels=3, codec_levels=4, codes=32, width=32, prenet=1, encoder_dropout=0.1, pitch_bins=32,
-        decoder=dict(layers=2, width=32, hidden=64, heads=2, kernel=5, expansion=2, dropout=0.1, level_vector=True, remat=True),
+        decoder=dict(layers=2, width=32, hidden=64, heads=2, kernel=5, expansion=2, dropout=0.1, level_vector=True, vector_head=True,
+                     remat=True),
         phone_encoder=encoder, prompt_encoder=encoder, voice=dict(hidden=16, blocks=1), duration=predictor, pitch=predictor)
 
 
@@ -64,7 +67,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     condition = words[0] if words else "phones"
     config.model = ml_collections.ConfigDict(model_numbers(size) | {
         "codec": codec_numbers(size, hop), "condition": condition, "semantic": common.choose(size, smoke=16, small=256, base=1024),
-        "level_law": "linear", "infill": 0.15, "hide_text": 0.7, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "steps": 16,
+        "level_law": "linear" if size == "base" else "first", "longest_prompt": 1.0 if size == "base" else 0.6, "infill": 0.15, "hide_text": 0.7, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "steps": 16,
         "temperature": 1.0, "top_p": 0.95, "choice": 4.5, "unroll": 4 if size == "small" else 1})
     if condition == "semantic":
         for name in ("phone_encoder", "prompt_encoder", "duration", "pitch"):

@@ -112,7 +112,8 @@ class TokenConformer(nn.Module):
 
     A frame is the sum of its levels' embeddings and its condition, whatever the number of levels. Where a code is `codes` (one more than
     the last) it is not known, and the level's own vector stands for it; where the condition is not known, one learned vector does. A code's
-    embedding is a row of a table plus a linear map of its vector in the codec, which is where the tables start.
+    embedding is a row of a table plus a linear map of its vector in the codec, which is where the tables start; with `vector_head` a code's logit is
+    a linear function of that vector and its square, too, as if a frame were Gaussian, so that near codes learn from each other.
     """
 
     levels: int
@@ -125,6 +126,7 @@ class TokenConformer(nn.Module):
     expansion: int = 2
     dropout: float = 0.1
     level_vector: bool = True
+    vector_head: bool = False
     remat: bool = False
     unroll: int = 1
     dtype: Any = jnp.float32
@@ -141,7 +143,8 @@ class TokenConformer(nn.Module):
         table = self.param("table", named(nn.initializers.normal(0.1), (None, "vocab", "embed")), (q, k, d))
         start = self.param("start", named(default_init, (None, "embed")), (books_qkc.shape[-1], d))
         blank, absent = a_level("blank", jnp.arange(q)), self.param("absent", named(init, ("embed",)), (d,))
-        tables = table + jnp.einsum("qkc,cd->qkd", books_qkc * jax.lax.rsqrt(jnp.square(books_qkc).mean((1, 2), keepdims=True) + 1e-9), start)
+        vectors = books_qkc * jax.lax.rsqrt(jnp.square(books_qkc).mean((1, 2), keepdims=True) + 1e-9)
+        tables = table + jnp.einsum("qkc,cd->qkd", vectors, start)
         tables = jnp.concatenate([tables, blank[:, None]], 1).astype(self.dtype)
         c = Dense(d, (None, "embed"), dtype=self.dtype, name="condition")(c_btc)
         x = jnp.where(known_bt[..., None], c, absent.astype(self.dtype))
@@ -155,5 +158,12 @@ class TokenConformer(nn.Module):
         each = lambda rng, shape: jnp.moveaxis(default_init(rng, (d, q * k)).reshape(d, q, k), 1, 0)
         kernel = self.param("head", named(each, (None, "embed", "vocab")), (q, d, k))
         bias = self.param("bias", nn.initializers.zeros, (q, k))
-        own = jnp.take(kernel, level_b, axis=0).astype(self.dtype)
-        return jnp.einsum("btd,bdk->btk", x, own, preferred_element_type=jnp.float32) + jnp.take(bias, level_b, axis=0)[:, None]
+        of_level = lambda x: jnp.take(x, level_b, axis=0)
+        logits = jnp.einsum("btd,bdk->btk", x, of_level(kernel).astype(self.dtype), preferred_element_type=jnp.float32) + of_level(bias)[:, None]
+        if not self.vector_head:
+            return logits
+        vectors = jnp.concatenate([vectors, jnp.square(vectors).mean(-1, keepdims=True) - 1.0], -1) * vectors.shape[-1] ** -0.5
+        way = lambda rng, shape: jnp.moveaxis(default_init(rng, (d, q * shape[-1])).reshape(d, q, shape[-1]), 1, 0)
+        toward = self.param("toward", named(way, (None, "embed", None)), (q, d, vectors.shape[-1]))
+        mean = jnp.einsum("btd,bdc->btc", x, of_level(toward).astype(self.dtype))
+        return logits + jnp.einsum("btc,bkc->btk", mean, of_level(vectors).astype(self.dtype), preferred_element_type=jnp.float32)

@@ -36,15 +36,16 @@ class Draw(NamedTuple):
     chance_bt: jax.Array  # hidden where it is under the ratio
 
 
-def draw(rng: jax.Array, frames_b: jax.Array, size: int, share_q: jax.Array, infill: float = 0.0) -> Draw:
-    """The masks of a batch: begin uniform on {0 .. frames - 1}, end at the last frame, or with probability `infill` uniform behind begin.
+def draw(rng: jax.Array, frames_b: jax.Array, size: int, share_q: jax.Array, infill: float = 0.0, longest: float = 1.0) -> Draw:
+    """The masks of a batch: begin uniform on {0 .. frames - 1} (of the first `longest` of the frames), end at the last frame, or with probability
+    `infill` uniform behind begin.
 
     `share_q` is how often each level is drawn; levels are spread evenly over the rows of the batch, everything else is independent.
     """
     keys, rows = jax.random.split(rng, 6), frames_b.shape[0]
     uniform = lambda key: jax.random.uniform(key, (rows,))
     inside = lambda key, length: jnp.minimum((uniform(key) * length).astype(jnp.int32), jnp.maximum(length - 1, 0))
-    begin = inside(keys[0], frames_b)
+    begin = inside(keys[0], jnp.ceil(frames_b * longest).astype(jnp.int32))
     end = jnp.where(uniform(keys[1]) < infill, begin + 1 + inside(keys[2], frames_b - begin), frames_b)
     even = (jax.random.uniform(keys[3]) + jnp.arange(rows) / rows) % 1.0
     level = jnp.minimum((even[:, None] >= jnp.cumsum(share_q)).sum(-1), share_q.shape[0] - 1)

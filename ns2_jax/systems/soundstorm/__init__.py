@@ -11,7 +11,10 @@ The condition is `phones`, expanded by durations (then predictors of duration an
 text-to-speech system), `semantic`, a token a frame (the paper's), or `both`. The codec in `rest` is frozen.
 
 Where the paper is silent, or where we leave it; each is a number of `System`:
-  * `level_law="linear"` draws level q with probability in proportion to levels - q (MaskGCT); the paper's is "uniform".
+  * `level_law="linear"` draws level q with probability in proportion to levels - q (MaskGCT), "first" the first level half of the time and the
+    others by that law; the paper's is "uniform".
+  * `longest_prompt` is the share of an utterance that its prompt may take; 1 in the paper, of whose frames half are then no target.
+  * `decoder.vector_head` makes logits also of the codes' vectors in the codec; off in the paper's layout.
   * `infill` is how often the target ends before the utterance does, which trains editing; 0 in the paper.
   * A learned vector of the level to predict is added (`decoder.level_vector`), a layer norm follows the sum of embeddings, and every level
     has its own vector for what is hidden.
@@ -46,6 +49,7 @@ from ns2_jax.systems.soundstorm.programs import Programs
 from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
 
 CONDITIONS = ("phones", "semantic", "both")
+LAWS = ("uniform", "linear", "first")
 KEYS = ("decoder", "duration", "phones", "pitch", "prompt", "semantic", "voice")
 """Of `params`; the order numbers the networks' dropout keys."""
 
@@ -75,6 +79,7 @@ class System(Programs, SingleLoss):
     pitch_mean: float = 5.0  # of log F0 (148 Hz)
     pitch_deviation: float = 0.4
     level_law: str = "linear"
+    longest_prompt: float = 1.0
     infill: float = 0.3
     hide_text: float = 0.5
     drop_prompt: float = 0.1
@@ -93,8 +98,8 @@ class System(Programs, SingleLoss):
     def __post_init__(self):
         if self.condition not in CONDITIONS:
             raise ValueError(f"condition={self.condition!r}; expected one of {CONDITIONS}")
-        if self.level_law not in ("uniform", "linear"):
-            raise ValueError(f"level_law={self.level_law!r}; expected 'uniform' or 'linear'")
+        if self.level_law not in LAWS:
+            raise ValueError(f"level_law={self.level_law!r}; expected one of {LAWS}")
         if not 1 <= self.levels <= self.codec_levels:
             raise ValueError(f"levels={self.levels} of a codec with codec_levels={self.codec_levels}")
 
@@ -213,13 +218,15 @@ class System(Programs, SingleLoss):
     @property
     def shares(self) -> tuple[float, ...]:
         """How often each level is drawn."""
-        weights = [self.levels - q if self.level_law == "linear" else 1 for q in range(self.levels)]
+        weights = [1 if self.level_law == "uniform" else self.levels - q for q in range(self.levels)]
+        if self.level_law == "first":
+            weights[0] = max(sum(weights[1:]), 1)
         return tuple(w / sum(weights) for w in weights)
 
     def draws(self, rng: jax.Array, frames_b: jax.Array, size: int) -> dict[str, Any]:
         """All randomness of a step: masks, which rows lose what, and the key of dropout."""
         keys, rows = jax.random.split(rng, 4), frames_b.shape
-        masks = masking.draw(keys[0], frames_b, size, jnp.asarray(self.shares), self.infill)
+        masks = masking.draw(keys[0], frames_b, size, jnp.asarray(self.shares), self.infill, self.longest_prompt)
         u = jax.random.uniform(keys[1], rows)
         both, prompt = self.drop_both, self.drop_both + self.drop_prompt
         alone = u < prompt
@@ -306,7 +313,7 @@ class System(Programs, SingleLoss):
             return change + net.layers * length * net.kernel * net.width**2 + attended + length * net.width * net.outputs
 
         block = t * (4 * d * net.hidden + 3 * d * inner) + attention(t, t, d, d)
-        macs = net.layers * block + t * (w * d + d * self.codes)
+        macs = net.layers * block + t * (w * d + d * self.codes) + net.vector_head * t * (c + 1) * (d + self.codes)
         if self.pools:
             v, times = nets["voice"], self.speaks + (self.condition != "phones")
             macs += times * (t * (c * v.hidden + v.blocks * v.kernel * v.hidden**2) + 2 * v.hidden * w)
