@@ -11,4 +11,4 @@ system_program chromium chromium "the test of the server's page is left out" &&
 command -v cc >/dev/null || install_package gcc libc6-dev python3-dev || echo "note: no C compiler; the package pesq may not install"
 environment test
 # Compiling uses one core: two files at a time. A process that dies or hangs ends the run rather than being waited for.
-exec python -m pytest -q -n 2 --dist=loadfile --max-worker-restart=0 --timeout=900 --durations=15 tests "$@"
+exec python -m pytest -q -n 2 --dist=loadfile --max-worker-restart=0 --timeout=1200 --timeout-method=thread --durations=15 tests "$@"
