@@ -173,7 +173,9 @@ def test_the_loss_is_cross_entropy_of_the_hidden_tokens_by_hand():
 
 def test_levels_are_drawn_by_the_law_and_conditions_dropped_as_often_as_they_should_be():
     assert system(level_law="uniform").shares == pytest.approx([1 / 3] * 3)
-    one, frames = system(), jnp.full(100, 20)
+    first = system("small", level_law="first").shares
+    assert first == pytest.approx([1 / 2, 5 / 30, 4 / 30, 3 / 30, 2 / 30, 1 / 30])
+    one, frames = system(longest_prompt=1.0), jnp.full(100, 20)
     draws = jax.vmap(lambda key: one.draws(key, frames, 20))(jax.random.split(jax.random.key(0), 200))
     masks = draws["masks"]
     assert np.bincount(np.asarray(masks.level_b).ravel()) / 20_000 == pytest.approx([3 / 6, 2 / 6, 1 / 6], abs=0.005)
@@ -182,6 +184,9 @@ def test_levels_are_drawn_by_the_law_and_conditions_dropped_as_often_as_they_sho
     assert (text & ~whole).mean() == pytest.approx(0.05, abs=0.01)
     assert (whole & ~text).mean() == pytest.approx(0.1 + 0.75 * 0.85 / 20, abs=0.015)
     assert np.asarray(draws["hide_text"]).mean() == pytest.approx(0.7, abs=0.02)
+    short = system(longest_prompt=0.6, drop_prompt=0.0, drop_both=0.0)
+    begins = np.asarray(jax.vmap(lambda key: short.draws(key, frames, 20))(jax.random.split(jax.random.key(0), 200))["masks"].begin_b)
+    assert np.bincount(begins.ravel()) / begins.size == pytest.approx([1 / 12] * 12, abs=0.01)
 
 
 def test_bucket_padding_changes_neither_loss_nor_gradients():
