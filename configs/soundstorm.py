@@ -67,7 +67,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     condition = words[0] if words else "phones"
     config.model = ml_collections.ConfigDict(model_numbers(size) | {
         "codec": codec_numbers(size, hop), "condition": condition, "semantic": common.choose(size, smoke=16, small=256, base=1024),
-        "level_law": "linear" if size == "base" else "first", "longest_prompt": 1.0 if size == "base" else 0.6, "infill": 0.15, "hide_text": 0.7, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "steps": 16,
+        "level_law": "linear" if size == "base" else "first", "longest_prompt": 1.0 if size == "base" else 0.6, "infill": 0.15,
+        "hide_text": 0.7, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "steps": 16,
         "temperature": 1.0, "top_p": 0.95, "choice": 4.5, "unroll": 4 if size == "small" else 1})
     if condition == "semantic":
         for name in ("phone_encoder", "prompt_encoder", "duration", "pitch"):

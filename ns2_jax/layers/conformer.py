@@ -155,7 +155,7 @@ class TokenConformer(nn.Module):
         x = LayerNorm(dtype=self.dtype, name="input_norm")(constrain(x))
         x = Conformer(self.layers, d, self.hidden, self.heads, self.kernel, self.expansion, self.dropout, self.remat, self.unroll, self.dtype,
                       name="conformer")(x, mask_bt, deterministic)
-        each = lambda rng, shape: jnp.moveaxis(default_init(rng, (d, q * k)).reshape(d, q, k), 1, 0)
+        each = lambda rng, shape: jnp.moveaxis(default_init(rng, (d, q * shape[-1])).reshape(d, q, shape[-1]), 1, 0)
         kernel = self.param("head", named(each, (None, "embed", "vocab")), (q, d, k))
         bias = self.param("bias", nn.initializers.zeros, (q, k))
         of_level = lambda x: jnp.take(x, level_b, axis=0)
@@ -163,7 +163,6 @@ class TokenConformer(nn.Module):
         if not self.vector_head:
             return logits
         vectors = jnp.concatenate([vectors, jnp.square(vectors).mean(-1, keepdims=True) - 1.0], -1) * vectors.shape[-1] ** -0.5
-        way = lambda rng, shape: jnp.moveaxis(default_init(rng, (d, q * shape[-1])).reshape(d, q, shape[-1]), 1, 0)
-        toward = self.param("toward", named(way, (None, "embed", None)), (q, d, vectors.shape[-1]))
+        toward = self.param("toward", named(each, (None, "embed", None)), (q, d, vectors.shape[-1]))
         mean = jnp.einsum("btd,bdc->btc", x, of_level(toward).astype(self.dtype))
         return logits + jnp.einsum("btc,bkc->btk", mean, of_level(vectors).astype(self.dtype), preferred_element_type=jnp.float32)

@@ -173,6 +173,7 @@ def test_the_loss_is_cross_entropy_of_the_hidden_tokens_by_hand():
 
 def test_levels_are_drawn_by_the_law_and_conditions_dropped_as_often_as_they_should_be():
     assert system(level_law="uniform").shares == pytest.approx([1 / 3] * 3)
+    assert system("small", level_law="linear").shares == pytest.approx([6 / 21, 5 / 21, 4 / 21, 3 / 21, 2 / 21, 1 / 21])
     first = system("small", level_law="first").shares
     assert first == pytest.approx([1 / 2, 5 / 30, 4 / 30, 3 / 30, 2 / 30, 1 / 30])
     one, frames = system(longest_prompt=1.0), jnp.full(100, 20)
@@ -253,6 +254,24 @@ def test_the_voice_is_of_the_known_frames():
     np.testing.assert_array_equal(plain[~known.any(-1)], np.broadcast_to(params["voice"]["null"], (2, 3, one.width)))
     without = dataclasses.replace(one, voice={"hidden": 0})
     assert "voice" not in without.networks and without.voiced(params, rest, h, codes, jnp.asarray(known)) is h
+
+
+def test_codes_with_one_vector_have_one_logit_where_only_vectors_count():
+    """`vector_head`: with plain heads of zero two codes differ by their vectors alone, and without `toward` there is nothing but the plain heads."""
+    one, (params, rest), data = still(), started(), batch(system())
+    books = np.array(one.books(rest).codes)
+    books[:, 7] = books[:, 3]
+    shape = data["codes"].shape[:2]
+    c, yes, level = jax.random.normal(jax.random.key(0), (*shape, one.width)), jnp.ones(shape, bool), jnp.arange(shape[0]) % one.levels
+    given = data["codes"].astype(np.int32), books, c, yes, yes, level
+    own = params["decoder"]
+    logits = lambda one, **changes: np.asarray(one.apply({"decoder": {**own, **changes}}, "decoder", *given))
+    nothing = {"head": jnp.zeros_like(own["head"]), "bias": jnp.zeros_like(own["bias"])}
+    found = logits(one, **nothing)
+    np.testing.assert_allclose(found[..., 7], found[..., 3], atol=1e-5)
+    assert (np.abs(found[..., 8] - found[..., 3]) > 1e-3).mean() > 0.9
+    plain = still(decoder={"dropout": 0.0, "remat": False, "vector_head": False})
+    np.testing.assert_allclose(logits(one, toward=jnp.zeros_like(own["toward"])), logits(plain), atol=1e-5)
 
 
 def test_loss_and_gradients_are_those_of_one_device_on_every_mesh():
