@@ -10,7 +10,7 @@ spoken sentence by sentence, and the command says so. The format of the output f
     python -m ns2_jax.synthesize --model=DIR --batch=DATA --out=CORPUS         a data set's texts, each in the voice of another of its recordings
 
 DATA is a folder of records as `data_pipelines` makes them, and so is CORPUS. Stopped, the same command goes on; on several hosts, each takes
-its share of the shards.
+its share of the shards, and cuts the rows of a batch over all its devices, or over those of `--mesh=data=4`.
 
 Beside every output lies `NAME.json`: hashes of model and prompts, seed; the audio itself is marked as synthetic. `--consent=FILE` adds the
 words with which the speaker allows it, and holds for the recordings whose SHA-256 stand in FILE.
@@ -108,6 +108,17 @@ def lexicon() -> dict[str, tuple[str, ...]]:
             raise ValueError(f'--word={given}: expected a word and its phones, as in --word="gif=JH IH F"')
         words[word.strip()] = phones
     return {**inference.read_lexicon(FLAGS.lexicon or None), **inference.read_lexicon(words)}
+
+
+def mesh() -> inference.meshes.Mesh:
+    """The devices of --mesh, all of this host's where it is left out. Raises ValueError naming the flag."""
+    try:
+        pairs = [part.partition("=") for part in FLAGS.mesh]
+        if wrong := next((part for part, (_, _, size) in zip(FLAGS.mesh, pairs) if not size.removeprefix("-").isdecimal()), None):
+            raise ValueError(f"{wrong}: expected AXIS=N, as in data=4")
+        return inference.meshes.local_mesh({axis: int(size) for axis, _, size in pairs} or None)
+    except ValueError as error:
+        raise ValueError(f"--mesh={','.join(FLAGS.mesh)}: {error}") from error
 
 
 def say(text: str, table: Mapping[str, tuple[str, ...]], language: str = "en") -> str:
@@ -268,6 +279,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment. "
                         "Or, with --out=DIR, a data set whose texts are spoken.")
+    flags.DEFINE_list("mesh", [], "Devices of a host among which the rows of a batch are cut, data=N or fsdp=N; all if left out.")
     flags.DEFINE_list("times", [], "Files to write beside the audio: json (to edit and give back), TextGrid (Praat), srt (captions).")
     flags.DEFINE_enum("task", "tts", ["tts", "sing", "convert", "enhance", "edit", "continue", "dialogue", "revoice"],
                       "What to do: speak, sing, change a source, go on from a recording, hold a conversation.")
@@ -303,7 +315,7 @@ def speak_corpus(table: Mapping[str, tuple[str, ...]]) -> None:
         named = given[0] if given else "task" if FLAGS.task != "tts" else "verify" if FLAGS.verify else "times"
         raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts and voices")
     cluster.start(lambda line: None)
-    model = inference.load(FLAGS.model)
+    model = inference.load(FLAGS.model, mesh=mesh())
     if model.continues:
         model.aligner = inference.load(FLAGS.aligner or inference.ALIGNER)
     names = ("steps", "guidance", "temperature", "sampler", "speed", "pitch_shift")
@@ -326,7 +338,7 @@ def main(argv: list[str]) -> None:
     jobs = read_jobs()
     consent = inference.read_consent(FLAGS.consent) if FLAGS.consent else None
     cluster.start(lambda line: None)
-    model = inference.load(FLAGS.model)
+    model = inference.load(FLAGS.model, mesh=mesh())
     changing, filling, continuing = FLAGS.task in ("convert", "enhance"), fills(), FLAGS.task == "continue" and not fills()
     if FLAGS.task == "revoice" and model.tokenizer is None:
         raise ValueError(f"--model={FLAGS.model} makes no tokens of a source; --task=revoice needs --model=SOUNDSTORM,TOKENIZER")

@@ -110,5 +110,7 @@ def test_what_can_not_be_is_refused(source, tmp_path):
     name, given = "ns2_jax.synthesize", [f"--model={folder}", f"--batch={source}", f"--out={tmp_path}/out"]
     assert "800 Hz" in refused(name, *given) and "--out=DIR is missing" in refused(name, *given[:2])
     assert "--text does not go with --batch" in refused(name, *given, "--text=Hi.") and "--times does not go" in refused(name, *given, "--times=srt")
+    assert "--mesh=four: four: expected AXIS=N, as in data=4" in refused(name, *given, "--mesh=four")
+    assert "--mesh=data=16: mesh=" in (said := refused(name, *given, "--mesh=data=16")) and "needs 16 devices, there are" in said
     assert "no data set at" in refused(name, given[0], f"--batch={tmp_path}", given[2])
     assert isinstance(inference.load(folder), inference.Model)

@@ -285,7 +285,7 @@ def test_a_dry_run_writes_nothing(place):
     (["--config=" + CONFIG], "error: --workdir is missing"),
     (["--config=" + CONFIG, "--workdir=/tmp/x"], "error: config.data.path is empty"),
     (["--config=" + CONFIG, "--workdir=/tmp/x", "--config.data.path=/no/data"], "error: no data set at /no/data"),
-    (["--config=" + CONFIG, "--dry_run", "--config.mesh.sequence=2", "--config.mesh.tensor=2"], "error: config.mesh has sequence=2 and tensor=2"),
+    (["--config=" + CONFIG, "--dry_run", "--config.mesh.sequence=2", "--config.mesh.tensor=2"], "error: mesh has sequence=2 and tensor=2"),
     (["--config=" + CONFIG, "--dry_run", "--config.train.micro_batches=3"], "error: a bucket has b=8 rows"),
     (["--config=" + CONFIG, "--dry_run", "--config.train.micro_batches=0"], "error: config.train.micro_batches=0, expected 1 or more"),
     (["--config=" + CONFIG, "--dry_run", "--config.train.save_every=0"], "error: config.train.save_every=0, expected 1 or more"),

@@ -101,9 +101,9 @@ def phones_of(model: Model) -> dict[str, Any]:
     return {"phones": list(inventory.PHONES), "hash": inventory.inventory_hash()}
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> Model:
+def load(path: str | os.PathLike, step: int | None = None, mesh: meshes.Mesh | None = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model; several with commas between
-    them, the stages of a speaker by semantic tokens (`chain`), one.
+    them, the stages of a speaker by semantic tokens (`chain`), one. The rows of a batch are cut over `mesh`, this process's devices if left out.
 
     What is compiled for it is kept for the next process, as the commands keep it (NS2_JAX_CACHE=off for not), unless the program has chosen a cache
     of JAX's itself. Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it, which is logged.
@@ -112,7 +112,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     that is torn or was changed, by the name of the file.
     """
     if "," in os.fspath(path) and not os.path.exists(path):
-        return chain.join([load(part.strip()) for part in os.fspath(path).split(",")], os.fspath(path))
+        return chain.join([load(part.strip(), mesh=mesh) for part in os.fspath(path).split(",")], os.fspath(path))
     if jax.config.jax_compilation_cache_dir is None:
         cluster.keep_compiled()
     path = Path(path)
@@ -133,7 +133,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     if known.is_file() and (names := json.loads(known.read_text(encoding="utf-8"))["phones"]) != list(inventory.PHONES[: len(names)]):
         raise ValueError(f"{known}: made with another phone inventory than this code's; its ids would mean other phones")
     system = systems.make(config["system"], config["model"])
-    model = Model(system, tree["params"], tree["rest"], config, str(path), step)
+    model = Model(system, tree["params"], tree["rest"], config, str(path), step, mesh)
     if model.unit_text:
         model.units = units.load(path / UNITS)
     if (path / LEXICON).is_file():

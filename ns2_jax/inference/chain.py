@@ -161,7 +161,7 @@ def join(models: Sequence[Model], path: str = "") -> Model:
     buckets = [bucket for bucket in sound.buckets if bucket["p"] <= longest] or sound.buckets[:1]
     config = {**sound.config, "system": f"{writer.config['system']} {sound.config['system']}", "data": {**sound.config["data"], "buckets": buckets}}
     made = Model(Chain(**{name: one.system for name, one in named.items()}), {name: one.params for name, one in named.items()},
-                 {name: one.rest for name, one in named.items()}, config, path)
+                 {name: one.rest for name, one in named.items()}, config, path, mesh=sound._mesh)
     made.units, made.lexicon, made.tokenizer = writer.units, writer.lexicon, tokenizer
     return made
 

@@ -54,9 +54,9 @@ class Model:
     context = CONTEXT
 
     def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
-                 step: int | None = None):
+                 step: int | None = None, mesh: meshes.Mesh | None = None):
         self.system, self.config, self.path, self.step = system, config, path, step  # the step of a run; None for an export
-        self._mesh = meshes.local_mesh()
+        self._mesh = mesh or meshes.local_mesh()
         self.params, self.rest = jax.device_put((params, rest), meshes.replicated(self._mesh))
         self.rate, self.hop = int(config["data"]["sample_rate"]), int(config["data"]["hop"])
         self.programs = system.programs()
@@ -67,7 +67,7 @@ class Model:
 
     def like(self, params: Any, rest: Any, config: Mapping[str, Any], path: str = "") -> Model:
         """The same system with other weights; what is compiled for one serves the other."""
-        other = Model(self.system, params, rest, config, path)
+        other = Model(self.system, params, rest, config, path, mesh=self._mesh)
         other.units, other.aligner, other.tokenizer, other.lexicon = self.units, self.aligner, self.tokenizer, self.lexicon
         other._compiled, other._compiling = self._compiled, self._compiling
         return other

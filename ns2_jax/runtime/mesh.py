@@ -54,22 +54,22 @@ def sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
     """
     unknown = sorted(set(wanted) - set(AXES))
     if unknown:
-        raise ValueError(f"config.mesh.{unknown[0]} is not a mesh axis; axes are {list(AXES)}")
+        raise ValueError(f"mesh.{unknown[0]} is not a mesh axis; axes are {list(AXES)}")
     found = {axis: int(wanted.get(axis, 1)) for axis in AXES}
     if any(n < 1 and n != -1 for n in found.values()) or list(found.values()).count(-1) > 1:
-        raise ValueError(f"config.mesh={found}: sizes are positive, and at most one is -1 (what is left)")
+        raise ValueError(f"mesh={found}: sizes are positive, and at most one is -1 (what is left)")
     if found["sequence"] != 1 and found["tensor"] != 1:
         raise ValueError(
-            f"config.mesh has sequence={found['sequence']} and tensor={found['tensor']}: XLA multiplies convolutions by the "
+            f"mesh has sequence={found['sequence']} and tensor={found['tensor']}: XLA multiplies convolutions by the "
             "size of the tensor axis on such a mesh; set one of them to 1")
     fixed = math.prod(n for n in found.values() if n != -1)
     if -1 in found.values():
         if devices % fixed:
-            raise ValueError(f"config.mesh={found}: {devices} devices do not divide by {fixed}")
+            raise ValueError(f"mesh={found}: {devices} devices do not divide by {fixed}")
         found = {axis: devices // fixed if n == -1 else n for axis, n in found.items()}
         return sizes(found, devices)
     if fixed > devices:
-        raise ValueError(f"config.mesh={found} needs {fixed} devices, there are {devices}; use -1 for one axis")
+        raise ValueError(f"mesh={found} needs {fixed} devices, there are {devices}; use -1 for one axis")
     return found
 
 
@@ -84,12 +84,12 @@ def make_mesh(wanted: Mapping[str, int], devices: Sequence[Any] | None = None) -
     used = math.prod(shape)
     if used < len(devices):
         if len({d.process_index for d in devices}) > 1:
-            raise ValueError(f"config.mesh takes {used} of {len(devices)} devices; on several hosts it must take all (use -1)")
+            raise ValueError(f"mesh takes {used} of {len(devices)} devices; on several hosts it must take all (use -1)")
         devices = devices[:used]
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         if shape[0] % slices:
-            raise ValueError(f"config.mesh.data={shape[0]} must be a multiple of the {slices} slices")
+            raise ValueError(f"mesh.data={shape[0]} must be a multiple of the {slices} slices")
         within = (shape[0] // slices, *shape[1:])
         array = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices)
     elif devices[0].platform == "tpu":
@@ -109,9 +109,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def local_mesh() -> Mesh:
-    """This process's own devices, for what it computes by itself."""
-    return make_mesh({"fsdp": -1}, jax.local_devices())
+def local_mesh(wanted: Mapping[str, int] | None = None) -> Mesh:
+    """This process's own devices, for what it computes by itself; or those that `wanted` takes of them, along axes that cut rows.
+
+    Raises ValueError for an axis that does not, and as `sizes`.
+    """
+    wanted = {"fsdp": -1} if wanted is None else wanted
+    if other := sorted(set(wanted) - set(BATCH_AXES)):
+        raise ValueError(f"mesh.{other[0]}: what a process computes by itself is cut by rows only, over {' and '.join(BATCH_AXES)}")
+    return make_mesh(wanted, jax.local_devices())
 
 
 def by_rows(mesh: Mesh, call: Callable[..., Any]) -> Callable[..., Any]:

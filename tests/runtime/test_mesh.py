@@ -34,11 +34,17 @@ def test_smaller_mesh_takes_the_first_devices():
     ({"fsdp": 0}, "positive"),
     ({"fsdp": 3, "data": -1}, "do not divide"),
     ({"fsdp": 16}, "needs 16 devices"),
-    ({"pipeline": 2}, "config.mesh.pipeline is not a mesh axis"),
+    ({"pipeline": 2}, "mesh.pipeline is not a mesh axis"),
 ])
 def test_what_is_refused(wanted, message):
     with pytest.raises(ValueError, match=message):
         meshes.make_mesh(wanted)
+
+
+def test_what_a_process_computes_by_itself_is_cut_by_rows():
+    assert meshes.local_mesh().size == 8 and meshes.local_mesh({"data": 2, "fsdp": 2}).size == 4
+    with pytest.raises(ValueError, match="mesh.tensor: what a process computes by itself is cut by rows only, over data and fsdp"):
+        meshes.local_mesh({"tensor": 2})
 
 
 @pytest.mark.parametrize("shape, shared", [
