@@ -43,11 +43,16 @@ def _run(system: Any, params: Any, rest: Any, batch: Any, rng: jax.Array, step: 
 
 
 def differences(expected: Any, found: Any) -> dict[str, float]:
-    """Per path: largest difference over the largest expected magnitude of the leaf."""
+    """Per path: largest difference over the largest expected magnitude of the leaf; of a parameter of one number, which is one sum and may
+    cancel to nearly nothing, over a hundredth of the largest among its layer's if that is more."""
+    leaves = [(path, np.asarray(e, np.float64)) for path, e in jax.tree_util.tree_leaves_with_path(expected)]
+    layers: dict[tuple, float] = {}
+    for path, e in leaves:
+        layers[path[:-1]] = max(layers.get(path[:-1], 0.0), np.abs(e).max(initial=0.0))
     out = {}
-    for (path, e), f in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True):
-        e, f = np.asarray(e, np.float64), np.asarray(f, np.float64)
-        out[jax.tree_util.keystr(path)] = float(np.abs(e - f).max() / (np.abs(e).max() + 1e-6)) if e.size else 0.0
+    for (path, e), f in zip(leaves, jax.tree.leaves(found), strict=True):
+        scale = max(np.abs(e).max(initial=0.0), layers[path[:-1]] / 100 * (e.shape == (1,))) + 1e-6
+        out[jax.tree_util.keystr(path)] = float(np.abs(e - np.asarray(f, np.float64)).max(initial=0.0) / scale)
     return out
 
 
