@@ -117,7 +117,7 @@ def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
     """The whole train step at low compiler effort; nothing that a chip holds or sends has changed by more than 3 %."""
     path = GOLDEN / f"{name}.json"
     if not path.exists() and "UPDATE_GOLDEN" not in os.environ:
-        pytest.skip(f"no golden of {name}: UPDATE_GOLDEN=1 python -m pytest tests/test_precompile.py -k {name}")
+        pytest.fail(f"no golden of {name}: UPDATE_GOLDEN=1 python -m pytest tests/test_precompile.py -k {name}")
     done = call(f"--config=configs/{name}.py:base", "--topology=v5e:4x4", "--json", **LITTLE)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

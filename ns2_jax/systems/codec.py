@@ -96,7 +96,7 @@ class System(Base):
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"q": self.levels, "c": self.network.channels}
+        return {"q": self.levels, "c": self.network.channels, "m": self.network.coarse_channels}
 
     def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
         """Random networks, and Euclidean codebooks by k-means on the first batch's latents (SoundStream III-C).
@@ -304,9 +304,9 @@ class System(Base):
         return {"audio": self.network.apply({"params": params["gen"]}, inputs["latents"], method="decode")}
 
     def programs(self) -> dict[str, Program]:
-        audio, codes, latents = Field("bs", "float32"), Field("btq", "int32"), Field("btc", "float32")
+        audio, codes, latents, coarse = Field("bs", "float32"), Field("btq", "int32"), Field("btc", "float32"), Field("btm", "float32")
         return {
-            "encode": Program(self.encode, {"audio": audio}, {"codes": codes, "latents": latents, "quantised": latents, "coarse": latents}),
+            "encode": Program(self.encode, {"audio": audio}, {"codes": codes, "latents": latents, "quantised": latents, "coarse": coarse}),
             "decode": Program(self.decode, {"codes": codes}, {"audio": audio}, {"levels": self.levels}),
             "decode_latents": Program(self.decode_latents, {"latents": latents}, {"audio": audio}),
         }
