@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,12 +233,13 @@ def _difference(reference: np.ndarray, other: np.ndarray) -> str:
 
 SPEAKS = 'speech = model.speak("Good morning.", "voice.wav", seed=0)\ninference.write("out.wav", speech)'
 USES = {
+    "sample": SPEAKS,
     "align": "from ns2_jax.inference import aligning\n"
              "aligned = aligning.align(model, audio, phones)        # float32 samples at the rate below, phone ids -> frames per phone",
     "encode": "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels], of a vocoder [frames, bands]\n"
               "audio = model.decode(codes)",
 }
-"""Program -> what a card shows of the model that has it."""
+"""Program -> what a card shows of the model that has it: the first that fits, as one that speaks may have a codec inside."""
 
 
 def _scores(folder: str) -> str:
@@ -261,9 +262,9 @@ def _trained_on(provenance: Mapping[str, Any], about: About) -> str:
 
 
 def card(config: Mapping[str, Any], provenance: Mapping[str, Any], numbers: int, size: int, parity: Sequence[str], quantize: str,
-         about: About = About()) -> str:
-    """The model card, README.md."""
-    use = next((text for program, text in USES.items() if program in config["programs"]), SPEAKS)
+         about: About, offered: Collection[str]) -> str:
+    """The model card, README.md, of a model with the programs `offered`, whether they were written or not."""
+    use = next((text for program, text in USES.items() if program in offered), SPEAKS)
     rows = [("system", config["system"]), ("size", config.get("size", "")), ("parameters", f"{numbers:,}"),
             ("weights", f"{size / 1e6:.1f} MB, rounding {quantize}"),
             ("audio", f"{config['data']['sample_rate']} Hz, {config['data']['hop']} samples a frame"),
@@ -358,7 +359,7 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     (folder / "phones.json").write_text(json.dumps(inference.phones_of(run), ensure_ascii=False) + "\n", encoding="utf-8")
     parity = compare(run, export, folder, config["programs"])
     size = (folder / weights.FILE).stat().st_size
-    (folder / "README.md").write_text(card(config, provenance, state.count(kept), size, parity, quantize, about), encoding="utf-8")
+    (folder / "README.md").write_text(card(config, provenance, state.count(kept), size, parity, quantize, about, run.programs), encoding="utf-8")
     weights.write_sums(folder)
     return parity
 

@@ -98,6 +98,7 @@ def test_rounding_makes_it_smaller_and_costs_little(runs, codec, tmp_path, quant
     size = lambda folder: (Path(folder) / weights.FILE).stat().st_size
     assert size(tmp_path / "x") < 0.6 * size(codec[0])
     assert not (tmp_path / "x" / "programs").exists()
+    assert "model.encode(audio)" in (tmp_path / "x" / "README.md").read_text()  # which it can do all the same
     whole, rounded = inference.load(codec[0]), inference.load(tmp_path / "x")
     assert export.decibels(whole.latents(tone()), rounded.latents(tone())) > at_least
 
@@ -135,6 +136,15 @@ def test_codec_by_hash_and_path(speaker, tmp_path):
     model, whole = inference.load(tmp_path / "x"), inference.load(run)
     np.testing.assert_array_equal(model.encode(tone()), whole.encode(tone()))
     assert json.loads((tmp_path / "x" / "phones.json").read_text())["phones"] == list(phones.PHONES)
+
+
+def test_the_card_shows_what_the_model_is_for():
+    """A speaker has its codec's programs too. The committed cards show it as well."""
+    for name, use in {"naturalspeech2": export.SPEAKS, "codec": export.USES["encode"], "aligner": export.USES["align"]}.items():
+        folder = Path(__file__).parents[1] / "results" / name / "model"
+        config = json.loads((folder / "config.json").read_text())
+        card = export.card(config, config["provenance"], 1, 1, [], "int8", export.About(), config["programs"])
+        assert [shown for shown in export.USES.values() if shown in card] == [use] and use in (folder / "README.md").read_text()
 
 
 def test_a_lexicon_licences_scores_and_the_data_go_along(tmp_path):
