@@ -138,13 +138,13 @@ def free_sizes(exported: Any) -> set[str]:
 
 
 def lower_all(name: str, run: inference.Model, config: Mapping[str, Any], params: Any, rest: Any, platforms: Sequence[str]) -> dict[str, tuple]:
-    """Name of a file -> (`lower`'s, its sizes) of program `name`: one where lengths are free, else NAME for the usual bucket and NAME-K for
-    the K-th of the others, by length."""
+    """Name of a file -> (`lower`'s, its sizes) of program `name`: one where all lengths are free, else NAME for the usual bucket and NAME-K
+    for the K-th of the others, by length."""
     program, constants = run.programs[name], run.system.sizes
     sizes = program_sizes(program, config, constants)
     found = {name: (lower(program, params, rest, sizes, platforms), sizes)}
-    lengths = set("tpu") & set("".join(field.axes for field in program.inputs.values()).replace("s", "t"))
-    if lengths and not free_sizes(found[name][0]) & lengths:
+    axes = "".join(field.axes for field in (*program.inputs.values(), *program.outputs.values())).replace("s", "t")
+    if set("tpu") & set(axes) - free_sizes(found[name][0]):  # also where only an output has it: no input tells how long that is
         others = [program_sizes(program, config, constants, bucket) for bucket in run.buckets]
         for number, other in enumerate((other for other in others if other != sizes), 1):
             found[f"{name}-{number}"] = lower(program, params, rest, other, platforms), other

@@ -227,6 +227,17 @@ def test_a_program_that_asks_for_its_lengths_is_written_for_every_bucket():
     assert list(export.lower_all("decode", model, model.config, model.params, model.rest, ["cpu"])) == ["decode"]
 
 
+def test_a_length_that_only_an_output_has_is_written_for_every_bucket():
+    """Phones and prompt of `contour` are of any length; how long its F0 is, no input tells."""
+    model = tiny.toy()
+    found = export.lower_all("contour", model, model.config, model.params, model.rest, ["cpu"])
+    inputs = {"phones": np.ones((2, 7)), "durations": np.full((2, 7), 10), "prompt_codes": np.ones((2, 9, 2)), "prompt_frames": np.full(2, 9)}
+    rows = {key: value.astype(model.programs["contour"].inputs[key].dtype) for key, value in inputs.items()}
+    f0 = {name: np.asarray(exported.call(model.params, model.rest, rows, np.uint32(0))["f0"]) for name, (exported, _) in found.items()}
+    assert {name: made.shape for name, made in f0.items()} == {"contour": (2, 140), "contour-1": (2, 60)}
+    assert (f0["contour"] > 0).sum() == 2 * 70 and (f0["contour-1"] > 0).all()
+
+
 def test_rows_of_a_program_have_the_keys_they_have_alone():
     """Row i of a batch that was exported is what the model says with seed + i."""
     model = tiny.toy()
