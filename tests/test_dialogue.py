@@ -65,7 +65,7 @@ def test_a_speaker_without_a_prompt_is_refused(toy):
 
 
 def test_the_command_speaks_a_transcript(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "load", lambda *_: toy)
+    monkeypatch.setattr(inference, "load", lambda *_, **__: toy)
     (tmp_path / "talk.txt").write_text(TEXT)
     for who, (audio, rate) in VOICES.items():
         files.write(tmp_path / f"{who}.wav", 0.9 * audio, rate)
