@@ -232,7 +232,10 @@ def read_jobs() -> list[Job]:
             speakers, prompts = tuple(name for name, _, _ in pairs), tuple(path for _, _, path in pairs)
             if not Path(text).is_file():
                 raise FileNotFoundError(f"--text={text}: no such file; expected a transcript with lines of SPEAKER: what they say")
-            text = Path(text).read_text(encoding="utf-8")
+            try:
+                text = Path(text).read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"--text={text}: not a UTF-8 text file; expected a transcript with lines of SPEAKER: what they say") from error
         jobs = [Job(FLAGS.out, text, prompts, times, FLAGS.source or "", FLAGS.said or "", speakers, texts)]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
     if (continuing or revoicing) and (several := next((job for job in jobs if len(job.prompts) > 1), None)):

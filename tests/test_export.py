@@ -385,6 +385,7 @@ def test_command(runs, tmp_path):
     (["--workdir=RUN", "--out=OUT", "--quantize=int3"], "int3"),
     (["--workdir=RUN", "--out=OUT", "--platforms=abacus"], "abacus"),
     (["--workdir=RUN", "--out=OUT", "--codec=nowhere"], "contains no codec"),
+    (["--workdir=RUN", f"--out={__file__}/x"], "test_export.py: File exists; choose another name"),
     (["--workdir=RUN", "--out=OUT", "--colour=red"], "colour"),
     (["--workdir=RUN", "--out=OUT", "extra"], "extra"),
 ])
