@@ -17,8 +17,8 @@ words with which the speaker allows it, and holds for the recordings whose SHA-2
 
     python -m ns2_jax.synthesize --say --text="Dr. Smith paid $3.50."
 
-`--say` prints what will be spoken, a word and its phones a line, without a model. Its lines, changed, are a lexicon: `--lexicon=FILE`, or one
-word on the command line, `--word="gif=JH IH F"`.
+`--say` prints what will be spoken, a word and its phones a line, without loading a model; with `--model` the pronunciations that came with it
+count. Its lines, changed, are a lexicon: `--lexicon=FILE`, or one word on the command line, `--word="gif=JH IH F"`.
 
 `--times=json,TextGrid,srt` writes beside the audio when each word and phone is said, and at which pitch. Change `seconds` or `hz` in the
 JSON and give it back with `--score=out.json` instead of `--text`.
@@ -108,6 +108,12 @@ def lexicon() -> dict[str, tuple[str, ...]]:
             raise ValueError(f'--word={given}: expected a word and its phones, as in --word="gif=JH IH F"')
         words[word.strip()] = phones
     return {**inference.read_lexicon(FLAGS.lexicon or None), **inference.read_lexicon(words)}
+
+
+def came_along() -> dict[str, tuple[str, ...]]:
+    """The pronunciations in the folders of --model, as loading it would give them."""
+    found = [Path(folder.strip()) / inference.LEXICON for folder in FLAGS.model.split(",")] if FLAGS.model else []
+    return {word: phones for path in found if path.is_file() for word, phones in inference.read_lexicon(path).items()}
 
 
 def mesh() -> inference.meshes.Mesh:
@@ -278,7 +284,7 @@ def define_flags() -> None:
     flags.DEFINE_alias("ref_text", "prompt_text")
     flags.DEFINE_string("consent", None, "Text file with the speaker's consent and the SHA-256 of every prompt, or of a source that is "
                         "edited or goes on.")
-    flags.DEFINE_bool("say", False, "Only print what the text is spoken as, word by word; needs no model.")
+    flags.DEFINE_bool("say", False, "Only print what the text is spoken as, word by word; needs no model, reads the lexicon of one.")
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment. "
                         "Or, with --out=DIR, a data set whose texts are spoken.")
@@ -334,7 +340,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.say:
         if not FLAGS.text:
             raise ValueError("--text is missing: what --say is to show")
-        print(say(FLAGS.text, table, FLAGS.language))
+        print(say(FLAGS.text, {**came_along(), **table}, FLAGS.language))
         return
     if FLAGS.batch and Path(FLAGS.batch).is_dir():
         return speak_corpus(table)
