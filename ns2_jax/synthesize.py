@@ -319,10 +319,10 @@ def speak_corpus(table: Mapping[str, tuple[str, ...]]) -> None:
     for name in ("model", "out"):
         if not FLAGS[name].value:
             raise ValueError(f"--{name}=DIR is missing")
-    given = [name for name in ("text", "score", "source", "said", "prompt", "prompt_text", "seconds", "consent") if FLAGS[name].value is not None]
-    if given or FLAGS.task != "tts" or FLAGS.verify or FLAGS.times:
-        named = given[0] if given else "task" if FLAGS.task != "tts" else "verify" if FLAGS.verify else "times"
-        raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts and voices")
+    without = ("text", "score", "source", "said", "prompt", "prompt_text", "seconds", "consent", "task", "verify", "times", "takes", "language",
+               "at_once", "target_pitch")
+    if named := next((name for name in without if FLAGS[name].value != FLAGS[name].default), None):
+        raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts, their languages and voices")
     cluster.start(lambda line: None)
     model = inference.load(FLAGS.model, mesh=mesh())
     if model.continues:
