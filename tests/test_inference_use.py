@@ -82,6 +82,9 @@ def test_a_stream_speaks_no_further_than_it_is_read_and_refuses_at_once(model, m
     for text, prompt in (("", VOICE), ("Hello there.", (np.zeros(800, np.float32), 800))):
         with pytest.raises(ValueError):
             model.stream(text, prompt)
+    for options, message in (({"steps": 0}, "steps=0; expected"), ({"bogus": 1}, "unknown option 'bogus'")):
+        with pytest.raises(ValueError, match=message):
+            model.stream(TEXT, VOICE, **options)
 
 
 def test_a_voice_is_heard_once_and_named(model):

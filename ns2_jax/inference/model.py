@@ -372,6 +372,7 @@ class Model:
         Sentence k has the seed `seed + k`, so that one alone is what `speak` gives. A sentence of hardly a word goes with the next. The text
         and the prompt are looked at before anything is spoken: what `speak` raises is raised by the call itself.
         """
+        speech.check(self, options.get("steps"), {name: value for name, value in options.items() if name != "steps"})
         parts = sentences.scores(text, self.pronunciations(lexicon), language)
         voice = self.hear(prompt, lexicon, language)
         return (self.speak(part, voice, seed + k, **options) for k, part in enumerate(parts))
