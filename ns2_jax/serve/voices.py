@@ -192,9 +192,9 @@ class Voices:
         if name == DEFAULT:
             raise ValueError(f"{DEFAULT!r} can't be deleted")
         with self._lock:
-            path = next((voice.path for voice in self.list() if voice.name == name), None)
-            if path is None:
+            paths = [path for path in self.folder.iterdir() if path.stem == name and path.suffix.lower() in SUFFIXES]
+            if not paths or not NAME.fullmatch(name):  # several, where the operator put more beside it: the next would be heard
                 raise Unknown(name)
-            for file in (path, self._consent_of(name), self._text_of(name)):
+            for file in (*paths, self._consent_of(name), self._text_of(name)):
                 file.unlink(missing_ok=True)
             self._heard.pop(name, None)

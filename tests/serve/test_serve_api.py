@@ -231,9 +231,11 @@ def test_a_consent_left_behind_is_not_the_next_voices(model, tmp_path):
     assert known.add("ann", served.recording(pitch=90)).consent is None and known.get("ann").consent is None
     with pytest.raises(voices.Unknown):
         known.get("../ann")
+    (tmp_path / "ann.flac").write_bytes(b"of the operator's")
     known.remove("ann")
     with pytest.raises(voices.Unknown):
         known.get("ann")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_voice_is_heard_once_for_all_who_ask(model, tmp_path, monkeypatch):
