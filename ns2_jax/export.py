@@ -375,7 +375,7 @@ def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platfor
     Raises ValueError for a folder at `out` that is no export, an unknown platform, another codec than the model's or a poor lexicon,
     FileNotFoundError for a missing run, checkpoint, codec, lexicon or folder of scores.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # what a link leads to is replaced, not the link
     if about.scores:
         scores.read(about.scores)
     if codec and (Path(codec).resolve() == out.resolve() or out.resolve() in Path(codec).resolve().parents):
@@ -384,9 +384,9 @@ def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platfor
         raise ValueError(f"--out={out} exists and is not an export; it will not be overwritten")
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
     if unknown or not platforms:
-        raise ValueError(f"--platforms: {unknown[0] if unknown else 'empty'!r}; expected some of {', '.join(PLATFORMS)}")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+        raise ValueError(f"--platforms: {repr(unknown[0]) if unknown else 'none is given'}; expected some of {', '.join(PLATFORMS)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         lines = build(workdir, out, folder, quantize, platforms, codec, programs, about)
         folder.chmod(0o755)
@@ -421,6 +421,7 @@ def main(argv: list[str]) -> None:
         if not FLAGS[name].value:
             raise ValueError(f"--{name}=DIR is missing")
     cluster.start(lambda line: None)
+    cluster.end_tidily()
     # Programs name the source lines they came from: without the folders of this machine.
     jax.config.update("jax_hlo_source_file_canonicalization_regex", r".*/(?=(ns2_jax|site-packages)/)")
     lines = export(FLAGS.workdir, FLAGS.out, FLAGS.quantize, FLAGS.platforms, FLAGS.codec, FLAGS.programs,

@@ -324,6 +324,7 @@ def speak_corpus(table: Mapping[str, tuple[str, ...]]) -> None:
     if named := next((name for name in without if FLAGS[name].value != FLAGS[name].default), None):
         raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts, their languages and voices")
     cluster.start(lambda line: None)
+    cluster.end_tidily()
     model = inference.load(FLAGS.model, mesh=mesh())
     if model.continues:
         model.aligner = inference.load(FLAGS.aligner or inference.ALIGNER)
@@ -347,6 +348,7 @@ def main(argv: list[str]) -> None:
     jobs = read_jobs()
     consent = inference.read_consent(FLAGS.consent) if FLAGS.consent else None
     cluster.start(lambda line: None)
+    cluster.end_tidily()
     model = inference.load(FLAGS.model, mesh=mesh())
     changing, filling, continuing = FLAGS.task in ("convert", "enhance"), fills(), FLAGS.task == "continue" and not fills()
     if FLAGS.task == "revoice" and model.tokenizer is None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import commands
@@ -109,8 +112,10 @@ def test_same_run_same_bytes(runs, codec, tmp_path):
 
 
 def test_an_export_can_be_exported_again(codec, tmp_path):
-    export.export(str(codec[0]), tmp_path / "x", programs=False)
-    assert weights.weights_hash(tmp_path / "x") == weights.weights_hash(codec[0])
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("x")
+    export.export(str(codec[0]), tmp_path / "link", programs=False)
+    assert weights.weights_hash(tmp_path / "x") == weights.weights_hash(codec[0]) and (tmp_path / "link").is_symlink()
 
 
 # NaturalSpeech 2: with its codec inside, and with its codec by name.
@@ -133,6 +138,9 @@ def test_codec_by_hash_and_path(speaker, tmp_path):
     assert config["codec"]["hash"] == weights.weights_hash(codec)
     assert (tmp_path / "x" / config["codec"]["path"]).resolve() == Path(codec).resolve()
     assert not [path for path in state.flatten(weights.read_weights(tmp_path / "x")) if path.startswith("rest/codec")]
+    shutil.copytree(tmp_path / "x", tmp_path / "far" / "from" / "it" / "x")
+    with pytest.raises(FileNotFoundError, match=f"needs codec {config['codec']['hash']}, and there is no export at .*; put that codec's there"):
+        inference.load(tmp_path / "far" / "from" / "it" / "x")
     model, whole = inference.load(tmp_path / "x"), inference.load(run)
     np.testing.assert_array_equal(model.encode(tone()), whole.encode(tone()))
     assert json.loads((tmp_path / "x" / "phones.json").read_text())["phones"] == list(phones.PHONES)
@@ -373,6 +381,18 @@ def test_decibels():
 # The command.
 
 
+def test_what_is_terminated_leaves_nothing(tmp_path, monkeypatch):
+    handler = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it would have ended at once"))
+    monkeypatch.setattr(inference, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
+    try:
+        assert commands.run("ns2_jax.export", "--workdir=RUN", f"--out={tmp_path}/x")[0] == 143 and not list(tmp_path.iterdir())
+        given = ("--model=M", "--text=Hi.", f"--prompt={tiny.SPEECH}", f"--out={tmp_path}/a.wav")
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it would have ended at once"))
+        assert commands.run("ns2_jax.synthesize", *given)[0] == 143
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def test_command(runs, tmp_path):
     code, out, _ = commands.run("ns2_jax.export", f"--workdir={runs['codec']}", f"--out={tmp_path}/x", "--quantize=int8", "--noprograms")
     assert code == 0 and "latents" in out and " dB" in out and weights.weights_hash(tmp_path / "x") in out
@@ -384,6 +404,7 @@ def test_command(runs, tmp_path):
     (["--workdir=nowhere", "--out=OUT"], "nowhere does not exist"),
     (["--workdir=RUN", "--out=OUT", "--quantize=int3"], "int3"),
     (["--workdir=RUN", "--out=OUT", "--platforms=abacus"], "abacus"),
+    (["--workdir=RUN", "--out=OUT", "--platforms="], "--platforms: none is given; expected some of cpu"),
     (["--workdir=RUN", "--out=OUT", "--codec=nowhere"], "contains no codec"),
     (["--workdir=RUN", f"--out={__file__}/x"], "test_export.py: File exists; choose another name"),
     (["--workdir=RUN", "--out=OUT", "--colour=red"], "colour"),
