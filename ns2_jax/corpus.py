@@ -36,7 +36,8 @@ def finished(out: str | os.PathLike, split: str, shard: int, shards: int, inputs
         path = records.shard_path(out, group, split, shard, shards)
         try:
             marker = records.load_marker(records.marker_path(path).read_bytes(), path)
-            if marker.get("inputs") != dict(inputs) or path.stat().st_size != marker["bytes"]:
+            empty = not marker["records"]  # what kept all of it from being spoken may have been mended
+            if empty or marker.get("inputs") != dict(inputs) or path.stat().st_size != marker["bytes"]:
                 return False
         except (FileNotFoundError, records.Corrupt):
             return False
@@ -66,11 +67,11 @@ def prompts_of(speakers: list[str]) -> list[int]:
 
 
 def speak_shard(model: inference.Model, data: dataset.Dataset, out: str | os.PathLike, split: str, shard: int, seed: int,
-                options: Mapping[str, Any], inputs: Mapping[str, str]) -> int:
-    """Writes one shard; returns how many utterances could not be spoken (they are left out and counted in the markers)."""
+                options: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+    """Writes one shard; returns why utterances could not be spoken, a reason each (they are left out and counted in the markers)."""
     shards = data.manifest["splits"][split]["shards"]
     counts = [data.marker("meta", split, k)["records"] for k in range(shard + 1)]
-    begin, failed = sum(counts[:-1]), 0
+    begin, reasons = sum(counts[:-1]), []
     metas = [data.read(split, "meta", begin + i) for i in range(counts[-1])]
     prompts = prompts_of([str(meta["speaker"]) for meta in metas])
     tools = {"ns2_jax": ns2_jax.__version__, "model": model.hash, "synthetic": "true"}
@@ -88,11 +89,12 @@ def speak_shard(model: inference.Model, data: dataset.Dataset, out: str | os.Pat
                     voices = [inference.Said(voice, str(metas[prompts[i]]["text"]), PROMPT) for i, voice in zip(rows, voices)]
                 requests = [(str(metas[i]["text"]), voice) for i, voice in zip(rows, voices)]
                 seeds = [zlib.crc32(f"{seed} {metas[i]['utt_id']}".encode()) for i in rows]
-                made = model.speak_batch(requests, seeds, language=language, failures={}, **options)
+                failures: dict[int, str] = {}
+                made = model.speak_batch(requests, seeds, language=language, failures=failures, **options)
+                reasons += [f"{metas[rows[k]]['utt_id']}: {why}" for k, why in sorted(failures.items())]
                 for i, speech in zip(rows, made):
                     if speech is None:
                         writers["meta"].reject("not_spoken")
-                        failed += 1
                         continue
                     pcm = np.frombuffer(inference.wav_samples(speech), "<i2")
                     text = {key: str(value) for key, value in metas[i].items() if key != "num_samples"}
@@ -100,15 +102,15 @@ def speak_shard(model: inference.Model, data: dataset.Dataset, out: str | os.Pat
                     times = {"phones": inference.inventory.ids(list(speech.phones)).astype(np.uint8), "ends": speech.ends.astype(np.int32)}
                     for group, values in (("meta", text), ("audio", {"audio": pcm.astype(np.int16)}), ("align", times)):
                         writers[group].write(values, len(pcm))
-    return failed
+    return reasons
 
 
 def speak(model: inference.Model, source: str, out: str, seed: int = 0, options: Mapping[str, Any] | None = None,
           say: Callable[[str], Any] = cluster.say) -> dict[str, Any]:
     """The corpus at `out`; returns its manifest. Every host calls it, and all write to the same folder.
 
-    Raises ValueError where `source` is of another sample rate than the model, or `out` is `source` or another corpus; FileNotFoundError
-    where `source` is no data set.
+    Raises ValueError where `source` is of another sample rate than the model, where nothing in it could be spoken, or `out` is `source` or another
+    corpus; FileNotFoundError where `source` is no data set.
     """
     data, options = dataset.Dataset.open(source), {key: value for key, value in (options or {}).items() if value is not None}
     if data.sample_rate != model.rate:
@@ -119,15 +121,21 @@ def speak(model: inference.Model, source: str, out: str, seed: int = 0, options:
     work = [(split, shard) for split in data.splits for shard in range(data.manifest["splits"][split]["shards"])]
     check_out(out, {(split, shard, data.manifest["splits"][split]["shards"]) for split, shard in work})
     shown = json.dumps({"seed": seed, **options}, sort_keys=True, default=str)
+    told: list[tuple[int, str]] = []  # of each shard, how many utterances were spoken and why the first was not
     for split, shard in cluster.share(work):
         inputs = {"model": model.hash, "options": shown, **{group: data.marker(group, split, shard)["sha256"] for group in ("meta", "audio")}}
         shards = data.manifest["splits"][split]["shards"]
         if finished(out, split, shard, shards, inputs):
             say(f"{split} {shard + 1} of {shards} is there")
+            told.append((1, ""))
             continue
-        failed = speak_shard(model, data, out, split, shard, seed, options, inputs)
-        say(f"{split} {shard + 1} of {shards} is made" + (f"; {failed} utterances could not be spoken" if failed else ""))
-    cluster.gather([])  # every host is done
+        reasons = speak_shard(model, data, out, split, shard, seed, options, inputs)
+        first = f"; {len(reasons)} utterances could not be spoken, the first: {reasons[0]}" if reasons else ""
+        say(f"{split} {shard + 1} of {shards} is made{first}")
+        told.append((data.marker("meta", split, shard)["records"] - len(reasons), reasons[0] if reasons else ""))
+    told = cluster.gather(told)  # every host is done
+    if (why := next((why for _, why in told if why), "")) and not any(spoken for spoken, _ in told):
+        raise ValueError(f"{source}: none of its texts could be spoken; the first, {why}")
     if not cluster.is_first():
         return {}
     return manifest.write_manifest(out, name=f"{data.manifest['name']}, spoken", sample_rate=data.sample_rate, base_hop=data.base_hop,

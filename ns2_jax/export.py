@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,13 @@ def free_sizes(exported: Any) -> set[str]:
 
 
 def lower_all(name: str, run: inference.Model, config: Mapping[str, Any], params: Any, rest: Any, platforms: Sequence[str]) -> dict[str, tuple]:
-    """Name of a file -> (`lower`'s, its sizes) of program `name`: one where lengths are free, else NAME for the usual bucket and NAME-K for
-    the K-th of the others, by length."""
+    """Name of a file -> (`lower`'s, its sizes) of program `name`: one where all lengths are free, else NAME for the usual bucket and NAME-K
+    for the K-th of the others, by length."""
     program, constants = run.programs[name], run.system.sizes
     sizes = program_sizes(program, config, constants)
     found = {name: (lower(program, params, rest, sizes, platforms), sizes)}
-    lengths = set("tpu") & set("".join(field.axes for field in program.inputs.values()).replace("s", "t"))
-    if lengths and not free_sizes(found[name][0]) & lengths:
+    axes = "".join(field.axes for field in (*program.inputs.values(), *program.outputs.values())).replace("s", "t")
+    if set("tpu") & set(axes) - free_sizes(found[name][0]):  # also where only an output has it: no input tells how long that is
         others = [program_sizes(program, config, constants, bucket) for bucket in run.buckets]
         for number, other in enumerate((other for other in others if other != sizes), 1):
             found[f"{name}-{number}"] = lower(program, params, rest, other, platforms), other
@@ -233,12 +233,13 @@ def _difference(reference: np.ndarray, other: np.ndarray) -> str:
 
 SPEAKS = 'speech = model.speak("Good morning.", "voice.wav", seed=0)\ninference.write("out.wav", speech)'
 USES = {
+    "sample": SPEAKS,
     "align": "from ns2_jax.inference import aligning\n"
              "aligned = aligning.align(model, audio, phones)        # float32 samples at the rate below, phone ids -> frames per phone",
     "encode": "codes = model.encode(audio)        # float32 samples at the rate below -> [frames, levels], of a vocoder [frames, bands]\n"
               "audio = model.decode(codes)",
 }
-"""Program -> what a card shows of the model that has it."""
+"""Program -> what a card shows of the model that has it: the first that fits, as one that speaks may have a codec inside."""
 
 
 def _scores(folder: str) -> str:
@@ -261,9 +262,9 @@ def _trained_on(provenance: Mapping[str, Any], about: About) -> str:
 
 
 def card(config: Mapping[str, Any], provenance: Mapping[str, Any], numbers: int, size: int, parity: Sequence[str], quantize: str,
-         about: About = About()) -> str:
-    """The model card, README.md."""
-    use = next((text for program, text in USES.items() if program in config["programs"]), SPEAKS)
+         about: About, offered: Collection[str]) -> str:
+    """The model card, README.md, of a model with the programs `offered`, whether they were written or not."""
+    use = next((text for program, text in USES.items() if program in offered), SPEAKS)
     rows = [("system", config["system"]), ("size", config.get("size", "")), ("parameters", f"{numbers:,}"),
             ("weights", f"{size / 1e6:.1f} MB, rounding {quantize}"),
             ("audio", f"{config['data']['sample_rate']} Hz, {config['data']['hop']} samples a frame"),
@@ -358,7 +359,7 @@ def build(workdir: str, out: Path, folder: Path, quantize: str, platforms: Seque
     (folder / "phones.json").write_text(json.dumps(inference.phones_of(run), ensure_ascii=False) + "\n", encoding="utf-8")
     parity = compare(run, export, folder, config["programs"])
     size = (folder / weights.FILE).stat().st_size
-    (folder / "README.md").write_text(card(config, provenance, state.count(kept), size, parity, quantize, about), encoding="utf-8")
+    (folder / "README.md").write_text(card(config, provenance, state.count(kept), size, parity, quantize, about, run.programs), encoding="utf-8")
     weights.write_sums(folder)
     return parity
 
@@ -374,7 +375,7 @@ def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platfor
     Raises ValueError for a folder at `out` that is no export, an unknown platform, another codec than the model's or a poor lexicon,
     FileNotFoundError for a missing run, checkpoint, codec, lexicon or folder of scores.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # what a link leads to is replaced, not the link
     if about.scores:
         scores.read(about.scores)
     if codec and (Path(codec).resolve() == out.resolve() or out.resolve() in Path(codec).resolve().parents):
@@ -383,9 +384,9 @@ def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platfor
         raise ValueError(f"--out={out} exists and is not an export; it will not be overwritten")
     unknown = [platform for platform in platforms if platform not in PLATFORMS]
     if unknown or not platforms:
-        raise ValueError(f"--platforms: {unknown[0] if unknown else 'empty'!r}; expected some of {', '.join(PLATFORMS)}")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+        raise ValueError(f"--platforms: {repr(unknown[0]) if unknown else 'none is given'}; expected some of {', '.join(PLATFORMS)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         lines = build(workdir, out, folder, quantize, platforms, codec, programs, about)
         folder.chmod(0o755)
@@ -420,6 +421,7 @@ def main(argv: list[str]) -> None:
         if not FLAGS[name].value:
             raise ValueError(f"--{name}=DIR is missing")
     cluster.start(lambda line: None)
+    cluster.end_tidily()
     # Programs name the source lines they came from: without the folders of this machine.
     jax.config.update("jax_hlo_source_file_canonicalization_regex", r".*/(?=(ns2_jax|site-packages)/)")
     lines = export(FLAGS.workdir, FLAGS.out, FLAGS.quantize, FLAGS.platforms, FLAGS.codec, FLAGS.programs,

@@ -17,8 +17,8 @@ words with which the speaker allows it, and holds for the recordings whose SHA-2
 
     python -m ns2_jax.synthesize --say --text="Dr. Smith paid $3.50."
 
-`--say` prints what will be spoken, a word and its phones a line, without a model. Its lines, changed, are a lexicon: `--lexicon=FILE`, or one
-word on the command line, `--word="gif=JH IH F"`.
+`--say` prints what will be spoken, a word and its phones a line, without loading a model; with `--model` the pronunciations that came with it
+count. Its lines, changed, are a lexicon: `--lexicon=FILE`, or one word on the command line, `--word="gif=JH IH F"`.
 
 `--times=json,TextGrid,srt` writes beside the audio when each word and phone is said, and at which pitch. Change `seconds` or `hz` in the
 JSON and give it back with `--score=out.json` instead of `--text`.
@@ -108,6 +108,12 @@ def lexicon() -> dict[str, tuple[str, ...]]:
             raise ValueError(f'--word={given}: expected a word and its phones, as in --word="gif=JH IH F"')
         words[word.strip()] = phones
     return {**inference.read_lexicon(FLAGS.lexicon or None), **inference.read_lexicon(words)}
+
+
+def came_along() -> dict[str, tuple[str, ...]]:
+    """The pronunciations in the folders of --model, as loading it would give them."""
+    found = [Path(folder.strip()) / inference.LEXICON for folder in FLAGS.model.split(",")] if FLAGS.model else []
+    return {word: phones for path in found if path.is_file() for word, phones in inference.read_lexicon(path).items()}
 
 
 def mesh() -> inference.meshes.Mesh:
@@ -232,7 +238,10 @@ def read_jobs() -> list[Job]:
             speakers, prompts = tuple(name for name, _, _ in pairs), tuple(path for _, _, path in pairs)
             if not Path(text).is_file():
                 raise FileNotFoundError(f"--text={text}: no such file; expected a transcript with lines of SPEAKER: what they say")
-            text = Path(text).read_text(encoding="utf-8")
+            try:
+                text = Path(text).read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"--text={text}: not a UTF-8 text file; expected a transcript with lines of SPEAKER: what they say") from error
         jobs = [Job(FLAGS.out, text, prompts, times, FLAGS.source or "", FLAGS.said or "", speakers, texts)]
     seen, read = set(), {Path(name).resolve() for job in jobs for name in (*job.prompts, job.source, FLAGS.batch, FLAGS.score) if name}
     if (continuing or revoicing) and (several := next((job for job in jobs if len(job.prompts) > 1), None)):
@@ -275,7 +284,7 @@ def define_flags() -> None:
     flags.DEFINE_alias("ref_text", "prompt_text")
     flags.DEFINE_string("consent", None, "Text file with the speaker's consent and the SHA-256 of every prompt, or of a source that is "
                         "edited or goes on.")
-    flags.DEFINE_bool("say", False, "Only print what the text is spoken as, word by word; needs no model.")
+    flags.DEFINE_bool("say", False, "Only print what the text is spoken as, word by word; needs no model, reads the lexicon of one.")
     flags.DEFINE_string("out", None, "Audio file to write.")
     flags.DEFINE_string("batch", None, "Instead of text, prompt and out: a file of lines `out<tab>text<tab>prompt`; # starts a comment. "
                         "Or, with --out=DIR, a data set whose texts are spoken.")
@@ -310,11 +319,12 @@ def speak_corpus(table: Mapping[str, tuple[str, ...]]) -> None:
     for name in ("model", "out"):
         if not FLAGS[name].value:
             raise ValueError(f"--{name}=DIR is missing")
-    given = [name for name in ("text", "score", "source", "said", "prompt", "prompt_text", "seconds", "consent") if FLAGS[name].value is not None]
-    if given or FLAGS.task != "tts" or FLAGS.verify or FLAGS.times:
-        named = given[0] if given else "task" if FLAGS.task != "tts" else "verify" if FLAGS.verify else "times"
-        raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts and voices")
+    without = ("text", "score", "source", "said", "prompt", "prompt_text", "seconds", "consent", "task", "verify", "times", "takes", "language",
+               "at_once", "target_pitch")
+    if named := next((name for name in without if FLAGS[name].value != FLAGS[name].default), None):
+        raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts, their languages and voices")
     cluster.start(lambda line: None)
+    cluster.end_tidily()
     model = inference.load(FLAGS.model, mesh=mesh())
     if model.continues:
         model.aligner = inference.load(FLAGS.aligner or inference.ALIGNER)
@@ -331,13 +341,14 @@ def main(argv: list[str]) -> None:
     if FLAGS.say:
         if not FLAGS.text:
             raise ValueError("--text is missing: what --say is to show")
-        print(say(FLAGS.text, table, FLAGS.language))
+        print(say(FLAGS.text, {**came_along(), **table}, FLAGS.language))
         return
     if FLAGS.batch and Path(FLAGS.batch).is_dir():
         return speak_corpus(table)
     jobs = read_jobs()
     consent = inference.read_consent(FLAGS.consent) if FLAGS.consent else None
     cluster.start(lambda line: None)
+    cluster.end_tidily()
     model = inference.load(FLAGS.model, mesh=mesh())
     changing, filling, continuing = FLAGS.task in ("convert", "enhance"), fills(), FLAGS.task == "continue" and not fills()
     if FLAGS.task == "revoice" and model.tokenizer is None:

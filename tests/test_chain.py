@@ -93,7 +93,7 @@ def test_the_command_speaks_and_says_recordings_again(model, folders, tmp_path):
     source = tmp_path / "source.wav"
     soundfile.write(source, files.read(SOURCE, 16000)[:16000], 16000)
     path, prompt = ",".join(folders.values()), str(SOURCE)
-    with mock.patch.object(inference, "load", lambda given: {path: model}[given]):
+    with mock.patch.object(inference, "load", lambda given, **_: {path: model}[given]):
         code, _, err = run("ns2_jax.synthesize", f"--model={path}", "--text=Hi.", f"--prompt={prompt}", "--steps=2", f"--out={tmp_path / 'a.wav'}")
         assert code == 0, err
         asked = ("ns2_jax.synthesize", f"--model={path}", "--task=revoice", f"--source={source}", f"--prompt={prompt}", "--steps=2")

@@ -12,7 +12,7 @@ from commands import refused
 from data_pipelines import shards
 from ns2_jax import corpus, inference
 from ns2_jax.data.dataset import Dataset
-from ns2_jax.text import phones
+from ns2_jax.text import front, phones
 from tests.data import noise_corpus
 
 TEXTS = ("The river was quiet.", "Hello there.", "?!", "Good night to you all.", "Where are the boats?")
@@ -40,7 +40,9 @@ def test_every_text_is_spoken_in_its_speakers_voice(source, tmp_path):
     made = corpus.speak(model, str(source), str(tmp_path / "out"), 5, {"steps": 2, "speed": None}, said.append)
     assert {split: about["records"] for split, about in made["splits"].items()} == {"train": 4, "test": 4} and made["sample_rate"] == 800
     assert made["groups"]["meta"]["rejects"] == {"not_spoken": 2} and made["groups"]["meta"]["tools"]["model"] == model.hash
-    assert sum("could not be spoken" in line for line in said) == 2
+    assert [line for line in said if "not be spoken" in line] == [
+        f"{split} 1 of {n} is made; 1 utterances could not be spoken, the first: {split}2: there is no pronounceable word in the text '?!'"
+        for split, n in (("train", 2), ("test", 1))]
     old, new = Dataset.open(source), Dataset.open(tmp_path / "out")
     rows = {new.read("train", "meta", i)["utt_id"]: i for i in range(4)}
     assert set(rows) == {f"train{i}-spoken" for i in (0, 1, 3, 4)}
@@ -82,6 +84,19 @@ def test_it_goes_on_where_it_stopped_and_makes_anew_what_changed(source, tmp_pat
     assert content() != whole
 
 
+def test_a_corpus_of_which_nothing_is_spoken_is_an_error_and_is_tried_again(source, tmp_path, monkeypatch):
+    model, out, silent = tiny.toy(), str(tmp_path / "out"), lambda line: None
+
+    def lost(*_):
+        raise ValueError("no dictionary")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(front, "words", lost)
+        with pytest.raises(ValueError, match="none of its texts could be spoken; the first, train0: no dictionary"):
+            corpus.speak(model, str(source), out, say=silent)
+    assert corpus.speak(model, str(source), out, say=silent)["splits"]["train"]["records"] == 4
+
+
 def test_prompts_are_of_the_same_speaker():
     assert corpus.prompts_of(["a", "b", "a", "c", "a"]) == [2, 1, 4, 3, 0] and corpus.prompts_of([]) == []
 
@@ -110,6 +125,8 @@ def test_what_can_not_be_is_refused(source, tmp_path):
     name, given = "ns2_jax.synthesize", [f"--model={folder}", f"--batch={source}", f"--out={tmp_path}/out"]
     assert "800 Hz" in refused(name, *given) and "--out=DIR is missing" in refused(name, *given[:2])
     assert "--text does not go with --batch" in refused(name, *given, "--text=Hi.") and "--times does not go" in refused(name, *given, "--times=srt")
+    for flag in ("--language=de", "--takes=3", "--at_once", "--target_pitch=kept"):
+        assert f"{flag.split('=')[0]} does not go with --batch" in refused(name, *given, flag)
     assert "--mesh=four: four: expected AXIS=N, as in data=4" in refused(name, *given, "--mesh=four")
     assert "--mesh=data=16: mesh=" in (said := refused(name, *given, "--mesh=data=16")) and "needs 16 devices, there are" in said
     assert "no data set at" in refused(name, given[0], f"--batch={tmp_path}", given[2])

@@ -65,7 +65,7 @@ def test_a_speaker_without_a_prompt_is_refused(toy):
 
 
 def test_the_command_speaks_a_transcript(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "load", lambda *_: toy)
+    monkeypatch.setattr(inference, "load", lambda *_, **__: toy)
     (tmp_path / "talk.txt").write_text(TEXT)
     for who, (audio, rate) in VOICES.items():
         files.write(tmp_path / f"{who}.wav", 0.9 * audio, rate)
@@ -79,6 +79,8 @@ def test_the_command_speaks_a_transcript(toy, tmp_path, monkeypatch):
     assert "expected SPEAKER=FILE" in refused(NAME, *common, f"--prompt={tmp_path}/Ann.wav")
     lost = ["--model=M", "--task=dialogue", f"--text={tmp_path}/nowhere.txt", f"--out={tmp_path}/a.wav"]
     assert "nowhere.txt: no such file" in refused(NAME, *lost, *prompts)
+    (tmp_path / "talk.txt").write_bytes(b"Ann: caf\xe9\n")
+    assert "talk.txt: not a UTF-8 text file" in refused(NAME, *common, *prompts)
 
 
 HERE = pathlib.Path(__file__).parent / "data_pipelines"

@@ -92,7 +92,7 @@ def test_a_word_is_replaced(model, heard, aligner, monkeypatch, tmp_path):
     begin, end = next((b, e) for word, b, e in made.words if word == "wonderful")
     assert np.isfinite(made.audio).all() and np.abs(made.audio[begin:end]).max() > 0
     assert made.seconds == pytest.approx(sum(made.score.seconds), abs=1e-6)
-    monkeypatch.setattr(inference, "load", lambda path, *_: model if path == "MODEL" else aligner)
+    monkeypatch.setattr(inference, "load", lambda path, *_, **__: model if path == "MODEL" else aligner)
     code, out, err = run(NAME, "--model=MODEL", "--task=edit", f"--source={SOURCE}", f"--said={SAID}", f"--text={text}", f"--out={tmp_path}/a.wav",
                          "--steps=2", "--seed=3")
     assert code == 0 and "s of speech" in out, err
@@ -108,7 +108,7 @@ def test_a_recording_goes_on(model, heard, aligner, monkeypatch, tmp_path):
     assert known(head) == len(made.words) - 3
     phones = sum(len(word.phones) for word in score.words[head:])
     kept(made, audio[len(audio) - int(made.ends[phones - 1]) :], phones, 0)
-    monkeypatch.setattr(inference, "load", lambda path, *_: model if path == "MODEL" else aligner)
+    monkeypatch.setattr(inference, "load", lambda path, *_, **__: model if path == "MODEL" else aligner)
     code, _, err = run(NAME, "--model=MODEL", "--task=continue", f"--source={SOURCE}", f"--said={SAID}", "--text=And so on.",
                        f"--out={tmp_path}/a.flac", "--steps=2")
     assert code == 0, err
@@ -135,7 +135,7 @@ def test_flags_that_do_not_go_together():
 
 def test_a_voice_by_chance_and_prompts_are_spoken(model, tmp_path, monkeypatch):
     """Minutes are spoken in pieces that each hear the prompt; a schedule with as many passes is another way of the same program."""
-    monkeypatch.setattr(inference, "load", lambda path, *_: model)
+    monkeypatch.setattr(inference, "load", lambda path, *_, **__: model)
     code, out, err = run(NAME, "--model=MODEL", "--text=Hello, you.", "--prompt=", f"--out={tmp_path}/a.wav", "--steps=2", "--seed=1")
     assert code == 0, err
     plain = model.speak("Hello, you.", None, seed=1, steps=2)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import commands
@@ -98,6 +101,7 @@ def test_rounding_makes_it_smaller_and_costs_little(runs, codec, tmp_path, quant
     size = lambda folder: (Path(folder) / weights.FILE).stat().st_size
     assert size(tmp_path / "x") < 0.6 * size(codec[0])
     assert not (tmp_path / "x" / "programs").exists()
+    assert "model.encode(audio)" in (tmp_path / "x" / "README.md").read_text()  # which it can do all the same
     whole, rounded = inference.load(codec[0]), inference.load(tmp_path / "x")
     assert export.decibels(whole.latents(tone()), rounded.latents(tone())) > at_least
 
@@ -108,8 +112,10 @@ def test_same_run_same_bytes(runs, codec, tmp_path):
 
 
 def test_an_export_can_be_exported_again(codec, tmp_path):
-    export.export(str(codec[0]), tmp_path / "x", programs=False)
-    assert weights.weights_hash(tmp_path / "x") == weights.weights_hash(codec[0])
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("x")
+    export.export(str(codec[0]), tmp_path / "link", programs=False)
+    assert weights.weights_hash(tmp_path / "x") == weights.weights_hash(codec[0]) and (tmp_path / "link").is_symlink()
 
 
 # NaturalSpeech 2: with its codec inside, and with its codec by name.
@@ -132,9 +138,21 @@ def test_codec_by_hash_and_path(speaker, tmp_path):
     assert config["codec"]["hash"] == weights.weights_hash(codec)
     assert (tmp_path / "x" / config["codec"]["path"]).resolve() == Path(codec).resolve()
     assert not [path for path in state.flatten(weights.read_weights(tmp_path / "x")) if path.startswith("rest/codec")]
+    shutil.copytree(tmp_path / "x", tmp_path / "far" / "from" / "it" / "x")
+    with pytest.raises(FileNotFoundError, match=f"needs codec {config['codec']['hash']}, and there is no export at .*; put that codec's there"):
+        inference.load(tmp_path / "far" / "from" / "it" / "x")
     model, whole = inference.load(tmp_path / "x"), inference.load(run)
     np.testing.assert_array_equal(model.encode(tone()), whole.encode(tone()))
     assert json.loads((tmp_path / "x" / "phones.json").read_text())["phones"] == list(phones.PHONES)
+
+
+def test_the_card_shows_what_the_model_is_for():
+    """A speaker has its codec's programs too. The committed cards show it as well."""
+    for name, use in {"naturalspeech2": export.SPEAKS, "codec": export.USES["encode"], "aligner": export.USES["align"]}.items():
+        folder = Path(__file__).parents[1] / "results" / name / "model"
+        config = json.loads((folder / "config.json").read_text())
+        card = export.card(config, config["provenance"], 1, 1, [], "int8", export.About(), config["programs"])
+        assert [shown for shown in export.USES.values() if shown in card] == [use] and use in (folder / "README.md").read_text()
 
 
 def test_a_lexicon_licences_scores_and_the_data_go_along(tmp_path):
@@ -215,6 +233,17 @@ def test_a_program_that_asks_for_its_lengths_is_written_for_every_bucket():
         audio = np.asarray(exported.call(model.params, model.rest, rows, np.uint32(0))["audio"])
         assert audio.shape == (3, 4 * sizes["t"]) and (audio == (2 if name == "picky" else 1)).all()
     assert list(export.lower_all("decode", model, model.config, model.params, model.rest, ["cpu"])) == ["decode"]
+
+
+def test_a_length_that_only_an_output_has_is_written_for_every_bucket():
+    """Phones and prompt of `contour` are of any length; how long its F0 is, no input tells."""
+    model = tiny.toy()
+    found = export.lower_all("contour", model, model.config, model.params, model.rest, ["cpu"])
+    inputs = {"phones": np.ones((2, 7)), "durations": np.full((2, 7), 10), "prompt_codes": np.ones((2, 9, 2)), "prompt_frames": np.full(2, 9)}
+    rows = {key: value.astype(model.programs["contour"].inputs[key].dtype) for key, value in inputs.items()}
+    f0 = {name: np.asarray(exported.call(model.params, model.rest, rows, np.uint32(0))["f0"]) for name, (exported, _) in found.items()}
+    assert {name: made.shape for name, made in f0.items()} == {"contour": (2, 140), "contour-1": (2, 60)}
+    assert (f0["contour"] > 0).sum() == 2 * 70 and (f0["contour-1"] > 0).all()
 
 
 def test_rows_of_a_program_have_the_keys_they_have_alone():
@@ -352,6 +381,18 @@ def test_decibels():
 # The command.
 
 
+def test_what_is_terminated_leaves_nothing(tmp_path, monkeypatch):
+    handler = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it would have ended at once"))
+    monkeypatch.setattr(inference, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5))
+    try:
+        assert commands.run("ns2_jax.export", "--workdir=RUN", f"--out={tmp_path}/x")[0] == 143 and not list(tmp_path.iterdir())
+        given = ("--model=M", "--text=Hi.", f"--prompt={tiny.SPEECH}", f"--out={tmp_path}/a.wav")
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it would have ended at once"))
+        assert commands.run("ns2_jax.synthesize", *given)[0] == 143
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def test_command(runs, tmp_path):
     code, out, _ = commands.run("ns2_jax.export", f"--workdir={runs['codec']}", f"--out={tmp_path}/x", "--quantize=int8", "--noprograms")
     assert code == 0 and "latents" in out and " dB" in out and weights.weights_hash(tmp_path / "x") in out
@@ -363,7 +404,9 @@ def test_command(runs, tmp_path):
     (["--workdir=nowhere", "--out=OUT"], "nowhere does not exist"),
     (["--workdir=RUN", "--out=OUT", "--quantize=int3"], "int3"),
     (["--workdir=RUN", "--out=OUT", "--platforms=abacus"], "abacus"),
+    (["--workdir=RUN", "--out=OUT", "--platforms="], "--platforms: none is given; expected some of cpu"),
     (["--workdir=RUN", "--out=OUT", "--codec=nowhere"], "contains no codec"),
+    (["--workdir=RUN", f"--out={__file__}/x"], "test_export.py: File exists; choose another name"),
     (["--workdir=RUN", "--out=OUT", "--colour=red"], "colour"),
     (["--workdir=RUN", "--out=OUT", "extra"], "extra"),
 ])

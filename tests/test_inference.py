@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import soundfile
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ns2_jax import inference
 from ns2_jax.audio import files
+from ns2_jax.inference import provenance, revoicing
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.text import front
 from ns2_jax.text.phones import IDS
@@ -177,6 +180,18 @@ def test_bad_input_is_refused_or_left_out(toy, text, prompt, message):
         made = toy.speak_batch([good, (text, prompt), good], [1, 2, 3], failures=failures)
         assert list(failures) == [1] and message in failures[1]
         assert made[1] is None and made[0] is not None and made[2] is not None
+
+
+def test_a_recording_that_is_too_long_is_refused_before_it_is_hashed(toy, tmp_path, monkeypatch):
+    """Its header says so; of gigabytes the hash takes a minute."""
+    path = str(tmp_path / "long.wav")
+    soundfile.write(path, np.zeros(1801 * 800, np.int16), 800)
+    monkeypatch.setattr(provenance, "digest", lambda voice: pytest.fail("it was hashed"))
+    monkeypatch.setattr(revoicing.chain, "tokens_alone", lambda model: True)
+    for use in (lambda: toy.hear(path), lambda: inference.edit(toy, None, path, "A.", "B."), lambda: inference.go_on(toy, None, path, "A.", "B."),
+                lambda: revoicing.revoice(toy, SimpleNamespace(programs=["tokenise"]), path, None)):
+        with pytest.raises(ValueError, match="1801 s long, at most"):
+            use()
 
 
 def test_nan_from_a_model_is_not_given_out():

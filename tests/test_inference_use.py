@@ -16,6 +16,8 @@ from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.inference import sentences
 from ns2_jax.inference.model import Call
+from ns2_jax.text import front
+from ns2_jax.text.phones import IDS
 
 VOICE = ((0.3 * np.sin(np.arange(2400) * 0.05)).astype(np.float32), 800)
 TEXT = "The river was quiet this morning. Nobody walked along it. Yes. Where were the boats?"
@@ -80,6 +82,9 @@ def test_a_stream_speaks_no_further_than_it_is_read_and_refuses_at_once(model, m
     for text, prompt in (("", VOICE), ("Hello there.", (np.zeros(800, np.float32), 800))):
         with pytest.raises(ValueError):
             model.stream(text, prompt)
+    for options, message in (({"steps": 0}, "steps=0; expected"), ({"bogus": 1}, "unknown option 'bogus'")):
+        with pytest.raises(ValueError, match=message):
+            model.stream(TEXT, VOICE, **options)
 
 
 def test_a_voice_is_heard_once_and_named(model):
@@ -155,6 +160,9 @@ def test_a_warm_up_compiles_all_that_speaking_needs():
     assert sizes == {bucket["p"] for bucket in model.buckets}
     model.batch([("Hello there.", VOICE), ("The river was quiet this morning.", VOICE)])
     model("Yes.", VOICE)
+    usual = [2 + IDS[phone] % 3 for phone in front.phonemise("Yes.")]
+    for speed in (0.5, 1.3, 2):
+        assert model("Yes.", VOICE, speed=speed).ends[-1] == 4 * sum(max(round(n / speed), 1) for n in usual)
     assert {tag for tag in model._compiled if tag[0] in ("durations", "contour", "sample")} == before
     with pytest.raises(ValueError, match="does not speak"):
         sentences.warm_up(type("Mute", (), {"speaks": False, "name": "it", "programs": {}})(), (1,), None, {})

@@ -150,7 +150,11 @@ def test_what_is_said_is_shown_without_a_model_and_is_a_lexicon(tmp_path):
     assert code == 0 and again == out.replace("gif\tg ih f", "gif\tjh ih f") != out, err
     code, third, err = run(NAME, "--say", "--text=Dr. Smith, the gif is 3.", "--word=gif=JH IH1 F")
     assert code == 0 and third == again, err
-    for args, message in ((["--word=gif"], "expected a word and its phones"), (["--word=gif=QQ"], "QQ"), (["--lexicon=nowhere"], "no such file")):
+    (tmp_path / "lexicon.txt").write_text("gif JH IH F\nsmith M IH S\n")  # as an export has it
+    code, own, err = run(NAME, "--say", "--text=Dr. Smith, the gif is 3.", f"--model={tmp_path}", "--word=smith=S M IH TH")
+    assert code == 0 and own == again, err
+    for args, message in ((["--word=gif"], "expected a word and its phones"), (["--word=gif=QQ"], "QQ"), (["--lexicon=nowhere"], "no such file"),
+                          ([f"--lexicon={tiny.SPEECH}"], "sentence.flac: not a UTF-8 text file")):
         assert message in refused(NAME, "--say", "--text=A gif.", *args)
     assert "--text is missing" in refused(NAME, "--say")
     assert "empty" in refused(NAME, "--say", "--text= ")

@@ -29,6 +29,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from ns2_jax.audio.files import seconds as seconds_of
 from ns2_jax.inference import chain
 from ns2_jax.inference.checking import check, speak_checked
 from ns2_jax.inference.continuation import continue_all
@@ -62,7 +63,7 @@ __all__ = [
     "ALIGNER", "FOUND", "LEXICON", "PAUSE", "PITCHES", "ROWS", "SONGS", "UNITS", "WRITERS", "Consent", "Heard", "Model", "Origin", "Prompt", "Said",
     "Score", "Speech", "check", "codec_hash", "consent", "continue_all", "converse", "converse_at_once", "convert_all", "edit", "encode", "go_on",
     "inventory", "joined", "ladder", "load", "meshes", "of_phones", "of_words", "options_of", "phones_of", "read_consent", "read_dialogue",
-    "read_lexicon", "read_mark", "read_score", "read_song", "revoice", "sidecar_of", "speak_checked", "split", "spoken", "sung",
+    "read_lexicon", "read_mark", "read_score", "read_song", "revoice", "seconds_of", "sidecar_of", "speak_checked", "split", "spoken", "sung",
     "wav_samples", "wav_stream", "write", "write_text"]
 
 UNITS = "units.model"

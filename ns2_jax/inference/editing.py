@@ -102,8 +102,8 @@ def edit(
     `options` are those of `infill` (steps, guidance, ...) and `durations` (speed). Raises ValueError as `changed` and `fill`, and for a text
     that cannot be that of the source, or a source that the `consent` is not about.
     """
-    origin = provenance.origin(model, provenance.allowed([source], consent), seed, options, consent)
     table, audio = model.pronunciations(lexicon), conversion.source_audio(model, source)
+    origin = provenance.origin(model, provenance.allowed([source], consent), seed, options, consent)
     score = conversion.listen(model, aligner, audio, front.words(said, table, language))
     made = fill(model, audio, score, *changed(score.words, front.words(text, table, language)), seed, **options)
     return dataclasses.replace(made, origin=origin)
@@ -115,8 +115,8 @@ def go_on(
 ) -> speech.Speech:
     """`source`, which says `said`, going on with `text`. Of a source over the longest prompt only the last words that fit are heard and given
     back. Raises as `edit`."""
-    origin = provenance.origin(model, provenance.allowed([source], consent), seed, options, consent)
     table, audio = model.pronunciations(lexicon), conversion.source_audio(model, source)
+    origin = provenance.origin(model, provenance.allowed([source], consent), seed, options, consent)
     score = conversion.listen(model, aligner, audio, front.words(said, table, language))
     lengths = np.asarray([len(word.phones) for word in score.words])
     starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]

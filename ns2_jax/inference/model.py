@@ -22,6 +22,7 @@ from ns2_jax.systems import system as systems
 from ns2_jax.text import front, phones as inventory
 
 ROWS = 8  # most utterances of one device in one call
+TRACED = "speed"  # an option that what is compiled is given as a number of each row: every user has another, and compiling takes seconds
 CHUNK = 512  # frames of a stream that are new in each call
 CONTEXT = 40  # frames encoded past the end of a prompt that is cut, so that the cut is not heard as silence
 
@@ -152,9 +153,12 @@ class Model:
         chosen = {key: value for key, value in options.items() if value is not None}
         devices = self._mesh.size
         width = devices * min(ROWS, 1 << (-(-len(rows) // devices) - 1).bit_length())
+        program, traced = self.programs[name], {}
+        if TRACED in program.options and not program.rows:
+            traced = {TRACED: np.full(width, chosen.pop(TRACED, program.options[TRACED]), np.float32)}
         call = self._compile(name, width, dict(sizes or {}), chosen)
         keys = [0] * len(rows) if keys is None else list(keys)
-        fields = self.programs[name].inputs
+        fields = program.inputs
         outputs = []
         for start in range(0, len(rows), width):
             part = list(rows[start : start + width])
@@ -162,7 +166,7 @@ class Model:
             fill = width - len(part)
             part, seeds = part + part[-1:] * fill, seeds + seeds[-1:] * fill
             batch = {k: np.stack([np.asarray(row[k], fields[k].dtype) for row in part]) for k in fields}
-            out = jax.device_get(call(self.params, self.rest, batch, np.asarray(seeds, np.uint32)))
+            out = jax.device_get(call(self.params, self.rest, batch | traced, np.asarray(seeds, np.uint32)))
             outputs += [{k: v[i] for k, v in out.items()} for i in range(width - fill)]
         return outputs
 
@@ -175,7 +179,8 @@ class Model:
             program = self.programs[name].bind({**self.system.sizes, **sizes, "b": rows}, **options)
 
             def row(params, rest, inputs, seed):
-                out = program(params, rest, {k: v[None] for k, v in inputs.items()}, jax.random.key(seed))
+                traced = {k: inputs[k] for k in inputs if k == TRACED}
+                out = program(params, rest, {k: v[None] for k, v in inputs.items() if k != TRACED}, jax.random.key(seed), **traced)
                 return {k: v[0] for k, v in out.items()}
 
             def together(params, rest, inputs, seeds):
@@ -367,6 +372,7 @@ class Model:
         Sentence k has the seed `seed + k`, so that one alone is what `speak` gives. A sentence of hardly a word goes with the next. The text
         and the prompt are looked at before anything is spoken: what `speak` raises is raised by the call itself.
         """
+        speech.check(self, options.get("steps"), {name: value for name, value in options.items() if name != "steps"})
         parts = sentences.scores(text, self.pronunciations(lexicon), language)
         voice = self.hear(prompt, lexicon, language)
         return (self.speak(part, voice, seed + k, **options) for k, part in enumerate(parts))

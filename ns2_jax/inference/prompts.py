@@ -119,8 +119,8 @@ def voice(model: Model, prompt: Prompt | None) -> Heard:
     most = max(model.longest_prompt, int(HEARD_PROMPT * model.rate / model.hop)) if windows else model.longest_prompt
     found, seconds, digests, notes = [], 0.0, [], []
     for recording in parts(prompt):
+        audio, note = listen(model, recording)  # first: it refuses by the header what would take long to hash
         digests.append(provenance.digest(recording.voice if isinstance(recording, Said) else recording))
-        audio, note = listen(model, recording)
         notes.append(note)
         seconds += len(audio) / model.rate
         left = most - sum(map(len, found))

@@ -43,10 +43,10 @@ def revoice(
         raise ValueError(f"{model.name} does not speak from semantic tokens; train configs/soundstorm.py:SIZE,semantic")
     if "tokenise" not in tokenizer.programs:
         raise ValueError(f"{tokenizer.name} makes no tokens; give the run or export of configs/semantic.py:SIZE,kmeans")
-    heard = provenance.allowed([] if prompt is None else [prompt], consent)
-    origin = provenance.origin(model, (provenance.digest(source), *heard), seed, options, consent)
     audio = conversion.source_audio(model, source)
     voice = np.zeros(0, np.float32) if prompt is None else conversion.source_audio(model, prompt)[: model.longest_prompt * model.hop]
+    heard = provenance.allowed([] if prompt is None else [prompt], consent)
+    origin = provenance.origin(model, (provenance.digest(source), *heard), seed, options, consent)
     known = model.encode(voice) if len(voice) else np.zeros((0, int(model.system.sizes["q"])), np.int32)
     spoken = np.concatenate([tokens_of(tokenizer, part, model.rate, model.hop) for part in (voice, audio) if len(part)])
     said, rest = spoken[: len(known)], spoken[len(known) :]

@@ -132,14 +132,15 @@ class Piece:
                 for i, (words, seconds, hz, gap) in both]
 
 
-def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], seeds: int | Sequence[int], steps: int | None, lexicon: Any,
-                language: str, failures: dict[int, str] | None, options: dict[str, Any]) -> list[Speech | None]:
-    """What `Model.speak_batch` says."""
+def check(model: Model, steps: int | None, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model that does not speak, and for options that it does not have or that make no sense."""
     if not model.speaks:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
-    seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
-    table, given, options = model.pronunciations(lexicon), {**options, "steps": steps}, dict(options)
-    shift = float(options.pop("pitch_shift", 0.0))
+    known = {"pitch_shift", "schedule", *model.programs["durations"].options, *model.programs["sample"].options}
+    given = {name for name, value in {**options, "steps": steps}.items() if value is not None}
+    if unknown := sorted(given - known):
+        raise ValueError(f"unknown option {unknown[0]!r}; {model.name} takes {sorted(known)}")
+    shift = float(options.get("pitch_shift", 0.0))
     if steps is not None and (not isinstance(steps, (int, np.integer)) or steps < 1):
         raise ValueError(f"steps={steps!r}; expected a number from 1 on")
     if (speed := options.get("speed")) is not None and (not isinstance(speed, (int, float, np.number)) or not 0 < speed < np.inf):
@@ -148,6 +149,15 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
         raise ValueError(f"pitch_shift={shift:g} semitones; expected at most {PITCH_SHIFT:g} up or down")
     if shift and "contour" not in model.programs:
         raise ValueError(f"pitch_shift={shift:g}: {model.name} has no pitch that could be shifted")
+
+
+def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], seeds: int | Sequence[int], steps: int | None, lexicon: Any,
+                language: str, failures: dict[int, str] | None, options: dict[str, Any]) -> list[Speech | None]:
+    """What `Model.speak_batch` says."""
+    check(model, steps, options)
+    seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
+    table, given, options = model.pronunciations(lexicon), {**options, "steps": steps}, dict(options)
+    shift = float(options.pop("pitch_shift", 0.0))
     attempt, failed = attempts(failures)
     heard: dict[Any, Heard] = {}
     origins: dict[int, provenance.Origin] = {}

@@ -16,7 +16,7 @@ def duration_error(predicted_bp: jax.Array, frames_bp: jax.Array) -> jax.Array:
     return jnp.abs(predicted_bp - jnp.log1p(frames_bp.astype(jnp.float32)))
 
 
-def whole_frames(predicted_bp: jax.Array, real_bp: jax.Array, speed: float) -> jax.Array:
+def whole_frames(predicted_bp: jax.Array, real_bp: jax.Array, speed: float | jax.Array) -> jax.Array:
     """Predicted log(1 + frames) -> int32 frames, divided by `speed`: at least 1 where there is a phone, 0 where there is none."""
     frames = jnp.round(jnp.expm1(jnp.minimum(predicted_bp, LONGEST)) / speed)
     return jnp.where(real_bp, jnp.maximum(frames, 1), 0).astype(jnp.int32)

@@ -259,6 +259,8 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
         at = codec.get("at", "codec") if isinstance(codec, Mapping) else "codec"
         if isinstance(codec, Mapping) and codec.get("path") and at not in tree["rest"]:
             folder = os.path.normpath(os.path.join(path, codec["path"]))
+            if not os.path.exists(os.path.join(folder, weights.FILE)):
+                raise FileNotFoundError(f"{path} needs codec {codec['hash']}, and there is no export at {folder}; put that codec's there")
             if weights.weights_hash(folder) != codec["hash"]:
                 found = weights.weights_hash(folder)
                 raise ValueError(f"{path} needs codec {codec['hash']}, {folder}/{weights.FILE} is {found}; put the right export there")

@@ -235,9 +235,9 @@ def revision() -> str:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether an exception is about the command or its input: a file that is not there, a package that our own code says is
+    """Whether an exception is about the command or its input: a file that is not there or in the way, a package that our own code says is
     missing, or a ValueError that our own code raised. One from a library or a builtin is a bug and keeps its traceback."""
-    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+    if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)):
         return True
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return True
@@ -252,7 +252,7 @@ def is_user_error(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
     """The message; only lines indented on purpose (lists of paths) stay lines."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}{'; choose another name' if isinstance(error, FileExistsError) else ''}"
     head, *listed = str(error).split("\n  - ")
     return "\n  - ".join([" ".join(head.split()), *listed])
 

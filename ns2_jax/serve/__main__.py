@@ -31,7 +31,7 @@ def define_flags() -> None:
     flags.DEFINE_string("aligner", None, "A run or export of an aligner, for models that go on from a voice; otherwise the one in results/.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all of this machine.")
     flags.DEFINE_integer("port", 8080, "Port to listen at; 0 takes a free one.", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_list("hosts", [], "Names under which the server may be called; those of the loopback, or any where --host is another.")
+    flags.DEFINE_list("hosts", [], "Names under which the server may be called; --host and those of the loopback, or any where --host is another.")
     flags.DEFINE_string("voices", None, "Folder of voices; uploads are kept in it. Without it, uploads live as long as the server.")
     flags.DEFINE_bool("require_consent", True, "Whether an upload needs its speaker's consent.")
     flags.DEFINE_integer("rows", 8, "Most requests spoken together.", lower_bound=1, upper_bound=64)
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"--host={FLAGS.host} --port={FLAGS.port}: {error.strerror or error}") from error
     worker = work.Worker(model, FLAGS.rows, FLAGS.waiting, FLAGS.window_ms / 1000, FLAGS.timeout, None, steps[0] if steps else None, FLAGS.warm)
     limits = app.Limits(FLAGS.text_limit, FLAGS.upload_mb << 20, FLAGS.client, 30.0, FLAGS.timeout, steps,
-                        tuple(FLAGS.hosts) or (guard.LOOPBACK if loopback else ()))  # fmt: skip
+                        tuple(FLAGS.hosts) or ((*guard.LOOPBACK, FLAGS.host) if loopback else ()))  # fmt: skip
     made = app.create(worker, voices.Voices(model, FLAGS.voices, FLAGS.require_consent), limits)
     print(f"http://{FLAGS.host}:{listener.getsockname()[1]} serves {FLAGS.model} ({model.config['system']}, {model.hash}); the first requests wait "
           "until it is warm", flush=True)

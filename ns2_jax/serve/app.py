@@ -286,7 +286,7 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
     @app.post("/v1/voices", status_code=201)
     async def add_voice(request: Request, name: Annotated[str, Form()], recording: Annotated[UploadFile, File()],
                         consent: Annotated[str, Form(max_length=10000)] = "", text: Annotated[str, Form(max_length=10000)] = "") -> schema.VoiceInfo:
-        """Registers a recording (WAV, FLAC, OGG, MP3; 2 to 30 seconds are best). `consent`: the words with which its speaker allows it;
+        """Registers a recording (WAV, FLAC, OGG, MP3; 2 to 30 seconds are best, 60 the most). `consent`: the words with which its speaker allows it;
         `text`: what it says, where GET /health says that the model needs to know."""
         with service.client(request):
             data = await recording.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 from absl import logging
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+DRAIN = 256 << 20  # bytes of a refused body that are read and thrown away
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob: data:; "
           "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 HEADERS = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
@@ -75,6 +77,17 @@ class Guard:
                     raise refusal
             return message
 
+        async def drain() -> None:
+            """Closed while its body still arrives, a connection is reset and the answer lost. A client that waits for a 100 has sent nothing."""
+            nonlocal total, body_done
+            end = total + DRAIN
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(begun + self.patience):
+                    while not body_done and total < end and "expect" not in headers:
+                        message = await receive()
+                        total += len(message.get("body", b""))
+                        body_done = not message.get("more_body", False)
+
         try:
             self._check(headers, most)
             await self.app(scope, limited, answer)
@@ -90,6 +103,7 @@ class Guard:
         if refusal is not None and not started:
             said, refusal = refusal, None
             body = json.dumps(said.body).encode()
+            await drain()
             await answer({"type": "http.response.start", "status": said.status, "headers": [
                 (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]})
             await answer({"type": "http.response.body", "body": body})

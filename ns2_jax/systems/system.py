@@ -45,8 +45,9 @@ class Program:
     """A function with static shapes: `fn(params, rest, inputs, rng, sizes, **options) -> outputs`.
 
     `inputs` and `outputs` are dicts of arrays described by the fields; `sizes` (axis letter -> int) and the
-    options are static. `bind` fixes them, and what it returns can be jitted, lowered and exported. With `rows`, `rng` may be a key for each
-    row, and rows do not touch each other: a loop over a batch of them stays one loop, which `jax.vmap` would make carry copies.
+    options are static. `bind` fixes them, and what it returns can be jitted, lowered and exported; a number among the options that is given to that
+    again may be traced. With `rows`, `rng` may be a key for each row, and rows do not touch each other: a loop over a batch of them stays one loop,
+    which `jax.vmap` would make carry copies.
     """
 
     fn: Callable[..., dict[str, jax.Array]]
@@ -62,9 +63,9 @@ class Program:
             raise ValueError(f"unknown option {unknown[0]!r}; this program takes {sorted(self.options)}")
         chosen = {**self.options, **options}
 
-        def program(params: Tree, rest: Tree, inputs: Batch, rng: jax.Array) -> dict[str, jax.Array]:
+        def program(params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, **traced: jax.Array) -> dict[str, jax.Array]:
             with jax.default_matmul_precision("highest"):  # float32 stays float32 on accelerators, whoever calls
-                return self.fn(params, rest, inputs, rng, dict(sizes), **chosen)
+                return self.fn(params, rest, inputs, rng, dict(sizes), **{**chosen, **traced})
 
         return program
 

@@ -47,22 +47,26 @@ def read_lexicon(source: str | os.PathLike | Mapping[str, str | Sequence[str]] |
     """A user lexicon from a file (`word  PH OW1 N Z` a line; `#` and `;;;` comment) or a dict, checked.
 
     Phones are inventory names or ARPAbet with or without stress. The first entry of a word counts. Raises
-    ValueError naming the entry (and line) that is wrong, FileNotFoundError for a missing file.
+    ValueError naming the entry (and line) that is wrong or for a file that is no text, FileNotFoundError for a missing file.
     """
     if source is None:
         return {}
     if isinstance(source, Mapping):
         return {word.lower(): _parse(word, phones) for word, phones in source.items()}
     table: dict[str, tuple[str, ...]] = {}
-    with open(source, encoding="utf8") as file:
-        for at, line in enumerate(file, 1):
-            if not line.strip() or line.lstrip().startswith(("#", ";;;")):
-                continue
-            word, _, phones = line.strip().partition("\t") if "\t" in line.strip() else line.strip().partition(" ")
-            try:
-                table.setdefault(word.lower(), _parse(word, phones))
-            except ValueError as error:
-                raise ValueError(f"{os.fspath(source)} line {at}: {error}") from error
+    try:
+        with open(source, encoding="utf8") as file:
+            lines = file.readlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(source)}: not a UTF-8 text file; a lexicon has lines of a word and its phones") from error
+    for at, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith(("#", ";;;")):
+            continue
+        word, _, phones = line.strip().partition("\t") if "\t" in line.strip() else line.strip().partition(" ")
+        try:
+            table.setdefault(word.lower(), _parse(word, phones))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(source)} line {at}: {error}") from error
     return table
 
 

@@ -192,7 +192,7 @@ def long_flac():
 @pytest.mark.parametrize("name, data, status, message", [
     ("default", b"", 400, "can't be called"), ("../x", b"", 400, "can't be called"), ("A B", b"", 400, "can't be called"),
     ("b", b"", 400, "the recording"), ("b", b"no audio at all", 400, "the recording: not an audio file"), ("b", "silent", 400, "silent"),
-    ("b", "short", 400, "at least 0.1 s"), ("b", "large", 413, "60000"), ("b", "nan", 400, "NaN or infinite"), ("b", "long", 400, "at most 600 s")])
+    ("b", "short", 400, "at least 0.1 s"), ("b", "large", 413, "60000"), ("b", "nan", 400, "NaN or infinite"), ("b", "long", 400, "at most 60 s")])
 def test_recordings_that_are_no_voice(client, folder, name, data, status, message):
     make = {"silent": lambda: served.recording()[:44] + bytes(16000), "short": lambda: served.recording(0.05), "large": lambda: served.recording(5.0),
             "nan": lambda: of_floats(np.full(9000, np.nan)), "long": lambda: long_flac()}
@@ -207,6 +207,23 @@ def test_an_operator_may_do_without_consent_and_that_is_logged(model, caplog):
     assert "the operator turned it off" in caplog.text and "bob was uploaded without a consent" in caplog.text
 
 
+def test_uploads_are_heard_one_at_a_time(model, tmp_path, monkeypatch):
+    """Each may take as much memory as a minute of audio of many channels."""
+    known, real, now, most = voices.Voices(model, tmp_path, needs_consent=False), voices.Voices._hear, [], []
+
+    def hear(self, *of):
+        now.append(of)
+        most.append(len(now))
+        time.sleep(0.05)
+        now.remove(of)
+        return real(self, *of)
+
+    monkeypatch.setattr(voices.Voices, "_hear", hear)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: known.add(name, served.recording()), "abcd"))
+    assert most == [1] * 4
+
+
 def test_a_consent_left_behind_is_not_the_next_voices(model, tmp_path):
     known = voices.Voices(model, tmp_path, needs_consent=False)
     known.add("ann", served.recording(), served.CONSENT)
@@ -214,9 +231,11 @@ def test_a_consent_left_behind_is_not_the_next_voices(model, tmp_path):
     assert known.add("ann", served.recording(pitch=90)).consent is None and known.get("ann").consent is None
     with pytest.raises(voices.Unknown):
         known.get("../ann")
+    (tmp_path / "ann.flac").write_bytes(b"of the operator's")
     known.remove("ann")
     with pytest.raises(voices.Unknown):
         known.get("ann")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_voice_is_heard_once_for_all_who_ask(model, tmp_path, monkeypatch):

@@ -45,6 +45,8 @@ def test_it_listens_on_this_machine_alone_unless_told_otherwise(model, started, 
     assert client.get("/health", headers={"host": "elsewhere.example"}).status_code == 421
     code, _, err = run(NAME, f"--model={model}", "--port=0", "--nowarm", "--host=0.0.0.0", "--hosts=speech.example", "--norequire_consent")
     assert code == 0 and started[1][1][0].getsockname()[0] == "0.0.0.0" and "everybody who reaches it may use it" in caplog.text, err
+    code, _, err = run(NAME, f"--model={model}", "--port=0", "--nowarm", "--host=127.0.0.2")
+    assert code == 0 and TestClient(started[2][0].app, base_url="http://127.0.0.2").get("/health").status_code == 503, err
     there = TestClient(started[1][0].app, base_url="http://speech.example").get("/health")
     assert there.status_code == 503 and there.json()["needs_consent"] is False and "the operator turned it off" in caplog.text
 

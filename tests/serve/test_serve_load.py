@@ -32,6 +32,16 @@ def model():
     return tiny.toy(rate=4000)
 
 
+def test_who_sends_too_much_is_told_so(model):
+    """Over a real connection, which would be reset if it were closed while the body arrives; who asks first is not told to go on."""
+    with served.running(model) as (address, _):
+        status, body, _ = served.post(f"{address}/v1/speech", {"text": "x" * (16 << 20)})
+        assert status == 413 and b"at most 262144" in body
+        with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1])), 10) as plug:
+            plug.sendall(b"POST /v1/speech HTTP/1.1\r\nhost: 127.0.0.1\r\nexpect: 100-continue\r\ncontent-length: 900000\r\n\r\n")
+            assert plug.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
 def test_32_clients_get_their_own_while_others_hang_up(model, tmp_path):
     for k, name in enumerate(NAMES):
         (tmp_path / f"{name}.wav").write_bytes(served.recording(pitch=100 + 40 * k))
