@@ -3,12 +3,14 @@
 A checkpoint `<workdir>/checkpoints/<step>/` has three items: `model` (step, ema, rest: all that evaluation and export
 read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed, codec, what else decides the order). Trees are stored as plain nested
 dicts, so that a reader needs no optimiser. Saves are asynchronous and appear only when complete. What was torn afterwards (a copy that
-broke off, a bucket that lost a file) is passed over for the last whole one and renamed `<step>.torn`.
+broke off, a bucket that lost a file) is passed over for the last whole one and renamed `<step>.torn`
+(`<step>.torn2` and so on where that is taken).
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -142,21 +144,24 @@ class Checkpoints:
                 torn[at] = str(problem)
                 continue
             for bad, why in torn.items():
-                self._set_aside(bad)
-                say(f"checkpoint {bad} is torn and passed over for the last whole one, {at}; it is kept as {FOLDER}/{bad}.torn: {why}")
+                kept = self._set_aside(bad)
+                say(f"checkpoint {bad} is torn and passed over for the last whole one, {at}; it is kept as {FOLDER}/{kept}: {why}")
             return state
         if torn:
             raise ValueError(f"{self.root}/{FOLDER}: no checkpoint can be read, and nothing was changed:"
                              + "".join(f"\n  - {at}: {why}" for at, why in torn.items()))
         raise FileNotFoundError(f"{self.root}/{FOLDER} has no complete checkpoint")
 
-    def _set_aside(self, step: int) -> None:
-        """Renames a torn checkpoint, once for all hosts."""
+    def _set_aside(self, step: int) -> str:
+        """Renames a torn checkpoint, once for all hosts; returns its new name."""
+        names = (f"{step}.torn{number}" for number in itertools.chain([""], itertools.count(2)))
+        kept = next(name for name in names if not os.path.exists(os.path.join(self.root, FOLDER, name)))  # no host renames before all have looked
         multihost_utils.sync_global_devices(f"torn {step}")
         if jax.process_index() == 0:
-            os.rename(os.path.join(self.root, FOLDER, str(step)), os.path.join(self.root, FOLDER, f"{step}.torn"))
+            os.rename(os.path.join(self.root, FOLDER, str(step)), os.path.join(self.root, FOLDER, kept))
         multihost_utils.sync_global_devices(f"set aside {step}")
         self.manager.reload()
+        return kept
 
     def _read(self, step: int, action: Callable[[], Any]) -> Any:
         """`action()` on every host; what cannot be read on one of them raises Torn on all."""

@@ -239,6 +239,31 @@ def test_a_half_written_checkpoint_is_not_there(tmp_path):
     store.close()
 
 
+@pytest.fixture
+def twice(tmp_path):
+    """A run's folder with the checkpoints 1 and 2, and its program."""
+    p = program(dict(fsdp=1), Toy())
+    with contextlib.closing(checkpoints.Checkpoints(tmp_path)) as store:
+        store.save(state := go_on(p, p.create(data(p)), 0, 1))
+        store.save(go_on(p, state, 1, 2))
+    return tmp_path, p
+
+
+def test_the_same_step_can_be_torn_again(twice):
+    folder, p = twice
+    said = []
+    for _ in range(3):
+        (folder / checkpoints.FOLDER / "2" / "data" / "metadata").unlink()
+        with contextlib.closing(checkpoints.Checkpoints(folder)) as store:
+            state = store.restore(p.target, say=said.append)
+            assert int(state["step"]) == 1
+            assert store.save(go_on(p, state, 1, 2))
+    kept = ["2.torn", "2.torn2", "2.torn3"]
+    assert [line.split("it is kept as checkpoints/")[1].split(":")[0] for line in said] == kept
+    assert all((folder / checkpoints.FOLDER / name / "train").is_dir() for name in kept)
+    assert checkpoints.steps(folder) == [1, 2]
+
+
 def test_differences_and_flat_names():
     shape = lambda *s: jax.ShapeDtypeStruct(s, np.float32)
     lines = checkpoints.differences({"a": shape(1), "b": shape(2)}, {"a": shape(3), "c": shape(2)})
