@@ -4,7 +4,7 @@ A checkpoint `<workdir>/checkpoints/<step>/` has three items: `model` (step, ema
 read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed, codec, what else decides the order). Trees are stored as plain nested
 dicts, so that a reader needs no optimiser. Saves are asynchronous and appear only when complete. What was torn afterwards (a copy that
 broke off, a bucket that lost a file) is passed over for the last whole one and renamed `<step>.torn`
-(`<step>.torn2` and so on where that is taken).
+(`<step>.torn2` and so on where that is taken). A disk, rights or memory that fail say nothing about a checkpoint: they end the run.
 """
 
 from __future__ import annotations
@@ -43,6 +43,16 @@ class Mismatch(ValueError):
 
 class Torn(Exception):
     """A checkpoint that cannot be read, though it was complete once."""
+
+
+UNREADABLE = (FileNotFoundError, KeyError, json.JSONDecodeError, UnicodeDecodeError)  # a file or an item is missing, or holds something else
+STATUS = r"(NOT_FOUND|OUT_OF_RANGE|DATA_LOSS|FAILED_PRECONDITION): "  # how TensorStore says the same; a disk's errors are UNKNOWN and others
+
+
+def lost(error: Exception) -> str:
+    """What an error says is lost of the data it read; "" for an error that is not about the data."""
+    cause = error.__cause__ or error  # Orbax raises its own from TensorStore's
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[:200] if isinstance(cause, UNREADABLE) or re.match(STATUS, str(cause)) else ""
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -134,7 +144,7 @@ class Checkpoints:
         A torn one is told to `say`, renamed, and the one before it taken.
 
         Raises FileNotFoundError when there is none, Mismatch when the tree differs, ValueError when it was trained on
-        another data set, seed, codec or in another order, or when none can be read (then none is renamed).
+        another data set, seed, codec or in another order, or when none can be read (then none is renamed), and what a disk raises.
         """
         torn: dict[int, str] = {}
         for at in sorted(self.manager.all_steps() if step is None else [step], reverse=True):
@@ -164,14 +174,18 @@ class Checkpoints:
         return kept
 
     def _read(self, step: int, action: Callable[[], Any]) -> Any:
-        """`action()` on every host; what cannot be read on one of them raises Torn on all."""
-        out, problem = None, ""
-        try:
-            out = action()
-        except Exception as error:  # pylint: disable=broad-except
-            problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        """`action()` on every host; data that is lost for one of them raises Torn on all, and any other error is raised, as by `together`."""
+        def attempt() -> tuple[Any, str]:
+            try:
+                return action(), ""
+            except Exception as error:
+                if not lost(error):
+                    raise
+                return None, lost(error)
+
+        out, problem = cluster.together(attempt)
         if problems := [text for text in cluster.gather([problem]) if text]:
-            raise Torn(f"{problems[0]}")
+            raise Torn(problems[0])
         return out
 
     def _restore(self, target: dict[str, Tree], step: int) -> dict[str, Tree]:
