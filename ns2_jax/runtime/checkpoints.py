@@ -45,7 +45,7 @@ class Torn(Exception):
     """A checkpoint that cannot be read, though it was complete once."""
 
 
-UNREADABLE = (FileNotFoundError, KeyError, json.JSONDecodeError, UnicodeDecodeError)  # a file or an item is missing, or holds something else
+UNREADABLE = (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError)  # a file is missing, or holds something else
 STATUS = r"(NOT_FOUND|OUT_OF_RANGE|DATA_LOSS|FAILED_PRECONDITION): "  # how TensorStore says the same; a disk's errors are UNKNOWN and others
 
 
@@ -173,8 +173,9 @@ class Checkpoints:
         self.manager.reload()
         return kept
 
-    def _read(self, step: int, action: Callable[[], Any]) -> Any:
-        """`action()` on every host; data that is lost for one of them raises Torn on all, and any other error is raised, as by `together`."""
+    def _read(self, action: Callable[[], Any]) -> Any:
+        """`action()` on every host; data that is lost for one of them raises Torn on all, and any other error is raised, as by `together`.
+        In `action` nobody may wait for the others, as Orbax's manager and checkpointers do: who cannot read would not come."""
         def attempt() -> tuple[Any, str]:
             try:
                 return action(), ""
@@ -189,7 +190,8 @@ class Checkpoints:
         return out
 
     def _restore(self, target: dict[str, Tree], step: int) -> dict[str, Tree]:
-        position = self._read(step, lambda: self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"])
+        folder = epath.Path(self.root) / FOLDER / str(step)
+        position = self._read(lambda: ocp.JsonCheckpointHandler().restore(folder / "data"))
         if position["dataset"] != self.dataset:
             raise ValueError(
                 f"{self.root} was trained on data set {position['dataset']!r}, config.data.path is {self.dataset!r}: the step would "
@@ -208,12 +210,12 @@ class Checkpoints:
                     f"{self.root} was trained with {name}={before}, it is now {now[name]}: step {step} would point at other data. Set it "
                     "back, or use another --workdir, with --config.init_from='{\"params\": \"THIS_WORKDIR\"}' to start from its weights")
         wanted = {"model": _plain({k: target[k] for k in MODEL}), "train": _plain({k: target[k] for k in TRAIN})}
-        stored = self._read(step, lambda: {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")})
+        stored = self._read(lambda: {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")})
         lines = fewer(differences(stored, {**flatten(wanted["model"]), **flatten(wanted["train"])}))
         if lines:
             raise Mismatch(f"checkpoint {step} of {self.root} does not fit this config:" + "".join("\n  - " + x for x in lines))
-        items = self._read(step, lambda: self.manager.restore(step, args=ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})))
+        items = self._read(lambda: {
+            name: ocp.StandardCheckpointHandler().restore(folder / name, args=ocp.args.StandardRestore(tree)) for name, tree in wanted.items()})
         flat = {**flatten(items["model"]), **flatten(items["train"])}
         return _like(nest(flat), target)
 

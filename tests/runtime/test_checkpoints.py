@@ -276,14 +276,14 @@ def test_the_same_step_can_be_torn_again(twice):
 def test_a_disk_that_fails_says_nothing_about_a_checkpoint(twice, monkeypatch, error):
     folder, p = twice
     with contextlib.closing(checkpoints.Checkpoints(folder)) as store:
-        restore = store.manager.restore
+        restore = checkpoints.ocp.StandardCheckpointHandler.restore
 
-        def fail(step, **words):
-            if step == 2:
+        def fail(handler, directory, **words):
+            if directory.parent.name == "2":
                 raise error
-            return restore(step, **words)
+            return restore(handler, directory, **words)
 
-        monkeypatch.setattr(store.manager, "restore", fail)
+        monkeypatch.setattr(checkpoints.ocp.StandardCheckpointHandler, "restore", fail)
         with pytest.raises(type(error)):
             store.restore(p.target)
     assert checkpoints.steps(folder) == [1, 2] and not list((folder / checkpoints.FOLDER).glob("*.torn*"))

@@ -292,6 +292,18 @@ def test_a_torn_checkpoint_is_passed_over(trainers, straight, tmp_path, what):
     same(workdir, straight[0])
 
 
+def test_a_checkpoint_that_one_host_cannot_read_is_passed_over_by_all(trainers, two, tmp_path):
+    workdir = tmp_path / "torn_for_one"
+    shutil.copytree(two, workdir)
+    for path in (workdir / checkpoints.FOLDER / "14" / "train" / "ocdbt.process_1").rglob("*"):
+        if path.is_file() and path.stat().st_size > 10_000:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    hosts = trainers.cluster(2, workdir, "--lost_after=10")
+    assert trainers.wait(hosts, 120) == [0, 0], texts(hosts)
+    assert "checkpoint 14 is torn and passed over for the last whole one, 12" in hosts[0][1].read_text()
+    same(workdir, two)
+
+
 def test_when_no_checkpoint_can_be_read_nothing_is_touched(trainers, straight, tmp_path):
     workdir = tmp_path / "rubbish"
     shutil.copytree(straight[0], workdir)
