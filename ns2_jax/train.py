@@ -12,7 +12,7 @@ counts, and writes nothing. On a TPU pod run the same command on every host; a h
 The run folder holds config.json, run.json (with the seconds of every phase), metrics.jsonl, tensorboard/ (with tensorboardX), checkpoints/,
 profile/ (with --profile) and, when it met a number that is not finite, halted.json. One trainer at a time has it.
 Exit codes: 0 done, 1 training met a number that is not finite (it says where), 2 the command or a disk is wrong, 75 another host is gone
-(134 the first) and 143 preempted: start it again.
+(134 the first, or one did not come in time) and 143 preempted: start it again.
 """
 
 from __future__ import annotations
