@@ -192,7 +192,8 @@ def together(function: Callable[..., Any], *args: Any) -> Any:
 def watch(lost_after: float, stuck_after: float) -> watching.Watch:
     """The thread that looks after this process and the others."""
     several = jax.process_count() > 1
-    return watching.Watch(jax.process_index(), jax.process_count(), lost_after, stuck_after, watching.client() if several else None)
+    return watching.Watch(jax.process_index(), jax.process_count(), lost_after, stuck_after, watching.client() if several else None,
+                          lambda error: USER_ERROR if is_user_error(error) else LOST)
 
 
 def say(text: str) -> None:

@@ -216,7 +216,7 @@ def test_nan_on_one_host_names_it(trainers, tmp_path):
 def test_a_shard_that_is_gone_on_one_host_ends_all(trainers, tmp_path):
     workdir = tmp_path / "shard"
     hosts = trainers.cluster(2, workdir, "--lost_after=4", faults=["", "missing"])
-    assert trainers.wait(hosts) == [75, 2], texts(hosts)
+    assert trainers.wait(hosts) == [2, 2], texts(hosts)  # 75 would make SLURM start again what can't go on
     assert "error: data/audio-00003-of-00004.tfrecord: No such file or directory" in hosts[1][1].read_text()
     assert "error: process 2 of 2 is gone: [Errno 2] No such file or directory: 'data/audio-00003-of-00004.tfrecord'" in hosts[0][1].read_text()
     assert 3 in checkpoints.steps(workdir)
