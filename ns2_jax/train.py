@@ -51,8 +51,8 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run; made if needed, continued if it has checkpoints.")
     flags.DEFINE_bool("dry_run", False, "Build, compile and count; write and train nothing.")
     flags.DEFINE_string("profile", "", "FIRST:COUNT: the profiler records COUNT steps from FIRST on, on the first host.")
-    flags.DEFINE_float("lost_after", 30.0, "Seconds without a sign of life after which another host counts as gone; 0 never.")
-    flags.DEFINE_float("stuck_after", 900.0, "Seconds in one phase (a step, a batch, a save) after which stacks are dumped; 0 never.")
+    flags.DEFINE_float("lost_after", 30.0, "Seconds without a sign of life after which another host counts as gone; 0 never.", lower_bound=0)
+    flags.DEFINE_float("stuck_after", 900.0, "Seconds in one phase (a step, a batch, a save) after which stacks are dumped; 0 never.", lower_bound=0)
 
 
 def say(text: str) -> None:

@@ -253,6 +253,7 @@ def test_a_pod_is_measured_with_rows_that_divide(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(fit, "measure", measure)
     monkeypatch.setattr(command, "POD", (("cpu:8", 1), ("cpu:8", 2)))
+    monkeypatch.setattr(chips, "devices", lambda name, slices: jax.devices("cpu"))  # as if CPUs made slices
     monkeypatch.setattr(command.cluster, "pretend", lambda devices: None)
     config = aligner_config.get_config("base")
     config.data.buckets = tuple({**b, "b": b["b"] // 32} for b in config.data.buckets)
@@ -393,6 +394,9 @@ def test_flops_of_a_jaxpr_are_closed_forms_and_the_compilers():
     (["--config=configs/codec.py:smoke", "--out=x.jsonl"], "error: flags out=x.jsonl, pod=False: --out goes with --pod"),
     (["--config=configs/codec.py:smoke", "--plan", "--pod"], "error: flags plan=True, pod=True: --plan and --pod exclude each other"),
     (["--config=configs/codec.py:smoke", "--topology=v9:2x2"], "error: --topology=v9:2x2 is not FAMILY:SHAPE"),
+    (["--config=configs/codec.py:smoke", "--topology=cpu:foo"], "error: --topology=cpu:foo: how many CPU devices? As in cpu:8"),
+    (["--config=configs/codec.py:smoke", "--topology=cpu:0"], "error: --topology=cpu:0: how many CPU devices? As in cpu:8"),
+    (["--config=configs/codec.py:smoke", "--topology=cpu:8", "--num_slices=2"], "error: --num_slices=2: CPU devices make no slices"),
 ])
 def test_wrong_commands(words, line):
     done = call(*words)

@@ -162,8 +162,7 @@ def main(argv: list[str]) -> int:
     del argv
     if FLAGS.config is None and not FLAGS.pod:
         raise ValueError("--config is missing; for example --config=configs/codec.py:base (see --help)")
-    family, _, count = FLAGS.topology.partition(":")
-    cluster.pretend(int(count) if family == "cpu" and count.isdigit() else 1)
+    cluster.pretend(chips.cpus(FLAGS.topology) or 1)
     if FLAGS.pod:
         return pod(FLAGS.config)
     if FLAGS.plan:
