@@ -5,8 +5,9 @@
     python -m launch.sweep --config=configs/codec.py:base --workdir=/mnt/shared/sweep --launcher="sbatch launch/slurm.sbatch" -- ...
 
 `get_hyper()` of a config file yields `{"optim.peak": 1e-4}`, fields of the config and their values. The settings run one after the other,
-or all at once where the launcher only submits; each in a folder named by its fields. Run again, it passes over those that are done, and
-the others continue. Ends with 1 when one failed, after trying them all.
+or all at once where the launcher only submits; each in a folder named by its fields. Run again, it passes over those whose
+newest checkpoint is of the last step, and the others continue (one that still runs refuses a second trainer). Ends with 1 when one failed,
+after trying them all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from ns2_jax.runtime import cluster
+from ns2_jax.runtime import checkpoints, cluster
 
 FLAGS = flags.FLAGS
 TAKES_WORDS = True  # what follows -- is every training's
@@ -76,9 +77,9 @@ def command(setting: Mapping[str, Any], config: str, workdir: str, launcher: str
 
 
 def done(workdir: pathlib.Path) -> bool:
-    """Whether a setting has come to its end before."""
-    mark = workdir / "sweep.json"
-    return mark.exists() and json.loads(mark.read_text()).get("code") == cluster.DONE
+    """Whether the newest checkpoint of a run is of the last step that its config.json asks for: a launcher's code may only say that it submitted."""
+    config, saved = workdir / "config.json", checkpoints.steps(str(workdir))
+    return config.exists() and bool(saved) and saved[-1] >= json.loads(config.read_text())["train"]["steps"]
 
 
 def main(argv: list[str]) -> int:
@@ -98,6 +99,8 @@ def main(argv: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "sweep.json").write_text(json.dumps({"setting": setting, "code": code}) + "\n")
         failed += [folder] if code else []
+        if not code and not done(folder):
+            print(f"  {folder} is submitted; it is done when it has the checkpoint of the last step")
     if failed:
         print("failed: " + ", ".join(map(str, failed)))
     return cluster.FAILED if failed else cluster.DONE

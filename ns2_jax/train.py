@@ -12,7 +12,7 @@ counts, and writes nothing. On a TPU pod run the same command on every host; a h
 The run folder holds config.json, run.json (with the seconds of every phase), metrics.jsonl, tensorboard/ (with tensorboardX), checkpoints/,
 profile/ (with --profile) and, when it met a number that is not finite, halted.json. One trainer at a time has it.
 Exit codes: 0 done, 1 training met a number that is not finite (it says where), 2 the command or a disk is wrong, 75 another host is gone
-(134 the first) and 143 preempted: start it again.
+(134 the first, or one did not come in time) and 143 preempted: start it again.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run; made if needed, continued if it has checkpoints.")
     flags.DEFINE_bool("dry_run", False, "Build, compile and count; write and train nothing.")
     flags.DEFINE_string("profile", "", "FIRST:COUNT: the profiler records COUNT steps from FIRST on, on the first host.")
-    flags.DEFINE_float("lost_after", 30.0, "Seconds without a sign of life after which another host counts as gone; 0 never.")
-    flags.DEFINE_float("stuck_after", 900.0, "Seconds in one phase (a step, a batch, a save) after which stacks are dumped; 0 never.")
+    flags.DEFINE_float("lost_after", 30.0, "Seconds without a sign of life after which another host counts as gone; 0 never.", lower_bound=0)
+    flags.DEFINE_float("stuck_after", 900.0, "Seconds in one phase (a step, a batch, a save) after which stacks are dumped; 0 never.", lower_bound=0)
 
 
 def say(text: str) -> None:

@@ -275,8 +275,20 @@ def test_what_configs_sweep_exists(name):
 
 def test_a_sweep_goes_on_after_preemptions_and_passes_over_what_is_done(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.py").write_text("def get_hyper():\n    return [{'seed': 1}, {'seed': 2}]\n")
-    codes, ran = iter([143, 75, 0, 1, 0]), []
-    monkeypatch.setattr(sweep.subprocess, "run", lambda words, check: ran.append(words) or types.SimpleNamespace(returncode=next(codes)))
+    codes, ran = iter([143, 75, 0, 1, 0, 0]), []
+
+    def train(words, check):
+        """Saves step 3 of 6, and at the end, when it is no launcher that only submits, step 6."""
+        ran.append(words)
+        code, folder = next(codes), pathlib.Path(words[-1].removeprefix("--workdir="))
+        steps = (3, 6) if code == 0 and words[0] == "train" else (3,)
+        for step in steps:
+            (folder / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text('{"train": {"steps": 6}}')
+        return types.SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(sweep.subprocess, "run", train)
+
     class Flags(types.SimpleNamespace):
         def __getitem__(self, name):
             return types.SimpleNamespace(value=getattr(self, name))
@@ -286,8 +298,13 @@ def test_a_sweep_goes_on_after_preemptions_and_passes_over_what_is_done(tmp_path
     assert sweep.main(["sweep"]) == 0 and not ran and capsys.readouterr().out.count("--config.seed=") == 2
     flags.dry_run = False
     assert sweep.main(["sweep"]) == 1 and len(ran) == 4  # the first took three starts, the second failed
+    flags.launcher = "sbatch"
     assert sweep.main(["sweep"]) == 0 and len(ran) == 5
-    assert f"{tmp_path}/runs/seed=1 is done: passed over" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/runs/seed=1 is done: passed over" in said and f"{tmp_path}/runs/seed=2 is submitted; it is done when" in said
+    flags.launcher = "train"
+    assert sweep.main(["sweep"]) == 0 and len(ran) == 6  # submitted is not done
+    assert sweep.main(["sweep"]) == 0 and len(ran) == 6 and "seed=2 is done: passed over" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("minutes", "installed", "size"), [(20, 90, "small"), (20, 700, "smoke"), (4, 0, "smoke"), (60, 90, "small")])

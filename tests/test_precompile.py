@@ -6,6 +6,7 @@ them is meant, refresh them with `UPDATE_GOLDEN=1 python -m pytest tests/test_pr
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pathlib
@@ -252,6 +253,7 @@ def test_a_pod_is_measured_with_rows_that_divide(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(fit, "measure", measure)
     monkeypatch.setattr(command, "POD", (("cpu:8", 1), ("cpu:8", 2)))
+    monkeypatch.setattr(chips, "devices", lambda name, slices: jax.devices("cpu"))  # as if CPUs made slices
     monkeypatch.setattr(command.cluster, "pretend", lambda devices: None)
     config = aligner_config.get_config("base")
     config.data.buckets = tuple({**b, "b": b["b"] // 32} for b in config.data.buckets)
@@ -277,6 +279,25 @@ def test_a_pod_is_measured_with_rows_that_divide(monkeypatch, tmp_path, capsys):
         f.write(json.dumps(first) + "\n")
     assert command.main([]) == 1 and seen == [*kept, kept[1]]
     assert (tmp_path / "out" / "pod.md").read_text().splitlines() == rows
+
+
+def test_rows_that_cannot_be_cut_are_multiplied_and_the_flag_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(fit, "measure", lambda config, topology, slices: report_of(
+        fits=True, config="aligner", size="base", parameters=1, compile_s=1.0, device_kind="cpu", collectives={}, bound=None))
+    monkeypatch.setattr(command.cluster, "pretend", lambda devices: None)
+    config = aligner_config.get_config("base")
+    config.data.buckets = (dict(b=12, t=320), dict(b=4, t=640))
+    flags = types.SimpleNamespace(config=copy.deepcopy(config), topology="cpu:8", num_slices=1, plan=False, pod=False, json=True)
+    monkeypatch.setattr(command, "FLAGS", flags)
+    assert command.main([]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows_times"] == 2 and report["buckets"] == [dict(b=24, t=320), dict(b=8, t=640)]
+    flags.json, flags.config = False, copy.deepcopy(config)
+    assert command.main([]) == 0
+    flag = '--config.data.buckets="({\'b\': 24, \'t\': 320}, {\'b\': 8, \'t\': 640})"'
+    assert f"2 times the config's rows, which cannot be cut over so many chips; train with {flag}" in capsys.readouterr().out
+    flags.config.data.buckets = tuple(report["buckets"])
+    assert command.main([]) == 0 and "times the config's rows" not in capsys.readouterr().out
 
 
 def test_what_is_kept_of_pods_is_of_these_configs_and_its_table_of_these_lines():
@@ -373,7 +394,9 @@ def test_flops_of_a_jaxpr_are_closed_forms_and_the_compilers():
     (["--config=configs/codec.py:smoke", "--out=x.jsonl"], "error: flags out=x.jsonl, pod=False: --out goes with --pod"),
     (["--config=configs/codec.py:smoke", "--plan", "--pod"], "error: flags plan=True, pod=True: --plan and --pod exclude each other"),
     (["--config=configs/codec.py:smoke", "--topology=v9:2x2"], "error: --topology=v9:2x2 is not FAMILY:SHAPE"),
-    (["--config=configs/codec.py:smoke", "--topology=cpu:3"], "error: a bucket has b=8 rows, which do not divide by 3"),
+    (["--config=configs/codec.py:smoke", "--topology=cpu:foo"], "error: --topology=cpu:foo: how many CPU devices? As in cpu:8"),
+    (["--config=configs/codec.py:smoke", "--topology=cpu:0"], "error: --topology=cpu:0: how many CPU devices? As in cpu:8"),
+    (["--config=configs/codec.py:smoke", "--topology=cpu:8", "--num_slices=2"], "error: --num_slices=2: CPU devices make no slices"),
 ])
 def test_wrong_commands(words, line):
     done = call(*words)

@@ -283,6 +283,8 @@ def test_a_dry_run_writes_nothing(place):
 @pytest.mark.parametrize("words, line", [
     ([], "error: --config is missing"),
     (["--config=" + CONFIG], "error: --workdir is missing"),
+    (["--lost_after=-1"], "error: flag --lost_after=-1: -1.0 is not a non-negative number"),
+    (["--stuck_after=-1"], "error: flag --stuck_after=-1: -1.0 is not a non-negative number"),
     (["--config=" + CONFIG, "--workdir=/tmp/x"], "error: config.data.path is empty"),
     (["--config=" + CONFIG, "--workdir=/tmp/x", "--config.data.path=/no/data"], "error: no data set at /no/data"),
     (["--config=" + CONFIG, "--dry_run", "--config.mesh.sequence=2", "--config.mesh.tensor=2"], "error: mesh has sequence=2 and tensor=2"),

@@ -5,18 +5,19 @@
     python -m ns2_jax.precompile --config=configs/naturalspeech2.py:base --topology=v5e:4x4 --plan --frames=400000
     python -m ns2_jax.precompile --pod --out=results/performance/precompile.jsonl
 
-Needs `libtpu` (the `tpu` extra) and no TPU; nothing is allocated. The bucket is the largest of config.data.buckets. Topologies:
+Needs `libtpu` (the `tpu` extra) and no TPU; nothing is allocated. The bucket is the largest of config.data.buckets; rows that
+cannot be cut over the chips are taken the least number of times that can (`rows_times`), and the flag to train so is printed. Topologies:
 v4:2x2x1 v5e:2x2 v5e:4x4 v5p:2x2x1 v5p:4x4x4 v6e:4x4 tpu7x:2x2x1 and larger ones of the same families; `cpu:8` compiles for eight
 CPU devices. With several slices `data` becomes a multiple of them: only gradients cross the slow network.
 
 Prints memory of one chip by kind, FLOPs of a step, the collectives (loops counted), compile time, and a bound: the seconds that a step
 takes at least by the makers' peaks, whatever overlaps. It is no forecast. What does not fit comes with what would make it fit.
 `--plan` picks micro-batches and recomputation for a global batch of `--frames` (default the config's) and says why. `--pod` measures
-every config's base on v5p:4x4x4 and on two of them, with as many times the rows as divide (printed as the
-bucket); beside the lines of `--out=FILE.jsonl` it makes their table, FILE.md. Stopped and called again, it goes on with what FILE.jsonl lacks
+every config's base on v5p:4x4x4 and on two of them; beside the lines of `--out=FILE.jsonl` it makes their table, FILE.md. Stopped and called
+again, it goes on with what FILE.jsonl lacks
 (with --config it measures anew; the last line of a config and machine counts). `--json` prints one object: fits, hbm_bytes_per_chip,
-hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones and judges too), collectives, bound, compile_s, advice
-and more.
+hbm_limit_bytes, hbm_by_kind, flops_per_step (analytic), flops_computed_per_step (recomputed ones and judges too), collectives, bound, compile_s,
+advice, rows_times, buckets and more.
 Exit codes: 0 it fits, 1 it does not, 2 the command is wrong.
 """
 
@@ -81,6 +82,9 @@ def lines(report: dict[str, Any]) -> str:
         parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in report["bound"]["parts"].items() if seconds)
         text.append(f"a step takes at least {report['bound']['seconds']:.3g} s, for {report['bound']['by']} ({parts}): a lower bound by the makers' "
                     f"peaks, no forecast; so MFU is at most {100 * report['bound']['mfu_at_most']:.0f} %")
+    if report.get("rows_times", 1) > 1:
+        text.append(f"  {report['rows_times']} times the config's rows, which cannot be cut over so many chips; train with "
+                    f'--config.data.buckets="{tuple(report["buckets"])}"')
     for title, found in (("", report["collectives"]), ("between slices, ", report.get("collectives_between_slices", {}))):
         text += [f"  {title}{kind}: {n['count']} a step, {n['bytes'] / 2**20:.1f} MiB together" for kind, n in found.items()]
     text += [f"would make it fit (estimate; --plan compiles to be sure): {line}" for line in report.get("advice", ())]
@@ -111,18 +115,12 @@ def table(reports: Iterable[dict[str, Any]]) -> str:
 
 
 def one(config: Any, topology: str, slices: int) -> dict[str, Any]:
-    """The report of one config, with advice."""
-    report = fit.measure(over_slices(config, slices), topology, slices)
-    return report | {"advice": fit.advice(report, config)}
-
-
-def grown(config: Any, topology: str, slices: int) -> Any:
-    """`config` with 2, 4, 8 ... times the rows where its own cannot be cut over so many chips."""
+    """The report of one config, with more rows where its own cannot be cut over so many chips, and advice."""
     shards = meshes.batch_shards(meshes.make_mesh(over_slices(config, slices).mesh, chips.devices(topology, slices)))
-    cut = shards * config.train.micro_batches
-    times = next((2**k for k in range(16) if all(2**k * b["b"] % cut == 0 for b in config.data.buckets)), 1)
-    config.data.buckets = tuple({**b, "b": times * b["b"]} for b in config.data.buckets)
-    return config
+    own, config.data.buckets = config.data.buckets, meshes.more_rows(config.data.buckets, shards * config.train.micro_batches)
+    report = fit.measure(config, topology, slices)
+    return report | {"advice": fit.advice(report, config), "rows_times": config.data.buckets[0]["b"] // own[0]["b"],
+                     "buckets": list(map(dict, config.data.buckets))}
 
 
 def bases() -> Iterator[Any]:
@@ -148,7 +146,7 @@ def pod(config: Any | None) -> int:
         for topology, slices in POD:
             report = have.get((base.system, base.size, topology, slices))
             if again := report is None:
-                report = one(grown(copy.deepcopy(base), topology, slices), topology, slices) | {"versions": versions}
+                report = one(copy.deepcopy(base), topology, slices) | {"versions": versions}
             fits &= report["fits"]
             print(json.dumps(report) if FLAGS.json else lines(report), flush=True)
             if FLAGS.out and again:
@@ -164,8 +162,7 @@ def main(argv: list[str]) -> int:
     del argv
     if FLAGS.config is None and not FLAGS.pod:
         raise ValueError("--config is missing; for example --config=configs/codec.py:base (see --help)")
-    family, _, count = FLAGS.topology.partition(":")
-    cluster.pretend(int(count) if family == "cpu" and count.isdigit() else 1)
+    cluster.pretend(chips.cpus(FLAGS.topology) or 1)
     if FLAGS.pod:
         return pod(FLAGS.config)
     if FLAGS.plan:

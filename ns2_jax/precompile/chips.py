@@ -36,10 +36,20 @@ def chip(topology: str) -> Chip | None:
     return CHIPS.get(topology.partition(":")[0])
 
 
+def cpus(topology: str) -> int:
+    """N of `cpu:N`; 0 for anything else."""
+    found = re.fullmatch(r"cpu:([1-9]\d*)", topology)
+    return int(found[1]) if found else 0
+
+
 def devices(name: str, slices: int = 1) -> list[Any]:
-    """The devices of a topology. Raises ValueError for a name that does not exist, or without libtpu."""
+    """The devices of a topology. Raises ValueError for a name that does not exist, for slices of CPUs, or without libtpu."""
     family, _, shape = name.partition(":")
     if family == "cpu":
+        if not cpus(name):
+            raise ValueError(f"--topology={name}: how many CPU devices? As in cpu:8")
+        if slices > 1:
+            raise ValueError(f"--num_slices={slices}: CPU devices make no slices; take a TPU topology, as in v5e:4x4, or leave it out")
         return jax.devices("cpu")
     if family not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise ValueError(f"--topology={name} is not FAMILY:SHAPE; families are {sorted(CHIPS)} (and cpu), a shape looks like 4x4 or 4x4x4")

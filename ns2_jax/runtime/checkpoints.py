@@ -3,12 +3,14 @@
 A checkpoint `<workdir>/checkpoints/<step>/` has three items: `model` (step, ema, rest: all that evaluation and export
 read), `train` (params, opt) and `data` (JSON: step, dataset fingerprint, seed, codec, what else decides the order). Trees are stored as plain nested
 dicts, so that a reader needs no optimiser. Saves are asynchronous and appear only when complete. What was torn afterwards (a copy that
-broke off, a bucket that lost a file) is passed over for the last whole one and renamed `<step>.torn`.
+broke off, a bucket that lost a file) is passed over for the last whole one and renamed `<step>.torn`
+(`<step>.torn2` and so on where that is taken). A disk, rights or memory that fail say nothing about a checkpoint: they end the run.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -41,6 +43,16 @@ class Mismatch(ValueError):
 
 class Torn(Exception):
     """A checkpoint that cannot be read, though it was complete once."""
+
+
+UNREADABLE = (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError)  # a file is missing, or holds something else
+STATUS = r"(NOT_FOUND|OUT_OF_RANGE|DATA_LOSS|FAILED_PRECONDITION): "  # how TensorStore says the same; a disk's errors are UNKNOWN and others
+
+
+def lost(error: Exception) -> str:
+    """What an error says is lost of the data it read; "" for an error that is not about the data."""
+    cause = error.__cause__ or error  # Orbax raises its own from TensorStore's
+    return " ".join(f"{type(cause).__name__}: {cause}".split())[:200] if isinstance(cause, UNREADABLE) or re.match(STATUS, str(cause)) else ""
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -132,7 +144,7 @@ class Checkpoints:
         A torn one is told to `say`, renamed, and the one before it taken.
 
         Raises FileNotFoundError when there is none, Mismatch when the tree differs, ValueError when it was trained on
-        another data set, seed, codec or in another order, or when none can be read (then none is renamed).
+        another data set, seed, codec or in another order, or when none can be read (then none is renamed), and what a disk raises.
         """
         torn: dict[int, str] = {}
         for at in sorted(self.manager.all_steps() if step is None else [step], reverse=True):
@@ -142,35 +154,44 @@ class Checkpoints:
                 torn[at] = str(problem)
                 continue
             for bad, why in torn.items():
-                self._set_aside(bad)
-                say(f"checkpoint {bad} is torn and passed over for the last whole one, {at}; it is kept as {FOLDER}/{bad}.torn: {why}")
+                kept = self._set_aside(bad)
+                say(f"checkpoint {bad} is torn and passed over for the last whole one, {at}; it is kept as {FOLDER}/{kept}: {why}")
             return state
         if torn:
             raise ValueError(f"{self.root}/{FOLDER}: no checkpoint can be read, and nothing was changed:"
                              + "".join(f"\n  - {at}: {why}" for at, why in torn.items()))
         raise FileNotFoundError(f"{self.root}/{FOLDER} has no complete checkpoint")
 
-    def _set_aside(self, step: int) -> None:
-        """Renames a torn checkpoint, once for all hosts."""
+    def _set_aside(self, step: int) -> str:
+        """Renames a torn checkpoint, once for all hosts; returns its new name."""
+        names = (f"{step}.torn{number}" for number in itertools.chain([""], itertools.count(2)))
+        kept = next(name for name in names if not os.path.exists(os.path.join(self.root, FOLDER, name)))  # no host renames before all have looked
         multihost_utils.sync_global_devices(f"torn {step}")
         if jax.process_index() == 0:
-            os.rename(os.path.join(self.root, FOLDER, str(step)), os.path.join(self.root, FOLDER, f"{step}.torn"))
+            os.rename(os.path.join(self.root, FOLDER, str(step)), os.path.join(self.root, FOLDER, kept))
         multihost_utils.sync_global_devices(f"set aside {step}")
         self.manager.reload()
+        return kept
 
-    def _read(self, step: int, action: Callable[[], Any]) -> Any:
-        """`action()` on every host; what cannot be read on one of them raises Torn on all."""
-        out, problem = None, ""
-        try:
-            out = action()
-        except Exception as error:  # pylint: disable=broad-except
-            problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    def _read(self, action: Callable[[], Any]) -> Any:
+        """`action()` on every host; data that is lost for one of them raises Torn on all, and any other error is raised, as by `together`.
+        In `action` nobody may wait for the others, as Orbax's manager and checkpointers do: who cannot read would not come."""
+        def attempt() -> tuple[Any, str]:
+            try:
+                return action(), ""
+            except Exception as error:
+                if not lost(error):
+                    raise
+                return None, lost(error)
+
+        out, problem = cluster.together(attempt)
         if problems := [text for text in cluster.gather([problem]) if text]:
-            raise Torn(f"{problems[0]}")
+            raise Torn(problems[0])
         return out
 
     def _restore(self, target: dict[str, Tree], step: int) -> dict[str, Tree]:
-        position = self._read(step, lambda: self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"])
+        folder = epath.Path(self.root) / FOLDER / str(step)
+        position = self._read(lambda: ocp.JsonCheckpointHandler().restore(folder / "data"))
         if position["dataset"] != self.dataset:
             raise ValueError(
                 f"{self.root} was trained on data set {position['dataset']!r}, config.data.path is {self.dataset!r}: the step would "
@@ -189,12 +210,12 @@ class Checkpoints:
                     f"{self.root} was trained with {name}={before}, it is now {now[name]}: step {step} would point at other data. Set it "
                     "back, or use another --workdir, with --config.init_from='{\"params\": \"THIS_WORKDIR\"}' to start from its weights")
         wanted = {"model": _plain({k: target[k] for k in MODEL}), "train": _plain({k: target[k] for k in TRAIN})}
-        stored = self._read(step, lambda: {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")})
+        stored = self._read(lambda: {**shapes(self.root, step, "model"), **shapes(self.root, step, "train")})
         lines = fewer(differences(stored, {**flatten(wanted["model"]), **flatten(wanted["train"])}))
         if lines:
             raise Mismatch(f"checkpoint {step} of {self.root} does not fit this config:" + "".join("\n  - " + x for x in lines))
-        items = self._read(step, lambda: self.manager.restore(step, args=ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})))
+        items = self._read(lambda: {
+            name: ocp.StandardCheckpointHandler().restore(folder / name, args=ocp.args.StandardRestore(tree)) for name, tree in wanted.items()})
         flat = {**flatten(items["model"]), **flatten(items["train"])}
         return _like(nest(flat), target)
 

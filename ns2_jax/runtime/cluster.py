@@ -7,7 +7,8 @@
     WANDB_PROJECT         send metrics to Weights & Biases too, when `wandb` is installed
 
 Exit codes: 0 done, 1 failed (a bug, or training met a non-finite number), 2 the command, its input or a disk is wrong,
-75 another process of the cluster is gone and 143 stopped by SIGTERM after saving: start it again.
+75 another process of the cluster is gone (134, with JAX's stack dump: the first is gone, or one did not come in time) and 143 stopped by SIGTERM
+after saving: start it again.
 """
 
 from __future__ import annotations
@@ -102,17 +103,13 @@ def start(report: Callable[[str], None] = print, preemptible: bool = False) -> N
     cache = configure()
     if is_cluster():
         # Not `report`: asking which process this is would start the backend before the others are met.
-        print("cluster: this is one process of several; waiting for the others (the command must run on every host, "
-              "e.g. gcloud ... ssh --worker=all; NS2_JAX_DISTRIBUTED=0 if it is alone)", flush=True)
+        wait = int(environment("NS2_JAX_TOGETHER") or TOGETHER)
+        print("cluster: this is one process of several; waiting for the others (the command must run on every host, with one address of the first "
+              "that all can reach, e.g. gcloud ... ssh --worker=all; NS2_JAX_DISTRIBUTED=0 if it is alone). "
+              f"JAX aborts (code 134) when one has not come after NS2_JAX_TOGETHER={wait} seconds", flush=True)
         numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
         given = {key: int(environment(name)) for key, name in numbers.items() if environment(name)}
-        try:
-            jax.distributed.initialize(**given, initialization_timeout=int(environment("NS2_JAX_TOGETHER") or TOGETHER))
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
-            raise ValueError("cluster: the other processes did not come in time. The command must run on every host, with one address "
-                             f"of the first that all can reach (NS2_JAX_TOGETHER={TOGETHER} is how many seconds to wait)") from error
+        jax.distributed.initialize(**given, initialization_timeout=wait)
         if one_process_a_node():  # JAX takes a task of SLURM or MPI to own one GPU; ours own their node's
             jax.config.update("jax_cuda_visible_devices", "all")
             jax.config.update("jax_rocm_visible_devices", "all")
@@ -195,7 +192,8 @@ def together(function: Callable[..., Any], *args: Any) -> Any:
 def watch(lost_after: float, stuck_after: float) -> watching.Watch:
     """The thread that looks after this process and the others."""
     several = jax.process_count() > 1
-    return watching.Watch(jax.process_index(), jax.process_count(), lost_after, stuck_after, watching.client() if several else None)
+    return watching.Watch(jax.process_index(), jax.process_count(), lost_after, stuck_after, watching.client() if several else None,
+                          lambda error: USER_ERROR if is_user_error(error) else LOST)
 
 
 def say(text: str) -> None:

@@ -159,15 +159,21 @@ def check_hosts(mesh: Mesh) -> None:
             "lower them, or raise mesh.fsdp")
 
 
-def check_batch(mesh: Mesh, rows: int, micro_batches: int = 1) -> None:
-    """Raises ValueError when a bucket of `rows` cannot be cut evenly over the mesh and the micro-batches."""
+def more_rows(buckets: Sequence[Mapping[str, int]], parts: int) -> tuple[dict[str, int], ...]:
+    """`buckets` with the least number of times their rows that can be cut into `parts`."""
+    times = math.lcm(*(parts // math.gcd(bucket["b"], parts) for bucket in buckets))
+    return tuple({**bucket, "b": times * bucket["b"]} for bucket in buckets)
+
+
+def check_batches(mesh: Mesh, buckets: Sequence[Mapping[str, int]], micro_batches: int = 1) -> None:
+    """Raises ValueError when the rows of a bucket cannot be cut evenly over the mesh and the micro-batches."""
     if micro_batches < 1:
         raise ValueError(f"config.train.micro_batches={micro_batches}, expected 1 or more")
     parts = batch_shards(mesh) * micro_batches
-    if rows % parts:
+    for rows in (bucket["b"] for bucket in buckets if bucket["b"] % parts):
         raise ValueError(
-            f"a bucket has b={rows} rows, which do not divide by {batch_shards(mesh)} batch shards x {micro_batches} "
-            f"micro-batches; change config.data.buckets, config.train.micro_batches or config.mesh")
+            f"a bucket has b={rows} rows, which do not divide by {batch_shards(mesh)} batch shards x {micro_batches} micro-batches; change "
+            f'config.train.micro_batches, config.mesh or the rows: --config.data.buckets="{more_rows(buckets, parts)}" divide')
 
 
 def spec(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:

@@ -58,8 +58,7 @@ class Program:
         check_numbers(config, system)
         self.optimiser = optim.make(config)
         meshes.check_hosts(mesh)
-        for bucket in config.data.buckets:
-            meshes.check_batch(mesh, bucket["b"], config.train.micro_batches)
+        meshes.check_batches(mesh, config.data.buckets, config.train.micro_batches)
         self.bucket = states.largest(config.data.buckets)
         batch = self.abstract_batch()
         self.shapes = states.abstract(system, self.optimiser, batch)

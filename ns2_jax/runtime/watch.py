@@ -3,7 +3,8 @@
 Every process puts a sign of life into JAX's coordination service; the first looks whether all signs change, by its own steady clock (no
 two machines' clocks are compared), and writes down who is gone. All read that, say it in one line and end with LOST, within `lost_after`
 seconds of a host's death and a few looks (the first last: the service ends with it); otherwise they would wait in a collective for ever, or
-until JAX ends them with a stack dump. A process that fails by itself writes that down before it goes. When the first host itself dies, JAX's
+until JAX ends them with a stack dump. A process that fails by itself writes that down before it goes; when starting again would not help, the
+others end with its code instead of LOST, so that no launcher starts them again, whichever code it looks at. When the first host itself dies, JAX's
 client aborts the others at once, with words of its own (exit code 134). A process whose phase does not change for `stuck_after` seconds dumps
 the stacks of its threads to stderr, says what it was doing, and goes on waiting: a person decides.
 """
@@ -48,14 +49,16 @@ class Watch:
       lost_after: seconds without a sign of life after which a process counts as gone; 0 does not look.
       stuck_after: seconds in one phase after which stacks are dumped; 0 never.
       service: of key_value_set, key_value_dir_get, as JAX's client has them.
+      code: what the others end with when an exception ends this process.
       leave: ends the process with a code; nothing can be waited for when a host is gone.
     """
 
     def __init__(self, process: int = 0, processes: int = 1, lost_after: float = 30.0, stuck_after: float = 900.0, service: Any = None,
-                 leave: Callable[[int], Any] = os._exit, period: float | None = None, say: Callable[[str], None] | None = None):
+                 code: Callable[[BaseException], int] = lambda error: LOST, leave: Callable[[int], Any] = os._exit,
+                 period: float | None = None, say: Callable[[str], None] | None = None):
         self.process, self.processes, self.lost_after, self.stuck_after = process, processes, lost_after, stuck_after
         self.service = service if processes > 1 and lost_after else None
-        self._leave, self._say = leave, say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._code, self._leave, self._say = code, leave, say or (lambda text: print(text, file=sys.stderr, flush=True))
         self.period = period or min([lost_after / 10] * bool(self.service) + [stuck_after / 4] * bool(stuck_after) + [2.0])
         self._phase, self._since, self._dumped = "start", time.monotonic(), 0
         self._beat, self._seen, self._silent = 0, {}, 0
@@ -72,7 +75,7 @@ class Watch:
             if is_runtime(error):  # most likely a collective whose other end is gone: the thread will say whose
                 self._say(f"process {self.process + 1} of {self.processes}: {' '.join(str(error).split())[:200]}; looking whether another is gone")
                 self._ending.wait(self.lost_after + 10 * self.period)  # as long as the first may take to say so, and some
-            self.fail(str(error) or repr(error))
+            self.fail(str(error) or repr(error), self._code(error))
             if self.process == 0:
                 self._ending.wait(3 * self.period)  # the service ends with this process: the others read it first
         self._ending.set()
@@ -88,9 +91,9 @@ class Watch:
         """What this process does from now on."""
         self._phase, self._since, self._dumped = name, time.monotonic(), 0
 
-    def fail(self, reason: str) -> None:
-        """Tells the others that this process ends, and why; the first reason stays."""
-        self._write({"process": self.process, "reason": " ".join(reason.split())[:500]})
+    def fail(self, reason: str, code: int = LOST) -> None:
+        """Tells the others that this process ends, why, and with which code they should; the first reason stays."""
+        self._write({"process": self.process, "reason": " ".join(reason.split())[:500], "code": code})
 
     def _write(self, verdict: dict[str, Any]) -> None:
         try:
@@ -126,11 +129,13 @@ class Watch:
             verdict = [json.dumps({"process": 0, "reason": f"it does not answer ({' '.join(str(error).split())[:120]})"})]
         said = json.loads(verdict[0]) if verdict else {"process": self.process}
         if said["process"] != self.process and not self._ending.is_set():
+            code = said.get("code", LOST)
+            again = "start the same command again on all hosts, or on fewer" if code == LOST else "put that right and start the same command again"
             self._say(f"error: process {said['process'] + 1} of {self.processes} is gone: {said['reason']}. Process {self.process + 1} ends too "
-                      f"(code {LOST}); nothing that was saved is lost: start the same command again on all hosts, or on fewer")
+                      f"(code {code}); nothing that was saved is lost: {again}")
             if self.process == 0:
                 self._ending.wait(3 * self.period)  # the service ends with this process: the others read it first
-            self._leave(LOST)
+            self._leave(code)
 
     def _judge(self, beats: dict[str, str], now: float) -> None:
         """The first process: who has given no new sign for too long."""

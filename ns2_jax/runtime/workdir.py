@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ def claim(workdir: str, alone: bool = True) -> Any:
     killed process is free).
 
     Raises ValueError when it cannot be written, or when another trainer has it. Where the file system knows no locks, None: then
-    nothing keeps a second trainer out.
+    nothing keeps a second trainer out, and a line says so.
     """
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -44,8 +45,10 @@ def claim(workdir: str, alone: bool = True) -> Any:
         lock.close()
         raise ValueError(f"--workdir={workdir} is in use by {owner}: two trainers would overwrite each other's checkpoints. Wait for it, stop it, "
                          "or give another folder") from error
-    except OSError:
+    except OSError as error:
         lock.close()
+        print(f"--workdir={workdir}: its file system gives no locks ({error.strerror}), so nothing keeps a second trainer out: see to it yourself",
+              file=sys.stderr, flush=True)
         return None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n")

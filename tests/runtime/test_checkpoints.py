@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -237,6 +239,74 @@ def test_a_half_written_checkpoint_is_not_there(tmp_path):
     store = checkpoints.Checkpoints(tmp_path)
     assert store.latest() == 2
     store.close()
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    p, folder = program(dict(fsdp=1), Toy()), tmp_path_factory.mktemp("two_steps")
+    with contextlib.closing(checkpoints.Checkpoints(folder)) as store:
+        store.save(state := go_on(p, p.create(data(p)), 0, 1))
+        store.save(go_on(p, state, 1, 2))
+    return folder, p
+
+
+@pytest.fixture
+def twice(two_steps, tmp_path):
+    """A run's folder with the checkpoints 1 and 2, and its program."""
+    shutil.copytree(two_steps[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path, two_steps[1]
+
+
+def test_the_same_step_can_be_torn_again(twice):
+    folder, p = twice
+    said = []
+    for _ in range(3):
+        (folder / checkpoints.FOLDER / "2" / "data" / "metadata").unlink()
+        with contextlib.closing(checkpoints.Checkpoints(folder)) as store:
+            state = store.restore(p.target, say=said.append)
+            assert int(state["step"]) == 1
+            assert store.save(go_on(p, state, 1, 2))
+    kept = ["2.torn", "2.torn2", "2.torn3"]
+    assert [line.split("it is kept as checkpoints/")[1].split(":")[0] for line in said] == kept
+    assert all((folder / checkpoints.FOLDER / name / "train").is_dir() for name in kept)
+    assert checkpoints.steps(folder) == [1, 2]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "Permission denied"), MemoryError()])
+def test_a_disk_that_fails_says_nothing_about_a_checkpoint(twice, monkeypatch, error):
+    folder, p = twice
+    with contextlib.closing(checkpoints.Checkpoints(folder)) as store:
+        restore = checkpoints.ocp.StandardCheckpointHandler.restore
+
+        def fail(handler, directory, **words):
+            if directory.parent.name == "2":
+                raise error
+            return restore(handler, directory, **words)
+
+        monkeypatch.setattr(checkpoints.ocp.StandardCheckpointHandler, "restore", fail)
+        with pytest.raises(type(error)):
+            store.restore(p.target)
+    assert checkpoints.steps(folder) == [1, 2] and not list((folder / checkpoints.FOLDER).glob("*.torn*"))
+
+
+@pytest.mark.parametrize("what, kept", [("cut", "2.torn"), ("zeros", "2.torn"), ("gone", "2.torn"), ("a link to itself", "")])
+def test_what_tensorstore_says_of_lost_data_and_of_a_disk(twice, what, kept):
+    folder, p = twice
+    for path in (folder / checkpoints.FOLDER / "2" / "train" / "d").iterdir():
+        size = path.stat().st_size
+        path.write_bytes(path.read_bytes()[: size // 2] if what == "cut" else bytes(size))
+        if what in ("gone", "a link to itself"):
+            path.unlink()
+        if what == "a link to itself":  # can't be opened, not even by root
+            path.symlink_to(path.name)
+    with contextlib.closing(checkpoints.Checkpoints(folder)) as store:
+        if kept:
+            assert int(store.restore(p.target)["step"]) == 1
+        else:
+            with pytest.raises(Exception, match="Too many levels of symbolic links"):
+                store.restore(p.target)
+    assert checkpoints.steps(folder) == ([1] if kept else [1, 2])
+    assert [path.name for path in (folder / checkpoints.FOLDER).glob("*.torn*")] == ([kept] if kept else [])
 
 
 def test_differences_and_flat_names():

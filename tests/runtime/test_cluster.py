@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -154,6 +155,15 @@ def test_one_process_a_node_keeps_all_its_gpus(monkeypatch, environment, expecte
     cluster.start(lambda line: None)
     visible = [value for name, value in said if name == "jax_cuda_visible_devices"]
     assert visible[-1] == ("all" if expected else "0") and ("jax_default_matmul_precision", "highest") in said
+
+
+def test_a_process_that_nobody_joins_said_before_how_long_it_waits_and_how_it_ends():
+    """JAX aborts in C++: nothing can be said afterwards."""
+    env = {**os.environ, "JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "NS2_JAX_TOGETHER": "1"}
+    command = [sys.executable, "-c", "from ns2_jax.runtime import cluster; cluster.start()"]
+    alone = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert alone.returncode == -signal.SIGABRT, alone.stderr  # 134 to a shell
+    assert "JAX aborts (code 134) when one has not come after NS2_JAX_TOGETHER=1 seconds" in alone.stdout
 
 
 def test_what_is_gathered_is_waited_for_however_long_the_others_take(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 
 import jax
@@ -100,9 +101,18 @@ def test_batches_are_cut_by_rows():
     array = meshes.put_batch(mesh, {"x": x})["x"]
     assert {s.data.shape for s in array.addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(array, x)
-    meshes.check_batch(mesh, 16, 2)
-    with pytest.raises(ValueError, match="b=12 rows, which do not divide by 8 batch shards x 1"):
-        meshes.check_batch(mesh, 12)
+    meshes.check_batches(mesh, [{"b": 16}, {"b": 32}], 2)
+    with pytest.raises(ValueError, match="b=12 rows, which do not divide by 8 batch shards x 1") as wrong:
+        meshes.check_batches(mesh, [{"b": 16, "t": 64}, {"b": 12, "t": 96}])
+    flag = re.search('--config.data.buckets="(.*)"', str(wrong.value))[1]
+    assert flag == "({'b': 32, 't': 64}, {'b': 24, 't': 96})"
+    meshes.check_batches(mesh, eval(flag))  # as the flag's parser reads it
+
+
+def test_rows_are_taken_as_few_times_as_can_be_cut():
+    rows = lambda own, parts: [bucket["b"] for bucket in meshes.more_rows([{"b": b} for b in own], parts)]
+    assert rows([320, 64], 64) == [320, 64] and rows([320, 64], 128) == [640, 128]
+    assert rows([12, 8], 16) == [48, 32] and rows([8], 3) == [24]
 
 
 def conv_ratio(axes, sizes, x_spec, k_spec):

@@ -79,7 +79,7 @@ def test_the_first_reason_stays_and_is_not_told_to_its_own(hosts):
     first.fail("a collective broke")  # a consequence
     for host in (first, second, third):
         host.look()
-    assert json.loads(service.kept[watch.VERDICT + "first"]) == {"process": 2, "reason": "the disk is full"}
+    assert json.loads(service.kept[watch.VERDICT + "first"]) == {"process": 2, "reason": "the disk is full", "code": 75}
     assert left == [(0, 75), (1, 75)] and "process 3 of 3 is gone: the disk is full" in said[0]
 
 
@@ -92,6 +92,17 @@ def test_a_broken_collective_waits_for_who_broke_it(hosts, error, guilty):
     second._ending.wait = lambda seconds: third.fail("killed")  # what happens meanwhile
     second.__exit__(type(error), error, None)
     assert json.loads(service.kept[watch.VERDICT + "first"])["process"] == guilty
+
+
+def test_all_end_with_the_code_of_what_starting_again_does_not_help(hosts):
+    """srun returns the highest code, and 75 would start the job again."""
+    _, _, left, said, (first, second, third) = hosts
+    third._code = lambda error: 2
+    error = FileNotFoundError("a shard")
+    third.__exit__(type(error), error, None)
+    first.look(), second.look()
+    assert left == [(0, 2), (1, 2)]
+    assert "process 3 of 3 is gone: a shard. Process 1 ends too (code 2)" in said[0] and "put that right" in said[0]
 
 
 def test_without_the_first_host_nothing_answers(hosts):
