@@ -59,6 +59,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -116,7 +117,7 @@ def came_along() -> dict[str, tuple[str, ...]]:
     return {word: phones for path in found if path.is_file() for word, phones in inference.read_lexicon(path).items()}
 
 
-def mesh() -> inference.meshes.Mesh:
+def mesh() -> Any:
     """The devices of --mesh, all of this host's where it is left out. Raises ValueError naming the flag."""
     try:
         pairs = [part.partition("=") for part in FLAGS.mesh]

@@ -102,7 +102,7 @@ def phones_of(model: Model) -> dict[str, Any]:
     return {"phones": list(inventory.PHONES), "hash": inventory.inventory_hash()}
 
 
-def load(path: str | os.PathLike, step: int | None = None, mesh: meshes.Mesh | None = None) -> Model:
+def load(path: str | os.PathLike, step: int | None = None, mesh: Any = None) -> Model:
     """A run being written (the averaged weights of checkpoint `step`, default the latest) or an export -> Model; several with commas between
     them, the stages of a speaker by semantic tokens (`chain`), one. The rows of a batch are cut over `mesh`, this process's devices if left out.
 

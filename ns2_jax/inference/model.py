@@ -55,7 +55,7 @@ class Model:
     context = CONTEXT
 
     def __init__(self, system: systems.System, params: Any, rest: Any, config: Mapping[str, Any], path: str = "",
-                 step: int | None = None, mesh: meshes.Mesh | None = None):
+                 step: int | None = None, mesh: Any = None):
         self.system, self.config, self.path, self.step = system, config, path, step  # the step of a run; None for an export
         self._mesh = mesh or meshes.local_mesh()
         self.params, self.rest = jax.device_put((params, rest), meshes.replicated(self._mesh))
