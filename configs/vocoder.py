@@ -8,7 +8,8 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  16 kHz, hop 200, 3.6 M at frame rate with an inverse STFT at the end, for two CPU cores. Not trained yet.
+    small  16 kHz, hop 200, 3.6 M at frame rate with an inverse STFT at the end, for two CPU cores. results/vocoder has one of
+           6,000 steps.
     base   HiFi-GAN V1 (13.9 M), 22.05 kHz, hop 256, mel to 8 kHz, with its losses, rates and decays (batch 16 clips of 8,192 samples, AdamW
            2e-4 with b1 0.8; the paper lowers the rate by 0.999 an epoch, we along a cosine). Wants a data set made at 22.05 kHz. Not trained here.
 
