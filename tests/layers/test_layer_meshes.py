@@ -162,7 +162,11 @@ def without_a_kink(x: jax.Array, slope: float = 0.01) -> jax.Array:
     return x * (slope + (1 - slope) * jax.nn.sigmoid(10 * x))
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name not in IN_SYSTEMS])
+LONG = ("judge_2d", "judge_dac", "judge_scale", "unet", "vocoder_hifigan")
+"""A minute of compiling each: with --slow."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in LAYERS if name not in IN_SYSTEMS])
 def test_the_same_on_every_mesh(name, monkeypatch):
     monkeypatch.setattr(nn, "leaky_relu", without_a_kink)
     monkeypatch.setattr(discriminators, "PERIODS", (2, 5))  # the others differ by a number, and take a minute to compile

@@ -102,7 +102,7 @@ def few_periods():
     return mock.patch.object(discriminators, "PERIODS", (2, 5))
 
 
-@pytest.fixture(scope="module", params=["smoke", "smoke,modern"])
+@pytest.fixture(scope="module", params=["smoke", pytest.param("smoke,modern", marks=pytest.mark.slow)])  # whose judges compile for minutes
 def either(request):
     """Euclidean and factorised codes, with their gradients compiled once for eight rows and once for four."""
     one = system(request.param, quantiser_dropout=0.0, balance=request.param != "smoke")

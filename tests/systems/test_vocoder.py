@@ -79,7 +79,7 @@ def test_lengths_are_frames_times_hop_exactly(arg, frames):
     assert mel.shape == (2, frames, net.mels)
 
 
-@pytest.mark.parametrize("arg", ["smoke", "smoke,hifigan"])
+@pytest.mark.parametrize("arg", ["smoke", pytest.param("smoke,hifigan", marks=pytest.mark.slow)])
 def test_a_frame_depends_on_what_reach_says_and_not_more(arg):
     net = system(arg).network
     rng = np.random.default_rng(0)
