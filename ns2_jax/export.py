@@ -378,7 +378,7 @@ def export(workdir: str, out: str | os.PathLike, quantize: str = "none", platfor
     out = Path(out).resolve()  # what a link leads to is replaced, not the link
     if about.scores:
         scores.read(about.scores)
-    if codec and (Path(codec).resolve() == out.resolve() or out.resolve() in Path(codec).resolve().parents):
+    if codec and (Path(codec).resolve() == out or out in Path(codec).resolve().parents):
         raise ValueError(f"--out={out} would replace --codec={codec}; write to another folder")
     if out.exists() and not is_export(out) and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out={out} exists and is not an export; it will not be overwritten")
