@@ -101,7 +101,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def get_hyper() -> Iterator[dict[str, Any]]:
-    """The paper's ablations (Table 9) beside the whole, for launch/sweep.py."""
+    """The paper's ablations (Table 9) and its score loss as printed, beside the whole, for launch/sweep.py."""
     yield {}
-    for field, value in (("prompt_in_denoiser", False), ("prompt_in_predictors", False), ("ce_weight", 0.0), ("denoiser.queries", 0)):
+    for field, value in (("prompt_in_denoiser", False), ("prompt_in_predictors", False), ("ce_weight", 0.0), ("denoiser.queries", 0),
+                         ("score_loss", "literal")):
         yield {f"model.{field}": value}
