@@ -7,7 +7,6 @@ find_python() {  # the first interpreter that is new enough and starts
   for python in "${PYTHON:-}" python3.11 python3.12 python3.13 python3.14 python3; do
     [ -n "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$python" && return
   done
-  echo "error: no Python >= 3.11 here; install one (apt-get install python3) or set PYTHON" >&2
   return 2
 }
 
@@ -35,7 +34,9 @@ environment() {
   wanted=$(cat setup.py ns2_jax/__init__.py | cksum | tr ' ' -)
   mark=.venv/.installed-$extras-$wanted
   if [ ! -e "$mark" ]; then
-    python=$(find_python) || return
+    # Images of TPU VMs on Ubuntu 22.04 start with Python 3.10, and have 3.11 beside it in apt.
+    python=$(find_python || { install_package python3.11 python3.11-venv && find_python; }) || {
+      echo "error: no Python >= 3.11 here; install one (apt-get install python3) or set PYTHON" >&2; return 2; }
     if [ ! -x .venv/bin/python ]; then
       echo "making .venv with $("$python" --version)"
       "$python" -m venv .venv 2>/dev/null || { rm -rf .venv; install_package python3-venv && "$python" -m venv .venv; } || {

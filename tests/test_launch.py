@@ -43,6 +43,30 @@ def test_scripts_are_thin(path):
     assert len(path.read_text().splitlines()) <= 80
 
 
+def test_where_python_is_too_old_a_newer_one_is_installed_beside_it(tmp_path):
+    """A TPU VM of Ubuntu 22.04 has Python 3.10: apt-get is asked for 3.11, and one line says so where it can't be had."""
+    def program(name, text):
+        (tmp_path / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    for name in ("bash", "cat", "cksum", "tr", "env", "ln", "rm", "touch", "mkdir"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    program("id", "echo 0")
+    program("python3", "exit 1")  # whatever is asked of it: too old
+    program("apt-get", "exit 1")
+    call = [shutil.which("bash"), "-c", f". {ROOT}/launch/environment.sh && mkdir -p {tmp_path}/work/ns2_jax && cd {tmp_path}/work && "
+            ": > setup.py && : > ns2_jax/__init__.py && environment tpu && echo ready"]
+    out = run(*call, env={"PATH": str(tmp_path)})
+    assert out.returncode == 2 and out.stderr.startswith("error: no Python >= 3.11 here") and out.stdout == ""
+    program("newer", """case "$*" in
+        *venv*) mkdir -p .venv/bin; ln -s "$(type -p newer)" .venv/bin/python; : > .venv/bin/activate;;
+        *--version*) echo Python 3.11;; esac""")
+    program("apt-get", f'echo "$*" >> {tmp_path}/asked; ln -s newer {tmp_path}/python3.11')
+    out = run(*call, env={"PATH": str(tmp_path)})
+    assert out.returncode == 0 and out.stdout.splitlines() == ["making .venv with Python 3.11", "installing .[tpu]", "ready"], out.stderr
+    assert (tmp_path / "asked").read_text().split()[-2:] == ["python3.11", "python3.11-venv"]
+
+
 @pytest.mark.parametrize("argument", ["--minutes=soon", "--minuts=20", "20", "--minutes="])
 def test_quickstart_refuses_what_it_does_not_know(argument):
     out = run("bash", "launch/quickstart.sh", argument)
