@@ -1,7 +1,7 @@
 """Compiling for machines that are not here: TPU slices through libtpu, and CPU meshes; the HLO reader by hand; what a plan chooses and why.
 
 The goldens in tests/golden/precompile are memory and collectives of a chip for every config's base on sixteen v5e chips. When a change of
-them is meant, refresh them with `UPDATE_GOLDEN=1 python -m pytest --slow tests/test_precompile.py -k NAME` and let the diff be read with the change.
+them is meant, refresh them with `UPDATE_GOLDEN=1 python -m pytest tests/test_precompile.py -k NAME` and let the diff be read with the change.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from ns2_jax.runtime import flops
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "precompile"
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
-LONG = ("vocoder", "grad_stylespeech")
-"""Unrolled networks, for which the compiler takes three minutes of a core and more: with --slow. What it need not compile is held without."""
 LITTLE = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 
 
@@ -115,12 +113,12 @@ def test_how_the_compiler_refuses(text, expected):
     assert fit.wanted("RESOURCE_EXHAUSTED: no reason", 0) == (None, None)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CONFIGS])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
     """The whole train step at low compiler effort; nothing that a chip holds or sends has changed by more than 3 %."""
     path = GOLDEN / f"{name}.json"
     if not path.exists() and "UPDATE_GOLDEN" not in os.environ:
-        pytest.fail(f"no golden of {name}: UPDATE_GOLDEN=1 python -m pytest --slow tests/test_precompile.py -k {name}")
+        pytest.fail(f"no golden of {name}: UPDATE_GOLDEN=1 python -m pytest tests/test_precompile.py -k {name}")
     done = call(f"--config=configs/{name}.py:base", "--topology=v5e:4x4", "--json", **LITTLE)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -136,29 +134,6 @@ def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
         assert found["collectives"][kind] == pytest.approx(numbers, rel=0.03), kind
     if name == "naturalspeech2":
         assert abs(report["parameters"] / (72e6 + 34e6 + 50e6 + 69e6 + 183e6) - 1) < 0.01
-
-
-LAID_OUT = """
-import importlib, json, sys
-from ns2_jax.runtime import cluster
-cluster.pretend(16)
-from ns2_jax.precompile import fit
-from ns2_jax.runtime import state
-for name in sys.argv[1:]:
-    config = importlib.import_module(f"configs.{name}").get_config("base")
-    program = fit.make(config, "cpu:16")
-    held = sum(fit.shard_bytes(program.shapes[key], program.where[key]) for key in ("params", "opt", "ema", "rest"))
-    print(json.dumps([state.count(program.shapes["params"]), held]))
-"""
-
-
-def test_states_that_take_long_to_compile_are_laid_out_as_they_were():
-    """Parameters, and what a chip of sixteen holds of the state, need no compiler."""
-    names = [name for name in LONG if (GOLDEN / f"{name}.json").exists()]
-    done = call(*names, code=LAID_OUT)
-    assert done.returncode == 0, done.stderr
-    goldens = [json.loads((GOLDEN / f"{name}.json").read_text()) for name in names]
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [[g["parameters"], g["state_bytes_per_chip"]] for g in goldens]
 
 
 # What does not fit ---------------------------------------------------------------------------------------------------
