@@ -54,6 +54,8 @@ def plan(source: Path, out: Path, reads: tuple[str, ...], measure: Measure, suff
     if source.is_dir():
         if out.exists() and not out.is_dir():
             raise ValueError(f"{out} is a file; {source} is a folder, and its tree needs a folder")
+        if suffix != recordings.SUFFIX and out.resolve() == source.resolve():
+            raise ValueError(f"{out}: decoded there, recordings that lie beside their codes would be taken for decoded copies; give another folder")
         return [(path, (out / path.relative_to(source)).with_suffix(suffix)) for path in listed(source, reads)]
     check_name(source)
     target = out / (source.stem + suffix) if out.is_dir() else out

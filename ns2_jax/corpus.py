@@ -2,7 +2,7 @@
 
 What `synthesize --batch=DATA --out=DIR` makes has the groups `meta`, `audio` and `align` (the phones with the times that the model gave
 them) of every shard of DATA, in the same record format; F0, codes and the rest are added by `data_pipelines.run`. An utterance keeps its text,
-speaker and split; its `source` says that it is synthetic, and which model made it. A prompt is the next recording of the same speaker in
+speaker and split; its `source` says that it is synthetic, by which model, seed and prompt. A prompt is the next recording of the same speaker in
 the shard, its own where there is no other.
 
 A shard is finished or not there, and the same command goes on with those that are not; other weights, options or data make it anew. Hosts
@@ -98,7 +98,8 @@ def speak_shard(model: inference.Model, data: dataset.Dataset, out: str | os.Pat
                         continue
                     pcm = np.frombuffer(inference.wav_samples(speech), "<i2")
                     text = {key: str(value) for key, value in metas[i].items() if key != "num_samples"}
-                    text |= {"utt_id": f"{text['utt_id']}-spoken", "source": f"synthetic, {speech.origin.system} {model.hash}: {text['source']}"}
+                    made_by = f"synthetic, {speech.origin.system} {model.hash}, seed {speech.origin.seed}, voice of {metas[prompts[i]]['utt_id']}"
+                    text |= {"utt_id": f"{text['utt_id']}-spoken", "source": f"{made_by}: {text['source']}"}
                     times = {"phones": inference.inventory.ids(list(speech.phones)).astype(np.uint8), "ends": speech.ends.astype(np.int32)}
                     for group, values in (("meta", text), ("audio", {"audio": pcm.astype(np.int16)}), ("align", times)):
                         writers[group].write(values, len(pcm))

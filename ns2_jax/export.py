@@ -268,6 +268,7 @@ def card(config: Mapping[str, Any], provenance: Mapping[str, Any], numbers: int,
     rows = [("system", config["system"]), ("size", config.get("size", "")), ("parameters", f"{numbers:,}"),
             ("weights", f"{size / 1e6:.1f} MB, rounding {quantize}"),
             ("audio", f"{config['data']['sample_rate']} Hz, {config['data']['hop']} samples a frame"),
+            *((f"{part} begun from", source) for part, source in dict(config.get("init_from", {})).items()),
             *((key.replace("_", " "), value) for key, value in provenance.items() if isinstance(value, (str, int, float)))]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
     codec = "\nIt needs the codec `{hash}` at `{path}`.\n".format_map(config["codec"]) if isinstance(config.get("codec"), Mapping) else ""

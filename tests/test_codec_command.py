@@ -256,6 +256,8 @@ def test_a_folder_is_mirrored_and_bad_files_do_not_stop_it(model, other, tmp_pat
     assert code == 2 and err.count("exists and is something else") == 3
     out = done("decode", str(coded), str(back), f"--model={model}", "--format=flac")
     assert "decoded 3 of 3 files" in out and names(back) == ["deep/er/three.flac", "deep/two.flac", "one.flac"]
+    code, _, err = run(NAME, "decode", str(coded), str(coded / "../coded"), f"--model={model}")
+    assert code == 2 and "recordings that lie beside their codes would be taken for decoded copies" in err
     (coded / "zero.ns2").write_bytes(b"")
     code, out, err = run(NAME, "decode", str(coded), str(back), f"--model={model}", "--format=flac")
     assert code == 2 and "3 were there already" in out and "zero.ns2: not a code file" in err

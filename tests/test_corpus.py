@@ -47,7 +47,8 @@ def test_every_text_is_spoken_in_its_speakers_voice(source, tmp_path):
     rows = {new.read("train", "meta", i)["utt_id"]: i for i in range(4)}
     assert set(rows) == {f"train{i}-spoken" for i in (0, 1, 3, 4)}
     meta = new.read("train", "meta", rows["train0-spoken"])
-    assert meta["text"] == TEXTS[0] and meta["speaker"] == "a" and meta["source"] == f"synthetic, toy {model.hash}: flite"
+    assert meta["text"] == TEXTS[0] and meta["speaker"] == "a" and meta["source"] == (
+        f"synthetic, toy {model.hash}, seed {zlib.crc32(b'5 train0')}, voice of train2: flite")
     voice = old.read("train", "audio", 1)["audio"].astype(np.float32) / 32768  # train2, the next of "a" in the first shard
     speech = model.speak(TEXTS[0], (voice, 800), zlib.crc32(b"5 train0"), steps=2)
     np.testing.assert_allclose(new.read("train", "audio", rows["train0-spoken"])["audio"] / 32768, speech.audio, atol=1 / 32768)

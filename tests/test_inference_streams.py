@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ns2_jax import inference
+from ns2_jax.audio import files
 from ns2_jax.inference import streams
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.runtime import state
@@ -226,3 +227,24 @@ def test_an_hour_takes_the_memory_of_seconds():
     tracemalloc.stop()
     assert frames == 3600 * 200 and most < 3 * 512 * 4 + 800
     assert size < 1e6
+
+
+@pytest.mark.parametrize("codes, levels, message", [
+    (np.zeros((9, 4), int), None, "codes have 4 levels; expected 1 to 3"), (np.zeros((9, 3)), None, "codes are float64"),
+    (np.full((9, 3), 16), None, "codes go from 16 to 16; expected 0 to 15"), (np.full((9, 3), -1), None, "codes go from -1"),
+    (np.zeros((9, 3), int), 0, "levels=0; expected 1 to 3"), (np.zeros((9, 3), int), -1, "levels=-1; expected 1 to 3")])
+def test_codes_that_the_codec_does_not_have_are_refused(codes, levels, message):
+    codec = make("causal")
+    for call in (lambda: codec.decode(codes, levels), lambda: list(codec.decode_stream([codes], levels))):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_audio_that_is_none_is_refused_and_codes_of_fewer_levels_are_decoded():
+    codec = make("causal")
+    for audio, message in ((np.zeros(999, np.int16), "audio is int16"), (np.full(999, np.nan, np.float32), "NaN or infinite")):
+        for call in (lambda: codec.encode(audio), lambda: list(codec.encode_stream([audio]))):
+            with pytest.raises(files.AudioError, match=message):
+                call()
+    codes = codec.encode(sound(600)[0])
+    np.testing.assert_allclose(codec.decode(codes[:, :1]), codec.decode(codes, levels=1), atol=1e-6)

@@ -35,6 +35,24 @@ def test_a_call_is_speak_and_a_batch_is_many_of_them(model):
     np.testing.assert_array_equal(both[1].audio, model("Good night.", VOICE, 3, steps=2).audio)
 
 
+@pytest.mark.parametrize("gain", [0.01, 1.0, 30.0])
+def test_speech_is_as_loud_as_prompts_are_made(gain):
+    """However softly or loudly a model speaks, in one piece or sentence by sentence."""
+    model = tiny.toy(gain=gain, rate=16000)
+    for speech in (model("Hello there.", VOICE), *model.stream(TEXT, VOICE)):
+        level, peak = files.active_rms(speech.audio, 16000), np.abs(speech.audio).max()
+        assert level == pytest.approx(files.LEVEL, rel=0.01) or (level < files.LEVEL and peak == pytest.approx(files.PEAK))
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(temperature=-1.0), "temperature=-1.0; expected 0 or more"), (dict(temperature="hot"), "temperature='hot'; expected a number"),
+    (dict(temperature=float("nan")), "temperature=nan"), (dict(speed=[1]), r"speed=\[1\]"), (dict(window=3), "unknown option 'window'")])
+def test_options_that_make_no_sense_are_named(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model("Hello there.", VOICE, **options)
+    assert len(model("Hello there.", VOICE, pitch_shift=None).audio)
+
+
 def test_the_result_carries_words_phones_and_pitch_in_seconds(model):
     speech = model("Hello, you.", VOICE)
     assert [word for word, _, _ in speech.word_times] == ["hello", "you"]

@@ -43,7 +43,7 @@ def test_a_file_and_its_sidecar_name_model_prompt_and_seed(speech, tmp_path, nam
 
 @pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
 def test_bytes_are_marked_too(speech, suffix):
-    loud = Speech(**{**vars(speech), "audio": np.tile(4 * speech.audio, 40), "rate": 16000})
+    loud = Speech(**{**vars(speech), "audio": np.tile(20 * speech.audio, 40), "rate": 16000})
     data = inference.encode(loud, suffix)
     assert inference.read_mark(io.BytesIO(data))["seed"] == 4
     audio, rate = soundfile.read(io.BytesIO(data))
@@ -54,12 +54,19 @@ def test_bytes_are_marked_too(speech, suffix):
         inference.encode(speech, ".mp3")
 
 
+def test_samples_may_have_an_origin(speech, tmp_path):
+    """What an evaluation keeps: as loud as it was judged, and with the sidecar of the speech it was."""
+    inference.write(tmp_path / "b.wav", (0.01 * speech.audio, 800), origin=speech.origin)
+    assert np.abs(soundfile.read(tmp_path / "b.wav")[0] - 0.01 * speech.audio).max() < 2 / 32768
+    assert json.loads((tmp_path / "b.wav.json").read_text())["seed"] == 4 == inference.read_mark(tmp_path / "b.wav")["seed"]
+
+
 def test_a_stream_is_marked_in_its_head(speech):
     data = b"".join(writing.wav_stream([speech, speech]))
     assert data[:4] == b"RIFF" and inference.read_mark(io.BytesIO(data))["model"] == tiny.toy().hash
     audio, rate = soundfile.read(io.BytesIO(data))
     assert rate == 800 and len(audio) == 2 * len(speech.audio)
-    np.testing.assert_allclose(audio[: len(speech.audio)], np.clip(speech.audio, -1, 1), atol=1 / 32768)
+    np.testing.assert_allclose(audio[: len(speech.audio)], speech.audio, atol=1 / 32768)
 
 
 def test_what_is_recorded_or_unknown_is_not_called_what_it_is_not(speech, tmp_path):

@@ -300,22 +300,27 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
             item["alignment"] = {"recording": pictures.aligned(align["phones"], align["ends"], rate)}
     speeches: list[inference.Speech | None] = []
     takes: list[list[np.ndarray | None]] = []
+    origins: dict[str, list[inference.Origin | None]] = {}
     if task == "tts":
         speeches, spent = synthesise(model, material, ask.seed, ask.sampler, continued=continued)
         made["synthesis"] = [speech and speech.audio for speech in speeches]
+        origins["synthesis"] = [speech and speech.origin for speech in speeches]
         lengths = cluster.gather([len(audio) / rate if audio is not None else 0.0 for audio in made["synthesis"]])
         cluster.say(f"spoke {sum(lengths):.0f} s in {spent:.0f} s, compilation included")
         for condition, options in swept.items():
             found, _ = synthesise(model, material, ask.seed, options, condition)
             made[condition] = [speech and speech.audio for speech in found]
+            origins[condition] = [speech and speech.origin for speech in found]
         for take in range(1, max(ask.takes if "diversity" in evals else 1, ask.rerank)):
             again, _ = synthesise(model, material, ask.seed + take * TAKE, ask.sampler, f"take_{take}", continued)
             takes.append([speech and speech.audio for speech in again])
+            origins[f"take_{take}"] = [speech and speech.origin for speech in again]
         if ask.rerank > 1:
             every = [made["synthesis"], *takes[: ask.rerank - 1]]
             texts = [item["text"] for item in items]
             chosen = best_takes.best(texts, material.prompts, every, rate, ask.recogniser, cluster.cores(), cluster.is_first())
             made["reranked"] = [every[k][i] for i, k in enumerate(chosen)]
+            origins["reranked"] = [origins[f"take_{k}" if k else "synthesis"][i] for i, k in enumerate(chosen)]
             takes = takes[: ask.takes - 1] if "diversity" in evals else []
     elif task in changed.TASKS:
         aligner = None if task == "sing" else inference.load(ask.aligner)
@@ -323,6 +328,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
             made["noisy"] = material.sources
         speeches, spent = changed.make(task, model, aligner, material, ask.seed, ask.sampler, lambda item, reason: fail(item, "synthesis", reason))
         made["synthesis"] = [speech and speech.audio for speech in speeches]
+        origins["synthesis"] = [speech and speech.origin for speech in speeches]
         cluster.say(f"{task} took {spent:.0f} s, compilation included")
     if not made:
         raise ValueError("nothing to score: there are no recordings, and neither --model nor --wavs is given")
@@ -351,7 +357,7 @@ def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path |
     if "predictability" in evals and cluster.is_first():
         lines += judges.table_of_means(model, material.dataset, ask.seed, {**ours, "data": material.about["data"]})
     if out and ask.save_audio:
-        save_audio(out / "audio", items, made, rate)
+        save_audio(out / "audio", items, made, origins, rate)
     items = cluster.gather(items)
     cluster.say("\n" + scores.table(lines))
     return lines, items
@@ -392,16 +398,20 @@ def check_audio(ask: Ask, out: Path | None) -> None:
                          "another --out")
 
 
-def save_audio(folder: Path, items: Sequence[Mapping[str, Any]], made: Mapping[str, Sequence[np.ndarray | None]], rate: int) -> None:
-    """FOLDER/<id>-<condition>.flac of this host's items; where there is no output, none is left of an earlier evaluation."""
+def save_audio(folder: Path, items: Sequence[Mapping[str, Any]], made: Mapping[str, Sequence[np.ndarray | None]],
+               origins: Mapping[str, Sequence[inference.Origin | None]], rate: int) -> None:
+    """FOLDER/<id>-<condition>.flac of this host's items as they were judged, what was synthesised with its origin beside it; where there is no
+    output, none is left of an earlier evaluation. What went through a codec is a recording still."""
     folder.mkdir(parents=True, exist_ok=True)
+    spoken = {*origins, "true_tokens", "wavs"}
     for condition, audios in made.items():
-        for item, audio in zip(items, audios):
+        for item, audio, origin in zip(items, audios, origins.get(condition) or [None] * len(audios)):
             file = folder / f"{item['id'].replace('/', '_')}-{condition}.flac"
             if audio is None:
                 file.unlink(missing_ok=True)
+                inference.sidecar_of(file).unlink(missing_ok=True)
             else:
-                inference.write(file, (audio, rate), recorded=condition in ("recording", "noisy"))
+                inference.write(file, (audio, rate), recorded=condition not in spoken, origin=origin)
 
 
 def write(out: Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:

@@ -165,6 +165,7 @@ def score(ask: job.Ask, path: str, model: inference.Model, out: Path | None) -> 
     lines = judges.judge(ask.recogniser, ask.seed, rest, material, made, [], [], about.__getitem__)
     lines += judge(talks, made, scripts, aligner, ask.seed, about) if "turns" in evals else []
     if out and ask.save_audio:
-        job.save_audio(out / "audio", material.items, made, material.rate)
+        origins = {"synthesis": [one and one.speech.origin for one in spoken]}
+        job.save_audio(out / "audio", material.items, made, origins, material.rate)
     print("\n" + scores.table(lines))
     return lines, material.items

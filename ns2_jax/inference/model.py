@@ -212,6 +212,7 @@ class Model:
         return out[name]
 
     def _encode(self, audios: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        audios = [checked(audio) for audio in audios]
         frames = [len(audio) // self.hop for audio in audios]
         if 0 in frames:
             samples = len(audios[frames.index(0)])
@@ -234,10 +235,29 @@ class Model:
         """Latents `[t, c]`, not quantised -> audio float32 `[t * hop]`."""
         return self._decode("decode_latents", "latents", [latents])[0]
 
+    def _check_codes(self, codes: np.ndarray, levels: int | None) -> None:
+        """Raises ValueError for codes that the codec does not have, or more levels than there are."""
+        most, entries = self.system.sizes.get("q", 0), getattr(self.system, "codes", 0)
+        if codes.dtype.kind not in "iu":
+            raise ValueError(f"codes are {codes.dtype}; expected integers")
+        if not 1 <= codes.shape[-1] <= most:
+            raise ValueError(f"codes have {codes.shape[-1]} levels; expected 1 to {most}")
+        if entries and codes.size and not 0 <= codes.min() <= codes.max() < entries:
+            raise ValueError(f"codes go from {codes.min()} to {codes.max()}; expected 0 to {entries - 1}")
+        if levels is not None and not 1 <= levels <= codes.shape[-1]:
+            raise ValueError(f"levels={levels}; expected 1 to {codes.shape[-1]}")
+
     def _decode(self, program: str, name: str, arrays: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
         frames = [len(array) for array in arrays]
         if 0 in frames:
             raise ValueError(f"no {name} to decode")
+        if name == "codes":
+            arrays, levels = [np.asarray(array) for array in arrays], options.get("levels")
+            for array in arrays:
+                self._check_codes(array, levels)
+            most, given = self.system.sizes["q"], min(array.shape[-1] for array in arrays)
+            options["levels"] = levels or (given if given < most else None)
+            arrays = [np.pad(array, ((0, 0), (0, most - array.shape[-1]))) for array in arrays]
 
         def row(i: int, length: int) -> dict[str, np.ndarray]:
             return {name: np.pad(arrays[i], ((0, length - frames[i]), (0, 0)), mode="edge")}  # what follows the end sounds like it
@@ -279,7 +299,7 @@ class Model:
         Raises ValueError for blocks of other shapes, for a stream without samples, for a model that is no codec.
         """
         reach, axes = self.reach("encode"), streams.Rows("audio", "s")
-        for window, begin, end in streams.windows(streams.framed(axes.split(blocks), self.hop), chunk, reach, "constant"):
+        for window, begin, end in streams.windows(streams.framed(axes.split(map(checked, blocks)), self.hop), chunk, reach, "constant"):
             t = window.shape[1]
             rows = [{"audio": row.reshape(-1)} for row in window]
             outs = self.run("encode", rows, sizes={"s": t * self.hop, "t": t})
@@ -294,6 +314,8 @@ class Model:
         reach, axes, known = self.reach("decode"), streams.Rows(self.unit, "tq"), self.system.sizes.get("q", 0)
         for window, begin, end in streams.windows(axes.split(blocks), chunk, reach, "edge"):
             given = window.shape[-1]
+            if known:
+                self._check_codes(window, min(levels, given) if levels and levels > 0 else levels)
             used = min(levels or given, given) if known else 0
             sizes = {"s": window.shape[1] * self.hop, "t": window.shape[1]}
             rows = [{self.unit: np.pad(row, ((0, 0), (0, known - given if known else 0)))} for row in window]
@@ -381,6 +403,16 @@ class Model:
         """Compiles what speaking needs, for each bucket and each number of `rows` (rounded up to 1, 2, 4 or 8 a device), with a prompt as
         long as those of training or the one given. Returns (bucket, rows, seconds) of each. `options`: those that will be used."""
         return sentences.warm_up(self, rows, prompt, options)
+
+
+def checked(audio: np.ndarray) -> np.ndarray:
+    """`audio` as an array. Raises AudioError for what is no float audio: integers would be taken for audio thousands of times too loud."""
+    audio = np.asarray(audio)
+    if audio.dtype.kind != "f":
+        raise files.AudioError("unreadable", f"audio is {audio.dtype}; expected float samples from -1 to 1")
+    if not np.isfinite(audio).all():
+        raise files.AudioError("nan", "audio has samples that are NaN or infinite")
+    return audio
 
 
 def ladder(frames: int) -> int:

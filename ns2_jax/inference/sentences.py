@@ -90,7 +90,7 @@ def _rehearse(model: Model, index: int, voice: prompts.Heard, number: int, optio
     piece = speech.Piece(0, words, 0, voice.codes, bucket=index, said=voice.words)
     piece.durations = np.full(len(piece.phones), bucket["t"] // len(piece.phones))
     piece.f0 = np.zeros(piece.durations.sum(), np.float32)
-    shift, sizes, windows = options.pop("pitch_shift", 0), {"p": bucket["p"], "u": room}, speech.windows(model, room)
+    shift, sizes, windows = options.pop("pitch_shift", None) or 0, {"p": bucket["p"], "u": room}, speech.windows(model, room)
     early = {name: options.pop(name) for name in list(options) if name in model.programs["durations"].options}
     shared, options = speech.scheduled(model, "sample", options)
     row, keys = speech.inputs_of(model, piece, bucket, room), [0] * number

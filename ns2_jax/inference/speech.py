@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
+from ns2_jax.audio import files
 from ns2_jax.inference import prompts, provenance, score as scores
 from ns2_jax.inference.prompts import Heard, Said
 from ns2_jax.inference.score import Score
@@ -136,11 +137,19 @@ def check(model: Model, steps: int | None, options: Mapping[str, Any]) -> None:
     """Raises ValueError for a model that does not speak, and for options that it does not have or that make no sense."""
     if not model.speaks:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
-    known = {"pitch_shift", "schedule", *model.programs["durations"].options, *model.programs["sample"].options}
+    defaults = {**model.programs["durations"].options, **model.programs["sample"].options}
+    known = {"pitch_shift", "schedule", *defaults} - {"window"}  # which goes by the prompt
     given = {name for name, value in {**options, "steps": steps}.items() if value is not None}
     if unknown := sorted(given - known):
         raise ValueError(f"unknown option {unknown[0]!r}; {model.name} takes {sorted(known)}")
-    shift = float(options.get("pitch_shift", 0.0))
+    for name in sorted(given & set(defaults)):
+        value, default = options.get(name, steps), defaults[name]
+        kind = str if isinstance(default, str) else bool if isinstance(default, bool) else (int, float, np.number)
+        if default is not None and (not isinstance(value, kind) or (kind is not str and not np.isfinite(value))):
+            raise ValueError(f"{name}={value!r}; expected {'a number' if isinstance(kind, tuple) else 'text' if kind is str else 'true or false'}")
+    shift = float(options.get("pitch_shift") or 0.0)
+    if (temperature := options.get("temperature")) is not None and temperature < 0:
+        raise ValueError(f"temperature={temperature!r}; expected 0 or more")
     if steps is not None and (not isinstance(steps, (int, np.integer)) or steps < 1):
         raise ValueError(f"steps={steps!r}; expected a number from 1 on")
     if (speed := options.get("speed")) is not None and (not isinstance(speed, (int, float, np.number)) or not 0 < speed < np.inf):
@@ -157,7 +166,7 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
     check(model, steps, options)
     seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
     table, given, options = model.pronunciations(lexicon), {**options, "steps": steps}, dict(options)
-    shift = float(options.pop("pitch_shift", 0.0))
+    shift = float(options.pop("pitch_shift", None) or 0.0)
     attempt, failed = attempts(failures)
     heard: dict[Any, Heard] = {}
     origins: dict[int, provenance.Origin] = {}
@@ -185,7 +194,13 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
         if i not in failed:
             origins[i] = provenance.origin(model, known.digests, seed, given, known.consent)
             pending += pieces_of(model, i, score, seed, known.codes, known.words)
-    return finish(model, pending, origins, len(requests), shift, {"steps": steps, **options}, attempt, failed)
+    made = finish(model, pending, origins, len(requests), shift, {"steps": steps, **options}, attempt, failed)
+    return [one and dataclasses.replace(one, audio=as_loud_as_prompts(one.audio, one.rate)) for one in made]
+
+
+def as_loud_as_prompts(audio: np.ndarray, rate: int) -> np.ndarray:
+    """`audio [s]` with the active level that prompts are brought to (`files.LEVEL`), whatever the model made of it; silence stays silent."""
+    return files.match_loudness(audio, rate) if files.active_rms(audio, rate) > 0 else audio
 
 
 def attempts(failures: dict[int, str] | None) -> tuple[Callable[..., Any], set[int]]:

@@ -25,14 +25,15 @@ def _parts(speech: Speech | tuple[np.ndarray, int]) -> tuple[np.ndarray, int, pr
     return audio if peak <= 1.0 else audio * (files.PEAK / peak), rate, origin
 
 
-def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int], recorded: bool = False) -> None:
+def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int], recorded: bool = False, origin: provenance.Origin | None = None) -> None:
     """Writes generated audio (.wav, .flac, .ogg), whole or not at all; too loud audio is scaled down, not clipped.
 
     It is marked as synthetic, and beside a `Speech` lies `PATH.json` with the model's hash, the prompts' and the seed. `recorded` says
-    that the samples are somebody's recording after all (evaluations keep those beside the synthesis), which is not marked. Raises
-    ValueError or FileNotFoundError for a name that can't be written.
+    that the samples are somebody's recording after all, or what a codec made of one (evaluations keep those beside the synthesis), which is
+    not marked; `origin` is of samples that are no `Speech` any more. Raises ValueError or FileNotFoundError for a name that can't be written.
     """
-    audio, rate, origin = _parts(speech)
+    audio, rate, own = _parts(speech)
+    origin = origin or own
     files.write(path, audio, rate, {} if recorded else provenance.tags(origin))
     if origin is not None:
         write_text(sidecar_of(path), provenance.sidecar(origin, path, len(audio) / rate, rate))

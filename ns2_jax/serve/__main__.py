@@ -81,8 +81,8 @@ def main(argv: list[str]) -> None:
     made = app.create(worker, voices.Voices(model, FLAGS.voices, FLAGS.require_consent), limits)
     print(f"http://{FLAGS.host}:{listener.getsockname()[1]} serves {FLAGS.model} ({model.config['system']}, {model.hash}); the first requests wait "
           "until it is warm", flush=True)
-    config = uvicorn.Config(made, log_level="warning", server_header=False, ws="none", timeout_keep_alive=10, timeout_graceful_shutdown=10,
-                            limit_concurrency=CONNECTIONS)
+    config = uvicorn.Config(made, log_level="warning", server_header=False, ws="none", http=guard.PatientProtocol, timeout_keep_alive=10,
+                            timeout_graceful_shutdown=10, limit_concurrency=CONNECTIONS)
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -247,9 +247,10 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
         return {"object": "list", "data": [{"id": worker.model.hash, "object": "model", "owned_by": "ns2_jax"}]}
 
     @app.post("/v1/say")
-    def say(said: schema.Saying) -> list[schema.Word]:
+    def say(request: Request, said: schema.Saying) -> list[schema.Word]:
         """What would be spoken, without speaking: words with their phones; pauses are words of the phone `sil`."""
-        (ask,) = service.asks(said, False)
+        with service.client(request):
+            (ask,) = service.asks(said, False)
         return [schema.Word(word=word.text, phones=list(word.phones)) for word in ask.score.words]
 
     @app.post("/v1/speech")

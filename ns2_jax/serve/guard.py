@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import h11
 from absl import logging
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 DRAIN = 256 << 20  # bytes of a refused body that are read and thrown away
@@ -33,6 +35,34 @@ class Refusal(Exception):
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.seconds)} if self.seconds else {}
+
+
+class PatientProtocol(H11Protocol):
+    """Closes a connection whose next request has no whole head within uvicorn's `timeout_keep_alive`, which by itself counts from an answer to the
+    next byte alone: silent connections would fill the server. A body's time is `Guard`'s to count."""
+
+    late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.late:
+            self.late.cancel()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            if self.late:
+                self.late.cancel()
+            self.late = None
+        elif self.late is None:
+            self.late = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
 
 
 class Guard:

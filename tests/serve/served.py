@@ -18,7 +18,7 @@ import uvicorn
 
 from ns2_jax import inference
 from ns2_jax.audio import files
-from ns2_jax.serve import app, voices, work
+from ns2_jax.serve import app, guard, voices, work
 
 CONSENT = "I, Ann Example, allow my voice to be imitated for tests."
 
@@ -49,7 +49,8 @@ def running(model: Any = None, limits: app.Limits = app.Limits(), folder: Any = 
     """(address, worker) of a server that is up."""
     model = model or tiny.toy(rate=4000)
     speaker = work.Worker(model, **{"warm": False, **worker})
-    server = uvicorn.Server(uvicorn.Config(app.create(speaker, voices.Voices(model, folder, needs_consent), limits), log_level="error", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app.create(speaker, voices.Voices(model, folder, needs_consent), limits), log_level="error", ws="none",
+                                           http=guard.PatientProtocol, timeout_keep_alive=max(int(limits.patience), 1)))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

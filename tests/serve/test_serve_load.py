@@ -123,6 +123,22 @@ def test_who_waits_too_long_is_told_and_slow_bodies_are_cut(model):
         assert answer.status == 408 and b"longer than 0.5 s" in answer.read()
 
 
+def test_who_says_nothing_or_half_a_head_is_let_go(model):
+    """After a second, also on a connection that has been answered before; a request meanwhile is answered."""
+    with served.running(model, app.Limits(patience=1)) as (address, _):
+        host, port = address.removeprefix("http://").split(":")
+        silent, half, again = (socket.create_connection((host, int(port)), timeout=10) for _ in range(3))
+        again.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert again.recv(9) == b"HTTP/1.1 "
+        for one in (half, again):
+            one.sendall(b"GET /health HTTP/1.1\r\nhost: local")
+        assert served.post(f"{address}/health")[0] == 200
+        for one in (silent, half, again):
+            while one.recv(4096):
+                pass
+            one.close()
+
+
 def test_a_worker_keeps_order_leaves_out_the_gone_and_survives_faults(model):
     voice = model.hear(voices.BUNDLED)
     ask = lambda text, **more: work.Ask(inference.of_words(inference.spoken(text)), voice, **more)
