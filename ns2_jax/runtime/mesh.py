@@ -76,8 +76,8 @@ def sizes(wanted: Mapping[str, int], devices: int) -> dict[str, int]:
 def make_mesh(wanted: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh with axes `AXES` over `devices` (default all), `config.mesh` saying how many each axis takes.
 
-    A mesh smaller than the machine takes the first devices (one host only). With several slices the `data` axis is
-    the one between them.
+    A mesh smaller than the machine takes the first devices (one host only). With several slices of TPUs the `data` axis
+    is the one between them.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = tuple(sizes(wanted, len(devices)).values())
@@ -86,13 +86,14 @@ def make_mesh(wanted: Mapping[str, int], devices: Sequence[Any] | None = None) -
         if len({d.process_index for d in devices}) > 1:
             raise ValueError(f"mesh takes {used} of {len(devices)} devices; on several hosts it must take all (use -1)")
         devices = devices[:used]
-    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    tpu = devices[0].platform == "tpu"
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if tpu else 1  # on GPUs every host has an index of its own
     if slices > 1:
         if shape[0] % slices:
             raise ValueError(f"mesh.data={shape[0]} must be a multiple of the {slices} slices")
         within = (shape[0] // slices, *shape[1:])
         array = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices)
-    elif devices[0].platform == "tpu":
+    elif tpu:
         array = mesh_utils.create_device_mesh(shape, devices)  # follows the torus
     else:
         array = np.asarray(devices).reshape(shape)

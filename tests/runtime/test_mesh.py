@@ -28,6 +28,22 @@ def test_smaller_mesh_takes_the_first_devices():
     assert list(mesh.devices.flat) == jax.devices()[:4]
 
 
+@pytest.mark.parametrize("platform, found", [("gpu", {"data": 1, "fsdp": 16}), ("tpu", None)])
+def test_hosts_of_gpus_are_no_slices(platform, found):
+    """Both have an index of their own for each of two hosts; only between slices of TPUs must `data` lie."""
+    class Device:  # hashed by what it is
+        def __init__(self, i):
+            self.id, self.platform, self.device_kind, self.process_index, self.slice_index = i, platform, "kind", i // 8, i // 8
+
+    devices = [Device(i) for i in range(16)]
+    if found is None:
+        with pytest.raises(ValueError, match="mesh.data=1 must be a multiple of the 2 slices"):
+            meshes.make_mesh({"fsdp": -1}, devices)
+        return
+    mesh = meshes.make_mesh({"fsdp": -1}, devices)
+    assert dict(mesh.shape) == found | {"sequence": 1, "tensor": 1} and list(mesh.devices.flat) == devices
+
+
 @pytest.mark.parametrize("wanted, message", [
     ({"sequence": 2, "tensor": 2}, "multiplies convolutions"),
     ({"sequence": -1, "tensor": 2}, "multiplies convolutions"),
