@@ -113,7 +113,8 @@ PLACE = {"CLUSTER": "c", "ZONE": "z", "PROJECT": "p", "IMAGE": "registry/ns2:tpu
 
 @pytest.mark.parametrize("words, expected", [
     (["launch/processes.sh", "--dry-run", "2"], ["JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 python -m ns2_jax.train --config=configs/codec.py:base"]),
-    (["launch/slurm.sbatch", "--dry-run"], ["srun --kill-on-bad-exit=0 python -m ns2_jax.train --config=configs/codec.py:base"]),
+    (["launch/slurm.sbatch", "--dry-run"], [
+        "SRUN_CPUS_PER_TASK=32 srun --kill-on-bad-exit=0 python -m ns2_jax.train --config=configs/codec.py:base"]),
     (["launch/xpk/train.sh", "--dry-run", "w", "v5p-128", "x2"], [
         "xpk workload create --cluster=c --zone=z --project=p --workload=w --tpu-type=v5p-128 --num-slices=2 --docker-image=registry/ns2:tpu",
         "--max-restarts=1000 --restart-on-exit-codes=75\\,134\\,143", "--config.mesh.data=2"]),
@@ -161,8 +162,24 @@ def test_what_a_dry_run_prints_is_what_a_run_does(tmp_path, words):
     assert real == shown and ("gcloud" in real) == ("tpu_vm" in script)
 
 
+@pytest.mark.parametrize("code", [0, 1, 2, 75, 126, 127, 129, 134, 135, 137, 139, 143])
+def test_slurm_gives_a_task_its_cores_and_requeues_what_may_go_on(tmp_path, code):
+    """srun returns the highest code: of a process that a signal ended it hides the survivors' 75."""
+    for name, text in (("srun", f'echo "cores $SRUN_CPUS_PER_TASK"; exit {code}'), ("scontrol", 'echo "$*"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "12"}
+    for restarts in ("0", "100"):
+        out = run("bash", "launch/slurm.sbatch", "--config=x", env={**env, "SLURM_RESTART_COUNT": restarts})
+        assert out.returncode == code and out.stdout.splitlines()[0] == "cores 12", out.stderr
+        assert ("requeue 7" in out.stdout) == (restarts == "0" and (code == 75 or code >= 129))
+
+
 @pytest.mark.parametrize("words, line", [
     (["launch/local.sh"], ""),
+    (["launch/slurm.sbatch"], ""),
     (["launch/processes.sh", "two", "--config=x"], ""),
     (["launch/jobset.sh", "n"], ""),
     (["launch/jobset.sh", "n", "v9:2x2", "--config=x"], "error: v9 is no family of TPU"),
