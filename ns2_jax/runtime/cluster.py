@@ -7,8 +7,8 @@
     WANDB_PROJECT         send metrics to Weights & Biases too, when `wandb` is installed
 
 Exit codes: 0 done, 1 failed (a bug, or training met a non-finite number), 2 the command, its input or a disk is wrong,
-75 another process of the cluster is gone (134, with JAX's stack dump: the first is gone, or one did not come in time) and 143 stopped by SIGTERM
-after saving: start it again.
+75 another process of the cluster is gone, or what joins them broke (134, with JAX's stack dump: the first is gone, or one did not come in time)
+and 143 stopped by SIGTERM after saving: start it again.
 """
 
 from __future__ import annotations
@@ -295,6 +295,11 @@ def _end(code: int) -> None:
         os._exit(code)
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether several processes that start again may get further: a collective broke and nobody is known to be gone. Memory stays too small."""
+    return watching.is_runtime(error) and "RESOURCE_EXHAUSTED" not in str(error)
+
+
 def _underscored(argv: Sequence[str]) -> list[str]:
     """`--dry-run`, as the scripts of launch/ have it, for `--dry_run`; what follows `--` stays."""
     words = list(argv)
@@ -335,7 +340,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             if not is_user_error(error):
                 if jax.distributed.is_initialized():
                     traceback.print_exception(error)
-                    _end(FAILED)
+                    _end(LOST if _may_pass(error) else FAILED)
                 raise
             return _fail(error)
 

@@ -103,6 +103,30 @@ def test_help_teaches(script):
     assert "--name: Whom to greet. (default you)" in shown.stdout and "--config: FILE." in shown.stdout
 
 
+@pytest.mark.parametrize("error, code", [
+    (jax.errors.JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection reset by peer"), cluster.LOST),
+    (jax.errors.JaxRuntimeError("FAILED_PRECONDITION: Buffer Definition Event: Connection closed by peer"), cluster.LOST),
+    (ValueError("UNAVAILABLE: connection closed"), cluster.LOST),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"), cluster.FAILED),
+    (RuntimeError("a bug"), cluster.FAILED),
+])
+def test_one_of_several_ends_with_a_code_that_starts_again_what_may_pass(monkeypatch, capsys, error, code):
+    """What the others are told, when nobody is known to be gone; a JobSet ends for good with 1."""
+    def main(argv):
+        exec("raise error", {"error": error})  # in no file of ours
+
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(cluster, "_end", end)
+    monkeypatch.setattr(cluster.app, "run", lambda call, flags_parser: call([]))
+    with pytest.raises(SystemExit) as ended:
+        cluster.run(main)
+    assert ended.value.code == code and str(error) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("environment, expected", [
     ({}, False),
     ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
