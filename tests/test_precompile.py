@@ -233,6 +233,23 @@ def test_a_plan_makes_buckets_of_the_frames_it_is_asked_for(small_chip):
         plan.search(config, "cpu:8", 1, 700)
 
 
+def test_a_plan_takes_more_rows_where_the_configs_cannot_be_cut(monkeypatch):
+    """As the command without a plan does; the flag to train so is among the others."""
+    monkeypatch.setitem(chips.CHIPS, "cpu", chips.Chip(1e12, 16 << 30, 1e12, 1e11, 1e9))
+    config, asked = aligner_config.get_config("smoke"), []
+    config.train.micro_batches = 2
+    config.data.buckets = (dict(b=12, t=64, p=16), dict(b=4, t=96, p=24))
+
+    def measure(new, topology, slices):
+        asked.append((new.train.micro_batches, list(map(dict, new.data.buckets))))
+        return report_of(fits=len(asked) == 2, bound={"seconds": 1.0, "by": "compute"})
+
+    found = plan.search(config, "cpu:8", 1, 0, lambda line: None, measure)
+    more = [dict(b=48, t=64, p=16), dict(b=16, t=96, p=24)]  # 16 = 8 chips x 2 micro-batches
+    assert asked == [(1, more), (2, more)] and found["choice"]["buckets"] == more and found["choice"]["micro_batches"] == 2
+    assert found["flags"] == ["--config.train.micro_batches=2", f"--config.data.buckets={tuple(more)!r}"]
+
+
 def test_a_plan_that_finds_nothing_says_so(small_chip):
     measure, asked = small_chip
     config = ns2_config.get_config("smoke")

@@ -47,7 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_string("topology", "v5e:4x4", "Family and shape of a slice, as in v5p:4x4x4; or cpu:N.")
     flags.DEFINE_integer("num_slices", 1, "Slices joined by the data-centre network.", lower_bound=1)
     flags.DEFINE_bool("plan", False, "Find micro-batches and recomputation that fit, and print why.")
-    flags.DEFINE_integer("frames", 0, "With --plan: frames of a batch of all chips; 0 keeps the config's rows.", lower_bound=0)
+    flags.DEFINE_integer("frames", 0, "With --plan: frames of a batch of all chips; 0 keeps the config's rows where they can be cut.", lower_bound=0)
     flags.DEFINE_bool("pod", False, "Every base config, or that of --config, on v5p:4x4x4 and on two of them.")
     flags.DEFINE_string("out", None, "With --pod: a file that each object is added to, one a line; their table is made beside it.")
     flags.DEFINE_bool("json", False, "Print one JSON object and nothing else (--pod: one a line).")

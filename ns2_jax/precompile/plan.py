@@ -49,14 +49,12 @@ def changed(config: Any, settings: dict[str, Any], buckets: list[dict[str, int]]
 
 def rows(config: Any, shards: int, frames: int, micro: int) -> list[dict[str, int]] | None:
     """The buckets with as many rows as make `frames` frames a batch; None where some batch would be more than OFF from them, or where
-    without `frames` the config's own rows do not divide."""
+    without `frames` the config's rows (more of them where those cannot be cut over the chips) do not divide."""
+    if not frames:
+        own = meshes.more_rows(config.data.buckets, shards * config.train.micro_batches)  # as without a plan
+        return None if any(bucket["b"] % (shards * micro) for bucket in own) else list(own)
     found = []
     for bucket in map(dict, config.data.buckets):
-        if not frames:
-            if bucket["b"] % (shards * micro):
-                return None
-            found.append(bucket)
-            continue
         b = shards * micro * max(1, round(frames / (bucket.get("t", 1) * shards * micro)))
         if abs(b * bucket.get("t", 1) / frames - 1) > OFF:
             return None
@@ -114,7 +112,7 @@ def search(config: Any, topology: str, slices: int = 1, frames: int = 0, say: Ca
     words = [f"--config.train.micro_batches={best['micro']}"]
     words += [f"--config.model.{path}={best['settings'][path]!r}" for path, value, _ in fit.remat_fields(config.model)
               if best["settings"][path] != value]
-    if frames:
+    if buckets != list(map(dict, config.data.buckets)):
         words.append(f"--config.data.buckets={tuple(buckets)!r}")
     tell(f"chosen: recomputing {best['level']}, {best['micro']} micro-batch{'es' if best['micro'] > 1 else ''}: the lowest bound of what fits")
     return {"fits": True, "choice": choice, "flags": words, "why": why, "report": best["report"]}
