@@ -366,6 +366,9 @@ def main(argv: list[str]) -> int:
         report |= measure.everything()
     else:
         cluster.start(lambda text: None)
+        if jax.process_count() > 1:
+            raise ValueError(f"bench times one process, and this is one of {jax.process_count()}: each would make a whole batch; run it on one host "
+                             "alone (ns2_jax.train logs the MFU of all)")
         report |= {"config": config.system, "size": config.size, "device": jax.devices()[0].device_kind, "devices": len(jax.devices()),
                    "steps": FLAGS.steps, "repeats": FLAGS.repeats}
         report |= BENCHES[what[0]](config, FLAGS.steps, FLAGS.repeats)

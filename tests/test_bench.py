@@ -159,6 +159,21 @@ def test_wrong_commands(words, line):
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_one_of_several_processes_is_refused(monkeypatch):
+    """Each would make the whole batch and report it as all that was done."""
+    from configs import codec as codec_config
+
+    monkeypatch.setattr(bench.cluster, "start", lambda report: None)
+    monkeypatch.setattr(bench.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(bench, "BENCHES", {"train": lambda *given: {}})
+    monkeypatch.setattr(bench, "FLAGS", types.SimpleNamespace(json=True, config=codec_config.get_config("smoke"), steps=1, repeats=1))
+    with pytest.raises(ValueError, match="bench times one process, and this is one of 2: .* run it on one host") as refused:
+        bench.main(["bench", "train"])
+    assert bench.cluster.is_user_error(refused.value)  # one line, code 2
+    monkeypatch.setattr(bench.jax, "process_count", lambda: 1)
+    assert bench.main(["bench", "train"]) == 0
+
+
 def test_synthetic_batches_are_plausible():
     config = ns2_config.get_config("smoke")
     system = systems.make(config.system, config.model.to_dict())

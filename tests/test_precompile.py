@@ -410,6 +410,8 @@ def test_flops_of_a_jaxpr_are_closed_forms_and_the_compilers():
     (["--topology=v5e:2x2"], "error: --config is missing"),
     (["--config=configs/codec.py:smoke", "--out=x.jsonl"], "error: flags out=x.jsonl, pod=False: --out goes with --pod"),
     (["--config=configs/codec.py:smoke", "--plan", "--pod"], "error: flags plan=True, pod=True: --plan and --pod exclude each other"),
+    (["--pod", "--topology=v5e:4x4"], "error: flags pod=True, topology=v5e:4x4, num_slices=1: --pod has machines of its own; leave out --topology"),
+    (["--pod", "--num_slices=2"], "error: flags pod=True, topology=v5e:4x4, num_slices=2: --pod has machines of its own"),
     (["--config=configs/codec.py:smoke", "--topology=v9:2x2"], "error: --topology=v9:2x2 is not FAMILY:SHAPE"),
     (["--config=configs/codec.py:smoke", "--topology=cpu:foo"], "error: --topology=cpu:foo: how many CPU devices? As in cpu:8"),
     (["--config=configs/codec.py:smoke", "--topology=cpu:0"], "error: --topology=cpu:0: how many CPU devices? As in cpu:8"),

@@ -55,6 +55,9 @@ def define_flags() -> None:
         flags.register_multi_flags_validator(
             [name, other], lambda given, name=name, other=other: given[other] or not given[name], f"--{name} goes with --{other}")
     flags.register_multi_flags_validator(["plan", "pod"], lambda given: not (given["plan"] and given["pod"]), "--plan and --pod exclude each other")
+    flags.register_multi_flags_validator(
+        ["pod", "topology", "num_slices"], lambda given: not (given["pod"] and (FLAGS["topology"].present or FLAGS["num_slices"].present)),
+        "--pod has machines of its own; leave out --topology and --num_slices")
 
 
 def over_slices(config: Any, slices: int) -> Any:
