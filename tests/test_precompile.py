@@ -23,6 +23,8 @@ from configs import naturalspeech2 as ns2_config
 from ns2_jax.precompile import __main__ as command
 from ns2_jax.precompile import chips, fit, hlo, plan
 from ns2_jax.runtime import flops
+from ns2_jax.runtime import mesh as meshes
+from ns2_jax.runtime import state as states
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "precompile"
@@ -320,12 +322,17 @@ def test_rows_that_cannot_be_cut_are_multiplied_and_the_flag_is_said(monkeypatch
 def test_what_is_kept_of_pods_is_of_these_configs_and_its_table_of_these_lines():
     """results/performance: lines of other parameters than the goldens' are out of date; delete them and run the command of its README."""
     folder = ROOT / "results" / "performance"
-    rows = command.kept(folder / "precompile.jsonl")
-    assert rows and (folder / "precompile.md").read_text(encoding="utf8") == command.table(rows)
+    rows, bases = command.kept(folder / "precompile.jsonl"), {config.system: config for config in command.bases()}
+    assert (folder / "precompile.md").read_text(encoding="utf8") == command.table(rows)
+    machines = sorted((row["config"], row["topology"], row["slices"]) for row in rows)
+    assert machines == sorted((name, *machine) for name in bases for machine in command.POD)  # each once, none is missing
     for row in rows:
-        golden = json.loads((GOLDEN / f"{row['config']}.json").read_text())
-        assert row["size"] == "base" and row["parameters"] == golden["parameters"] and (row["topology"], row["slices"]) in command.POD
-        assert row["fits"] is True and row["devices"] == 64 * row["slices"] and row["mesh"]["data"] == row["slices"]
+        golden, config = json.loads((GOLDEN / f"{row['config']}.json").read_text()), bases[row["config"]]
+        assert row["size"] == "base" and row["parameters"] == golden["parameters"] and row["fits"] is True and row["devices"] == 64 * row["slices"]
+        assert row["mesh"] == meshes.sizes({**config.mesh, "data": row["slices"]}, row["devices"])
+        assert row["micro_batches"] == config.train.micro_batches
+        shards = row["mesh"]["data"] * row["mesh"]["fsdp"]
+        assert row["bucket"] == states.largest(meshes.more_rows(config.data.buckets, shards * row["micro_batches"])), row["config"]
 
 
 def test_every_config_has_a_base():
