@@ -4,11 +4,12 @@
 #         --config.data.path=/mnt/shared/data --workdir=/mnt/shared/runs/ns2
 # The slice exists already (gcloud compute tpus tpu-vm create), gcloud is logged in, and all hosts mount /mnt/shared (NFS or a
 # bucket). Preempted hosts save on SIGTERM; the same command continues, also on another size of slice. --dry-run only prints.
+# Training ends with this connection: run it where none drops, in tmux on a machine that stays on (a small VM of the zone).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DRY=
 if [ "${1:-}" = --dry-run ]; then DRY=1; shift; fi
-if [ $# -lt 3 ]; then sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; fi
+if [ $# -lt 3 ]; then sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; fi
 NAME=$1 ZONE=$2
 shift 2
 run() { if [ -n "$DRY" ]; then printf '%s\n' "${*@Q}"; else "$@"; fi; }
