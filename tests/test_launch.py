@@ -54,7 +54,7 @@ def test_where_python_is_too_old_a_newer_one_is_installed_beside_it(tmp_path):
     program("id", "echo 0")
     program("python3", "exit 1")  # whatever is asked of it: too old
     program("apt-get", "exit 1")
-    call = [shutil.which("bash"), "-c", f". {ROOT}/launch/environment.sh && mkdir -p {tmp_path}/work/ns2_jax && cd {tmp_path}/work && "
+    call = [shutil.which("bash"), "-c", f". {ROOT}/launch/environment.sh && mkdir -p {tmp_path}/clone/ns2_jax && cd {tmp_path}/clone && "
             ": > setup.py && : > ns2_jax/__init__.py && environment tpu && echo ready"]
     out = run(*call, env={"PATH": str(tmp_path)})
     assert out.returncode == 2 and out.stderr.startswith("error: no Python >= 3.11 here") and out.stdout == ""
