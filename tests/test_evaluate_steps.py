@@ -88,6 +88,11 @@ def test_a_table_by_steps_and_sampler(model, corpus, tmp_path):
     heard = {condition: soundfile.read(tmp_path / "o" / "audio" / f"{first}-{condition}.flac")[0] for condition in ("recording", *conditions)}
     assert all(abs(len(heard[condition]) - len(heard["recording"])) <= 200 for condition in conditions)  # a frame
     assert np.abs(heard["synthesis_euler_2"] - heard["synthesis_ddim_2"]).max() > 1e-4
+    marks = {path.name: inference.read_mark(path) for path in (tmp_path / "o" / "audio").glob(f"{first}-*.flac")}
+    assert {name: mark for name, mark in marks.items() if "synthesis" not in name} == {f"{first}-{c}.flac": None for c in ("recording", "codec")}
+    for condition in conditions:
+        beside = json.loads((tmp_path / "o" / "audio" / f"{first}-{condition}.flac.json").read_text())
+        assert marks[f"{first}-{condition}.flac"].items() <= beside.items() and len(beside["prompts"]) == 1
     (result,), _ = comparison.find([tmp_path / "o"])
     pairs = comparison.paired([result])
     assert [pair["b"] for pair in pairs if pair["measure"] == "secs_own"] == [f"o {condition}" for condition in sorted(conditions[1:])]

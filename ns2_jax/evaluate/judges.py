@@ -74,16 +74,18 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
 
 def table_of_means(model: inference.Model, dataset: Dataset, seed: int, common: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Lines `predictability_*`, with every channel at unit deviation, and `predictability_power_*`, of all variance: of the latents
-    before and after quantisation, of those that an acoustic model is given (coarse) and, for scale, of log-mel. On train speakers: the table holds their means."""
+    before and after quantisation, of those that an acoustic model is given (coarse; `coarse_latents` before quantisation) and, for scale, of
+    log-mel. On train speakers: the table holds their means."""
     split = "train" if "train" in dataset.splits else dataset.splits[0]
     order = sorted(range(dataset.records(split)), key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
     picks = order[: TABLE_FILL + TABLE_TEST]
     speakers: dict[str, int] = {}
-    columns: dict[str, list[tuple]] = {"latents": [], "quantised": [], "coarse": [], "log_mel": []}
+    columns: dict[str, list[tuple]] = {"latents": [], "quantised": [], "coarse": [], "coarse_latents": [], "log_mel": []}
     for i in tqdm.tqdm(picks, "predictability", mininterval=2):
         audio, align = read_audio(dataset, split, i), dataset.read(split, "align", i)
         ends = frame_ends(align["ends"], len(audio), dataset.sample_rate, model.hop)
         found = {name: model.latents(audio, name) for name in ("latents", "quantised", "coarse")}
+        found["coarse_latents"] = found["latents"][:, : found["coarse"].shape[-1]]  # they come first
         found["log_mel"] = predictability.log_mel(audio, model.rate, model.hop)
         frames = len(found["latents"])
         phone, third = predictability.thirds(ends, frames)
