@@ -41,7 +41,7 @@ def test_a_call_a_batch_and_a_stream_are_the_same_speech(model):
     both = model.batch([("Good night.", DEFAULT), ("Good morning.", DEFAULT)], seed=3)
     np.testing.assert_allclose(both[1].audio, one.audio, atol=1e-6)
     other = model("Good morning.", inference.Said(voices.BUNDLED, "My brother is learning."), seed=3)
-    assert np.abs(other.audio - one.audio).max() > 0.003  # what the prompt says is heard
+    assert np.abs(other.audio - one.audio).max() > 0.002  # what the prompt says is heard
     parts = list(model.stream(TEXT, DEFAULT, seed=3))
     assert len(parts) == 2
     np.testing.assert_allclose(parts[0].audio, model("The river was quiet this morning.", DEFAULT, 3).audio, atol=1e-6)
