@@ -6,7 +6,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Tests compile far longer than they compute, and XLA's older emitters take half the time. launch/quickstart.sh runs with those of everybody.
+# Tests compile far longer than they compute, and XLA's older emitters take half the time for most networks (more for convolutions alone).
+# launch/quickstart.sh runs with those of everybody.
 os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false " + os.environ.get("XLA_FLAGS", "")
 
 import hypothesis

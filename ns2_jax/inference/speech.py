@@ -152,7 +152,7 @@ def check(model: Model, steps: int | None, options: Mapping[str, Any]) -> None:
         raise ValueError(f"temperature={temperature!r}; expected 0 or more")
     if steps is not None and (not isinstance(steps, (int, np.integer)) or steps < 1):
         raise ValueError(f"steps={steps!r}; expected a number from 1 on")
-    if (speed := options.get("speed")) is not None and (not isinstance(speed, (int, float, np.number)) or not 0 < speed < np.inf):
+    if (speed := options.get("speed")) is not None and not speed > 0:
         raise ValueError(f"speed={speed!r}; expected a factor above 0")
     if not abs(shift) <= PITCH_SHIFT:
         raise ValueError(f"pitch_shift={shift:g} semitones; expected at most {PITCH_SHIFT:g} up or down")
