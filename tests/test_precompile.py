@@ -381,6 +381,51 @@ def test_collectives_are_read_from_hlo():
     assert hlo.groups("all-reduce(%x), replica_groups={}", 3) == ((0, 1, 2),)
 
 
+# At the compiler's own effort: a gather is hidden by a loop that passes pieces of a matrix round, two a turn.
+HIDDEN = """HloModule jit_step
+%begin (a: bf16[128,2048]) -> (bf16[128,2048], bf16[2048,2048]) {
+  %ag.1 = bf16[2048,2048]{1,0:T(8,128)(2,1)} all-gather(%a), channel_id=8, replica_groups=mesh['a'=16,'b'=1] {'a'}, dimensions={0}
+  ROOT %cc.1 = (bf16[128,2048]{1,0}, bf16[2048,2048]{1,0}) custom-call(%ag.1), custom_call_target="AsyncCollectiveStart"
+}
+%work (b: bf16[128,2048]) -> bf16[2048,2048] {
+  ROOT %ag.2 = bf16[2048,2048]{1,0:T(8,128)(2,1)S(1)} all-gather(%b), channel_id=8, replica_groups=mesh['a'=16,'b'=1] {'a'}, dimensions={0}
+}
+%end (c: bf16[128,2048]) -> bf16[2048,2048] {
+  %ag.3 = bf16[2048,2048]{1,0:T(8,128)(2,1)} all-gather(%c), channel_id=8, replica_groups=mesh['a'=16,'b'=1] {'a'}, dimensions={0}
+  ROOT %cc.3 = bf16[2048,2048]{1,0} custom-call(%c, %ag.3), custom_call_target="AsyncCollectiveDone"
+}
+%ring (p: (bf16[128,2048], u32[])) -> (bf16[128,2048], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %one = u32[]{:T(128)} constant(1)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %cps.1 = (bf16[128,2048]{1,0}, bf16[128,2048]{1,0}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=3, source_target_pairs={{0,1},{1,0}}
+  %cps.2 = (bf16[128,2048]{1,0}, bf16[128,2048]{1,0}, u32[]{:S(2)}) collective-permute-start(%y), channel_id=5, source_target_pairs={{0,1},{1,0}}
+  %half = u32[]{:T(128)S(6)} add(%i, %one)
+  %f = bf16[2048,2048] fusion(%b), kind=kOutput, calls=%work
+  %next = u32[]{:T(128)} add(%i, %two)
+  ROOT %t = (bf16[128,2048]{1,0}, /*index=1*/u32[]{:T(128)}) tuple(%cpd.2, /*index=1*/%next)
+}
+%until (p: (bf16[128,2048], u32[])) -> pred[] {
+  %eight = u32[]{:T(128)} constant(8)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %lt = pred[]{:T(512)} compare(%i, %eight), direction=LT
+}
+ENTRY %main (x: bf16[128,2048]) -> bf16[2048,2048] {
+  %start = (bf16[128,2048], bf16[2048,2048]) fusion(%x), kind=kCustom, calls=%begin
+  %w = (bf16[128,2048], u32[]) while(%t), condition=%until, body=%ring
+  %cps.3 = (f32[4]{0}, f32[4]{0}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1}}
+  %cps.4 = (f32[4]{0}, f32[4]{0}, u32[]{:S(2)}) collective-permute-start(%y), channel_id=1, source_target_pairs={{0,1}}
+  %done = bf16[2048,2048] fusion(%g), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_hidden_collective_is_counted_at_its_start_and_a_loop_by_its_steps():
+    """Others of one channel, as copies of a halo, are each their own."""
+    assert hlo.summary(list(hlo.collectives(HIDDEN, 16))) == {
+        "all-gather": {"count": 1, "bytes": 2048 * 2048 * 2}, "collective-permute": {"count": 2 * 8 // 2 + 2, "bytes": 8 * 128 * 2048 * 2 + 2 * 16}}
+
+
 def test_what_a_device_must_send():
     four = ((0, 1, 2, 3),)
     sent = {kind: hlo.Collective(kind, 1, 100, four).sent() for kind in hlo.KINDS[:4]}

@@ -79,13 +79,30 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def trips(condition: Sequence[str]) -> int:
-    """Of a loop that counts from zero to a constant, as every scan does; 1 for any other."""
-    constants = {name: int(value) for line in condition for name, value in re.findall(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line)}
+def _constants(lines: Sequence[str]) -> dict[str, int]:
+    """Name of a whole number that is written down -> the number."""
+    return {name: int(value) for line in lines for name, value in re.findall(r"%([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)", line)}
+
+
+def trips(condition: Sequence[str], body: Sequence[str] = ()) -> int:
+    """Of a loop that counts from zero to a constant, as every scan does, in the steps that its body takes; 1 for any other."""
+    constants = _constants(condition)
     for line in condition:
         if "direction=LT" in line and (found := [constants[name] for name in re.findall(r"%([\w.\-]+)", line) if name in constants]):
-            return found[0]
+            return math.ceil(found[0] / _step(condition, line, body))
     return max(constants.values(), default=1) if len(constants) == 1 else 1
+
+
+def _step(condition: Sequence[str], compare: str, body: Sequence[str]) -> int:
+    """What the body adds to the number that is compared: 2 in XLA's unrolled products of cut matrices; 1 where it is not said."""
+    compared = re.findall(r"%([\w.\-]+)", compare.partition(" compare(")[2])
+    places = [int(place) for line in condition for name, place in re.findall(r"%([\w.\-]+) = .* get-tuple-element\(.*index=(\d+)", line)
+              if name in compared]
+    out = next((re.findall(r"%([\w.\-]+)", line.partition(" tuple(")[2]) for line in body if "ROOT " in line and " tuple(" in line), [])
+    sums = dict(found for line in body for found in re.findall(r"%([\w.\-]+) = [su]32\[\]\S* add\((.*?)\)", line))
+    terms = re.findall(r"%([\w.\-]+)", sums.get(out[places[0]], "")) if places and places[0] < len(out) else []
+    constants = _constants(body)
+    return next((constants[name] for name in terms if name in constants), 1)
 
 
 def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
@@ -95,7 +112,7 @@ def _times(computations: dict[str, list[str]], entry: str) -> dict[str, int]:
         for line in lines:
             count = 1
             if loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
-                count = trips(computations.get(loop[1], ()))
+                count = trips(computations.get(loop[1], ()), computations.get(loop[2], ()))
                 called = [loop[2]]
             else:
                 called = re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line)
@@ -117,8 +134,14 @@ def collectives(text: str, devices: int, slices: int = 1) -> Iterator[Collective
     """Every collective of a compiled program of so many devices, loops counted. What goes to other slices is a `send` to the
     multi-slice runtime."""
     computations, entry = _computations(text)
+    lines = [line for part in computations.values() for line in part]
+    channels = dict(found for line in lines for found in re.findall(r"%([\w.\-]+) = .* channel_id=(\d+)", line))
+    starts = {name for line in lines if "AsyncCollectiveStart" in line for name in re.findall(r"%([\w.\-]+)", line.partition(" custom-call(")[2])}
+    again = {channels[name] for name in starts & channels.keys()}  # written once more in the work that hides them, and in their ends
     for name, times in _times(computations, entry).items():
         for line in computations[name]:
+            if (own := line.partition(" = ")[0].split("%")[-1]) not in starts and channels.get(own) in again:
+                continue
             if match := re.search(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\(", line):
                 shape, kind, start = match.groups()
                 yield Collective(kind, times, array_bytes(shape, largest=bool(start) and kind != "all-reduce"), groups(line, devices))
