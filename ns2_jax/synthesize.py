@@ -112,8 +112,11 @@ def lexicon() -> dict[str, tuple[str, ...]]:
 
 
 def came_along() -> dict[str, tuple[str, ...]]:
-    """The pronunciations in the folders of --model, as loading it would give them."""
-    found = [Path(folder.strip()) / inference.LEXICON for folder in FLAGS.model.split(",")] if FLAGS.model else []
+    """The pronunciations in the folders of --model, as loading it would give them. Raises FileNotFoundError for a folder that is not there."""
+    folders = [Path(folder.strip()) for folder in FLAGS.model.split(",")] if FLAGS.model else []
+    if missing := next((folder for folder in folders if not folder.is_dir()), None):
+        raise FileNotFoundError(f"--model={missing}: no such folder")
+    found = [folder / inference.LEXICON for folder in folders]
     return {word: phones for path in found if path.is_file() for word, phones in inference.read_lexicon(path).items()}
 
 

@@ -142,6 +142,7 @@ def test_a_recording_goes_on(model, even, shared):
     begun = prompts.hear(model, inference.Said(audio, text, 0.3), None, "en")
     assert 1 < len(begun.phones) < len(front.phonemise(text)) and made.phones == tuple(front.phonemise(text))
     np.testing.assert_allclose(made.audio[: len(begun.codes) * 200], model.decode(begun.codes), atol=1e-5)
+    assert files.active_rms(made.audio[len(begun.codes) * 200 :], 16000) == pytest.approx(files.LEVEL, rel=0.01)  # not softer in mid-sentence
     assert made.ends[-1] == len(made.audio) > len(begun.codes) * 200 and (np.diff(made.ends, prepend=0) > 0).all()
     assert made.seconds == pytest.approx(sum(made.score.seconds))
     assert made.origin.prompts == begun.digests == (provenance.digest(audio),) and made.origin.options == {"seconds": 0.3} and made.origin.seed == 3

@@ -323,12 +323,12 @@ def test_a_changed_or_missing_file_is_named(codec, tmp_path, name):
 
 
 def test_what_came_later_is_named_or_logged(codec, tmp_path, caplog):
-    for name in ("lexicon.txt", "units.model"):
+    for name, text in (("lexicon.txt", "the\tg ih f\n"), ("units.model", "?"), ("found.json", '{"temperature": 9.0}')):
         shutil.copytree(codec[0], tmp_path / name)
-        (tmp_path / name / name).write_text("the\tg ih f\n")
+        (tmp_path / name / name).write_text(text)
         with pytest.raises(ValueError, match=f"damaged: {name} came to it later"):
             inference.load(tmp_path / name)
-    shutil.copytree(codec[0], tmp_path / "x")
+    tiny.write_run("codec", tmp_path / "x")
     (tmp_path / "x" / "found.json").write_text('{"schedules": []}')
     with pytest.raises(ValueError, match="schedules is not a field"):  # of a codec
         inference.load(tmp_path / "x")

@@ -248,6 +248,12 @@ def test_a_codec_does_not_speak(tmp_path):
     assert codes.shape == (len(audio) // 200, 4) and latents.shape == (len(audio) // 200, 16)
     assert codec.decode(codes).shape == codec.decode_latents(latents).shape == (len(audio) // 200 * 200,)
     assert np.abs(codec.decode(codes, levels=1) - codec.decode(codes)).max() > 1e-4
+    with pytest.raises(ValueError, match="codes of .* levels at once"):
+        codec.decode_all([codes, codes[:, :1]])
+    assert len(codec.decode_all([codes, codes[:, :1]], levels=1)) == 2
+    for audio in (np.zeros((3000, 2), np.float32), np.float32(0.1)):
+        with pytest.raises(files.AudioError, match="of one channel"):
+            codec.encode(audio)
 
 
 # NaturalSpeech 2, untrained.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import itertools
+import re
 import threading
 
 import jax
@@ -16,6 +17,7 @@ from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.inference import sentences
 from ns2_jax.inference.model import Call
+from ns2_jax.systems.system import Program
 from ns2_jax.text import front
 from ns2_jax.text.phones import IDS
 
@@ -46,11 +48,38 @@ def test_speech_is_as_loud_as_prompts_are_made(gain):
 
 @pytest.mark.parametrize("options, message", [
     (dict(temperature=-1.0), "temperature=-1.0; expected 0 or more"), (dict(temperature="hot"), "temperature='hot'; expected a number"),
-    (dict(temperature=float("nan")), "temperature=nan"), (dict(speed=[1]), r"speed=\[1\]"), (dict(window=3), "unknown option 'window'")])
+    (dict(temperature=float("nan")), "temperature=nan"), (dict(speed=[1]), r"speed=\[1\]"), (dict(window=3), "unknown option 'window'"),
+    (dict(pitch_shift=[1]), r"pitch_shift=\[1\]"), (dict(lexicon={"there": 3}), "'there': 3 are no phones"), (dict(lexicon=["a"]), "this is list")])
 def test_options_that_make_no_sense_are_named(model, options, message):
     with pytest.raises(ValueError, match=message):
         model("Hello there.", VOICE, **options)
     assert len(model("Hello there.", VOICE, pitch_shift=None).audio)
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("best_of", 1.5, "a whole number"), ("best_of", 0, "from 1 on"), ("top_p", -1.0, "above 0, at most 1"), ("top_p", "hot", "a number"),
+    ("steps", True, "a whole number"), ("cache", 1, "true or false"), ("trigger", 2, "text"), ("temperature", float("inf"), "a finite number")])
+def test_a_program_looks_at_its_options(name, value, message):
+    """Whoever runs it: speaking, continuing, editing, converting."""
+    defaults = {"best_of": 1, "top_p": 0.9, "steps": 3, "cache": True, "trigger": "alone", "temperature": 1.0, "k": None}
+    program = Program(lambda *_, **__: {}, {}, {}, defaults)
+    program.bind({}, **{**program.options, "top_p": np.float32(1), "steps": np.int64(3), "temperature": 0, "k": [1]})
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}; expected ") + ".*" + message):
+        program.bind({}, **{name: value})
+
+
+def test_a_seed_is_a_whole_number_of_any_kind(model):
+    """So that the one in the sidecar says the same again."""
+    one = model("Hello there.", VOICE, seed=3)
+    for seed in (np.int64(3), np.uint32(3), np.array(3)[()]):
+        again = model("Hello there.", VOICE, seed=seed)
+        np.testing.assert_array_equal(one.audio, again.audio)
+        assert again.origin == one.origin and type(again.origin.seed) is int
+    for seed in (3.0, 3.7, "3", None):
+        with pytest.raises(ValueError, match=f"seed={seed!r}; expected a whole number"):
+            model("Hello there.", VOICE, seed=seed)
+    with pytest.raises(ValueError, match="2 seeds for 1 requests"):
+        model.speak_batch([("Hello there.", VOICE)], [1, 2])
 
 
 def test_the_result_carries_words_phones_and_pitch_in_seconds(model):

@@ -61,6 +61,13 @@ def test_samples_may_have_an_origin(speech, tmp_path):
     assert json.loads((tmp_path / "b.wav.json").read_text())["seed"] == 4 == inference.read_mark(tmp_path / "b.wav")["seed"]
 
 
+def test_a_sidecar_goes_with_its_file(speech, tmp_path):
+    inference.write(tmp_path / "a.wav", speech)
+    assert (tmp_path / "a.wav.json").exists()
+    inference.write(tmp_path / "a.wav", VOICE)
+    assert not (tmp_path / "a.wav.json").exists()
+
+
 def test_a_stream_is_marked_in_its_head(speech):
     data = b"".join(writing.wav_stream([speech, speech]))
     assert data[:4] == b"RIFF" and inference.read_mark(io.BytesIO(data))["model"] == tiny.toy().hash

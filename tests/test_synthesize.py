@@ -117,7 +117,7 @@ def test_a_score_is_written_changed_and_spoken_and_prompts_may_be_several(model,
             ([f"--score={tmp_path}/a.wav", f"--out={tmp_path}/b.wav"], "a.wav: not a score"),
             ([f"--score={tmp_path}/a.json", "--speed=2", f"--out={tmp_path}/b.wav"], "--speed does not go with --score"),
             (["--text=Yes.", f"--out={tmp_path}/b.wav", "--times=lrc"], "--times=lrc: expected json, TextGrid, srt"),
-            (["--text=Yes.", f"--out={tmp_path}/b.wav", "--pitch_shift=99"], "pitch_shift=99 semitones")):
+            (["--text=Yes.", f"--out={tmp_path}/b.wav", "--pitch_shift=99"], "pitch_shift=99.0 semitones")):
         assert message in refused(NAME, *common, *args)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
@@ -157,6 +157,7 @@ def test_what_is_said_is_shown_without_a_model_and_is_a_lexicon(tmp_path):
                           ([f"--lexicon={tiny.SPEECH}"], "sentence.flac: not a UTF-8 text file")):
         assert message in refused(NAME, "--say", "--text=A gif.", *args)
     assert "--text is missing" in refused(NAME, "--say")
+    assert f"--model={tmp_path}/typo: no such folder" in refused(NAME, "--say", "--text=A gif.", f"--model={tmp_path}/typo")
     assert "empty" in refused(NAME, "--say", "--text= ")
 
 

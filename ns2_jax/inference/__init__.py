@@ -122,7 +122,7 @@ def load(path: str | os.PathLike, step: int | None = None, mesh: Any = None) -> 
     elif step is None:
         step = (checkpoints.steps(path) or [None])[-1]
     tree, config = checkpoints.read_model(path, step)
-    weights.check_named(path, (LEXICON, UNITS, "phones.json"))
+    weights.check_named(path, (LEXICON, UNITS, FOUND, "phones.json"))
     if (path / FOUND).is_file():
         try:
             found = dict(json.loads((path / FOUND).read_text(encoding="utf-8")))

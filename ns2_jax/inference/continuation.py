@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def continue_all(
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
     if model.aligner is None:
         raise ValueError("a continuation needs Model.aligner, which finds the words of the recording's first seconds")
-    seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
+    seeds = speech.each_seed(seeds, len(requests))
     table, attempt, failed = model.pronunciations(lexicon), *speech.attempts(failures)
     origins: dict[int, provenance.Origin] = {}
     begun: dict[int, prompts.Heard] = {}
@@ -52,7 +53,8 @@ def continue_all(
     for i in range(len(requests)):
         pieces += attempt(i, begin, i) or []
     made = speech.finish(model, pieces, origins, len(requests), 0.0, dict(options), attempt, failed)
-    return [None if one is None else _after(model, begun[i], one) for i, one in enumerate(made)]
+    as_loud = lambda one: dataclasses.replace(one, audio=speech.as_loud_as_prompts(one.audio, one.rate))  # as what stands before it
+    return [None if one is None else _after(model, begun[i], as_loud(one)) for i, one in enumerate(made)]
 
 
 def _after(model: Model, begun: prompts.Heard, rest: speech.Speech) -> speech.Speech:

@@ -58,7 +58,7 @@ def convert_all(
         raise ValueError(f"{model.name} does not convert; it offers {sorted(model.programs)}")
     if target_pitch not in PITCHES:
         raise ValueError(f"target_pitch={target_pitch!r}; expected one of {PITCHES}")
-    seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
+    seeds = speech.each_seed(seeds, len(requests))
     table, pieces, means, origins = model.pronunciations(lexicon), [], {}, []
     codes: dict[int, np.ndarray] = {}
     for i, ((source, text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):

@@ -146,11 +146,12 @@ class Model:
           sizes: axis lengths besides the system's own; options: those of the program, None means its default.
 
         Raises:
-          ValueError: the system has no such program, or the program no such option.
+          ValueError: the system has no such program, or the program no such option or not for such a value.
         """
         if name not in self.programs:
             raise ValueError(f"{self.name} has no program {name!r}; it has {sorted(self.programs)}")
         chosen = {key: value for key, value in options.items() if value is not None}
+        self.programs[name].check(chosen)
         devices = self._mesh.size
         width = devices * min(ROWS, 1 << (-(-len(rows) // devices) - 1).bit_length())
         program, traced = self.programs[name], {}
@@ -240,6 +241,8 @@ class Model:
         most, entries = self.system.sizes.get("q", 0), getattr(self.system, "codes", 0)
         if codes.dtype.kind not in "iu":
             raise ValueError(f"codes are {codes.dtype}; expected integers")
+        if codes.ndim != 2:
+            raise ValueError(f"codes are {list(codes.shape)}; expected [frames, levels]")
         if not 1 <= codes.shape[-1] <= most:
             raise ValueError(f"codes have {codes.shape[-1]} levels; expected 1 to {most}")
         if entries and codes.size and not 0 <= codes.min() <= codes.max() < entries:
@@ -255,8 +258,10 @@ class Model:
             arrays, levels = [np.asarray(array) for array in arrays], options.get("levels")
             for array in arrays:
                 self._check_codes(array, levels)
-            most, given = self.system.sizes["q"], min(array.shape[-1] for array in arrays)
-            options["levels"] = levels or (given if given < most else None)
+            most, widths = self.system.sizes["q"], sorted({array.shape[-1] for array in arrays})
+            if len(widths) > 1 and levels is None:
+                raise ValueError(f"codes of {widths} levels at once; decode each number of levels on its own, or give levels=")
+            options["levels"] = levels or (widths[0] if widths[0] < most else None)
             arrays = [np.pad(array, ((0, 0), (0, most - array.shape[-1]))) for array in arrays]
 
         def row(i: int, length: int) -> dict[str, np.ndarray]:
@@ -406,8 +411,11 @@ class Model:
 
 
 def checked(audio: np.ndarray) -> np.ndarray:
-    """`audio` as an array. Raises AudioError for what is no float audio: integers would be taken for audio thousands of times too loud."""
+    """`audio` as an array. Raises AudioError for what is no float audio of one channel: integers would be taken for audio thousands of times too
+    loud."""
     audio = np.asarray(audio)
+    if audio.ndim != 1:
+        raise files.AudioError("unreadable", f"audio is {list(audio.shape)}; expected samples [s] of one channel: average the channels")
     if audio.dtype.kind != "f":
         raise files.AudioError("unreadable", f"audio is {audio.dtype}; expected float samples from -1 to 1")
     if not np.isfinite(audio).all():

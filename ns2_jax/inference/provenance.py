@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import numbers
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,7 +89,10 @@ class Origin:
 
 
 def origin(model: Model, digests: Sequence[str], seed: int, options: Mapping[str, Any], by: Consent | None = None) -> Origin:
-    """Of what `model` makes of the recordings with these `digests`; options that are None were left to the model."""
+    """Of what `model` makes of the recordings with these `digests`; options that are None were left to the model. Raises ValueError for a seed
+    that is no whole number."""
+    if not isinstance(seed, numbers.Integral):
+        raise ValueError(f"seed={seed!r}; expected a whole number")
     given = {name: value for name, value in options.items() if value is not None}
     return Origin(model.hash, str(model.config["system"]), tuple(digests), int(seed), given, by)
 

@@ -7,6 +7,7 @@ words, and spoken in pieces.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -117,7 +118,7 @@ class Piece:
 
     def key(self, stage: int) -> int:
         """A random seed of its own for this piece and program, the same in every batch."""
-        return zlib.crc32(repr((self.seed, self.place, stage)).encode())
+        return zlib.crc32(repr((int(self.seed), self.place, stage)).encode())
 
     def halves(self) -> list[Piece]:
         """Raises ValueError for a single word."""
@@ -139,23 +140,14 @@ def check(model: Model, steps: int | None, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{model.name} does not speak; it offers {sorted(model.programs)}")
     defaults = {**model.programs["durations"].options, **model.programs["sample"].options}
     known = {"pitch_shift", "schedule", *defaults} - {"window"}  # which goes by the prompt
-    given = {name for name, value in {**options, "steps": steps}.items() if value is not None}
-    if unknown := sorted(given - known):
+    given = {name: value for name, value in {**options, "steps": steps}.items() if value is not None}
+    if unknown := sorted(given.keys() - known):
         raise ValueError(f"unknown option {unknown[0]!r}; {model.name} takes {sorted(known)}")
-    for name in sorted(given & set(defaults)):
-        value, default = options.get(name, steps), defaults[name]
-        kind = str if isinstance(default, str) else bool if isinstance(default, bool) else (int, float, np.number)
-        if default is not None and (not isinstance(value, kind) or (kind is not str and not np.isfinite(value))):
-            raise ValueError(f"{name}={value!r}; expected {'a number' if isinstance(kind, tuple) else 'text' if kind is str else 'true or false'}")
-    shift = float(options.get("pitch_shift") or 0.0)
-    if (temperature := options.get("temperature")) is not None and temperature < 0:
-        raise ValueError(f"temperature={temperature!r}; expected 0 or more")
-    if steps is not None and (not isinstance(steps, (int, np.integer)) or steps < 1):
-        raise ValueError(f"steps={steps!r}; expected a number from 1 on")
-    if (speed := options.get("speed")) is not None and not speed > 0:
-        raise ValueError(f"speed={speed!r}; expected a factor above 0")
-    if not abs(shift) <= PITCH_SHIFT:
-        raise ValueError(f"pitch_shift={shift:g} semitones; expected at most {PITCH_SHIFT:g} up or down")
+    for name in ("durations", "sample"):
+        model.programs[name].check({option: value for option, value in given.items() if option in model.programs[name].options})
+    shift = given.get("pitch_shift", 0.0)
+    if not isinstance(shift, numbers.Real) or not abs(shift) <= PITCH_SHIFT:
+        raise ValueError(f"pitch_shift={shift!r} semitones; expected at most {PITCH_SHIFT:g} up or down")
     if shift and "contour" not in model.programs:
         raise ValueError(f"pitch_shift={shift:g}: {model.name} has no pitch that could be shifted")
 
@@ -164,7 +156,7 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
                 language: str, failures: dict[int, str] | None, options: dict[str, Any]) -> list[Speech | None]:
     """What `Model.speak_batch` says."""
     check(model, steps, options)
-    seeds = [int(seeds)] * len(requests) if isinstance(seeds, (int, np.integer)) else list(seeds)
+    seeds = each_seed(seeds, len(requests))
     table, given, options = model.pronunciations(lexicon), {**options, "steps": steps}, dict(options)
     shift = float(options.pop("pitch_shift", None) or 0.0)
     attempt, failed = attempts(failures)
@@ -196,6 +188,14 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
             pending += pieces_of(model, i, score, seed, known.codes, known.words)
     made = finish(model, pending, origins, len(requests), shift, {"steps": steps, **options}, attempt, failed)
     return [one and dataclasses.replace(one, audio=as_loud_as_prompts(one.audio, one.rate)) for one in made]
+
+
+def each_seed(seeds: int | Sequence[int], requests: int) -> list[int]:
+    """One seed for all requests, or one each. Raises ValueError for another number of them."""
+    each = [seeds] * requests if np.ndim(seeds) == 0 else list(seeds)
+    if len(each) != requests:
+        raise ValueError(f"{len(each)} seeds for {requests} requests; give one for all, or one each")
+    return each
 
 
 def as_loud_as_prompts(audio: np.ndarray, rate: int) -> np.ndarray:
@@ -330,9 +330,10 @@ def scheduled(model: Model, program: str, options: Mapping[str, Any]) -> tuple[d
         return {}, options
     if given is None:
         return {"schedule": np.zeros(levels, np.int32)}, options
-    if len(given) != levels or min(given) < 1:
-        raise ValueError(f"schedule={tuple(given)}: expected {levels} numbers from 1 on, passes of every level")
-    return {"schedule": np.asarray(given, np.int32)}, options | {"steps": int(sum(given)) - levels + 1}
+    passes = np.asarray(given)
+    if passes.shape != (levels,) or passes.dtype.kind not in "iu" or passes.min() < 1:
+        raise ValueError(f"schedule={given!r}: expected {levels} whole numbers from 1 on, passes of every level")
+    return {"schedule": passes.astype(np.int32)}, options | {"steps": int(passes.sum()) - levels + 1}
 
 
 def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attempt) -> None:

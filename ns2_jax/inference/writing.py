@@ -37,6 +37,8 @@ def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int], reco
     files.write(path, audio, rate, {} if recorded else provenance.tags(origin))
     if origin is not None:
         write_text(sidecar_of(path), provenance.sidecar(origin, path, len(audio) / rate, rate))
+    else:
+        sidecar_of(path).unlink(missing_ok=True)  # it would speak of another file
 
 
 def sidecar_of(path: str | os.PathLike) -> Path:

@@ -30,7 +30,11 @@ def split(batch: Mapping[str, jax.Array], parts: int) -> dict[str, jax.Array]:
 
 
 def summed(system: Any, params: Tree, rest: Tree, batch: Mapping[str, jax.Array], rng: jax.Array, step: jax.Array, parts: int) -> tuple:
-    """(grads, stats, metrics) of the whole batch: sums over micro-batches, one at a time in memory (float32 sums)."""
+    """(grads, stats, metrics) of the whole batch: sums over micro-batches, one at a time in memory (float32 sums).
+
+    On a mesh each micro-batch's gradients are added over devices and slices before they join the sum, the products' in the dtype they are computed in
+    (bf16 at `base`): more micro-batches mean as many times the traffic between slices.
+    """
     if parts == 1:
         return system.grads(params, rest, batch, rng, step)
     slices = split(batch, parts)

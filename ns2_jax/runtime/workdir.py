@@ -24,7 +24,8 @@ def claim(workdir: str, alone: bool = True) -> Any:
     killed process is free).
 
     Raises ValueError when it cannot be written, or when another trainer has it. Where the file system knows no locks, None: then
-    nothing keeps a second trainer out, and a line says so.
+    nothing keeps a second trainer out, and a line says so. A mounted bucket (gcsfuse) gives locks that other hosts do not see: there a second
+    trainer is refused on the same host only.
     """
     try:
         os.makedirs(workdir, exist_ok=True)

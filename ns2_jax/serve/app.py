@@ -28,6 +28,7 @@ from ns2_jax.serve.work import Ask, Busy, Worker
 
 HERE = Path(__file__).parent
 JSON_BYTES = 1 << 18
+PHONES = 3  # for a character of the longest text, at most: what digits or a lexicon make of few characters is work too
 GONE = 0.2  # seconds between two looks whether the client is still there
 ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": schema.Problem, "description": text} for code, text in {
     400: "what was asked for can't be done", 403: "no consent, or a foreign page", 404: "no such voice", 408: "the request came too slowly",
@@ -92,6 +93,8 @@ class Service:
                 parts = inference.sentences.scores(said.text, table, said.language)
             else:
                 parts = [inference.of_words(inference.spoken(said.text, table, said.language))]
+            if (phones := sum(len(word.phones) for part in parts for word in part.words)) > PHONES * self.limits.text:
+                raise Refusal(413, f"the text is spoken with {phones} phones, at most {PHONES * self.limits.text} are accepted", "too_large")
             voice = self.voices.get(said.voice)
         except Unknown:
             raise Refusal(404, f"there is no voice {said.voice[:80]!r}; GET /v1/voices lists them", "voice_not_found") from None
@@ -247,10 +250,10 @@ def create(worker: Worker, voices: Voices, limits: Limits = Limits()) -> FastAPI
         return {"object": "list", "data": [{"id": worker.model.hash, "object": "model", "owned_by": "ns2_jax"}]}
 
     @app.post("/v1/say")
-    def say(request: Request, said: schema.Saying) -> list[schema.Word]:
+    async def say(request: Request, said: schema.Saying) -> list[schema.Word]:
         """What would be spoken, without speaking: words with their phones; pauses are words of the phone `sil`."""
         with service.client(request):
-            (ask,) = service.asks(said, False)
+            (ask,) = await run_in_threadpool(service.asks, said, False)
         return [schema.Word(word=word.text, phones=list(word.phones)) for word in ask.score.words]
 
     @app.post("/v1/speech")

@@ -20,6 +20,9 @@ from ns2_jax import inference
 from ns2_jax.serve.metrics import Metrics
 
 
+STOP = 5.0  # seconds that a batch may take when nobody waits for it any more
+
+
 class Busy(Exception):
     """The queue is full, or the server is going down: try again in `seconds`."""
 
@@ -66,7 +69,7 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the batch it is at; who still waits gets Busy."""
+        """Ends the thread after the batch it is at, or, when that takes long, with the process; who still waits gets Busy."""
         with self._wake:
             self._stopped = True
             left, self._jobs = list(self._jobs), collections.deque()
@@ -75,7 +78,7 @@ class Worker:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(Busy("the server is going down"))
         if self._thread.is_alive():
-            self._thread.join(self.timeout)
+            self._thread.join(STOP)
 
     def __len__(self) -> int:
         """How many wait."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -40,6 +42,16 @@ class Field:
         return tuple(sizes[axis] for axis in self.axes)
 
 
+KINDS = ((bool, bool, "true or false"), (str, str, "text"), (int, numbers.Integral, "a whole number"), (float, numbers.Real, "a number"))
+"""(type of an option's default, what a value must be, what that is called); other defaults, as None, take anything."""
+
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "temperature": ("0 or more", lambda x: x >= 0), "speed": ("a factor above 0", lambda x: x > 0),
+    "top_p": ("a share above 0, at most 1", lambda x: 0 < x <= 1), "steps": ("a number from 1 on", lambda x: x >= 1),
+    "best_of": ("a number from 1 on", lambda x: x >= 1), "levels": ("a number from 1 on", lambda x: x >= 1)}
+"""What options of these names may be in every program."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A function with static shapes: `fn(params, rest, inputs, rng, sizes, **options) -> outputs`.
@@ -56,11 +68,24 @@ class Program:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rows: bool = False
 
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raises ValueError for an option that the program does not have, or a value that is not of its default's kind or makes no sense."""
+        for name, value in options.items():
+            if name not in self.options:
+                raise ValueError(f"unknown option {name!r}; this program takes {sorted(self.options)}")
+            for default, kind, called in KINDS:
+                if type(self.options[name]) is not default:
+                    continue
+                if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                    raise ValueError(f"{name}={value!r}; expected {called}")
+                if kind is numbers.Real and not math.isfinite(value):
+                    raise ValueError(f"{name}={value!r}; expected a finite number")
+                if name in RANGES and not RANGES[name][1](value):
+                    raise ValueError(f"{name}={value!r}; expected {RANGES[name][0]}")
+
     def bind(self, sizes: Sizes, **options: Any) -> Callable[..., dict[str, jax.Array]]:
-        """Fixes sizes and options. Raises ValueError for an option the program does not have."""
-        unknown = sorted(set(options) - set(self.options))
-        if unknown:
-            raise ValueError(f"unknown option {unknown[0]!r}; this program takes {sorted(self.options)}")
+        """Fixes sizes and options. Raises as `check`."""
+        self.check(options)
         chosen = {**self.options, **options}
 
         def program(params: Tree, rest: Tree, inputs: Batch, rng: jax.Array, **traced: jax.Array) -> dict[str, jax.Array]:

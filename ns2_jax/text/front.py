@@ -34,6 +34,8 @@ _PAUSES = frozenset(",.;:?!")
 
 
 def _parse(word: str, phones: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(phones, (str, Sequence)):
+        raise ValueError(f"lexicon entry {word!r}: {phones!r} are no phones; expected text or a list of them")
     symbols = phones.split() if isinstance(phones, str) else list(phones)
     if not symbols:
         raise ValueError(f"lexicon entry {word!r} has no phones")
@@ -53,6 +55,8 @@ def read_lexicon(source: str | os.PathLike | Mapping[str, str | Sequence[str]] |
         return {}
     if isinstance(source, Mapping):
         return {word.lower(): _parse(word, phones) for word, phones in source.items()}
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(f"a lexicon is a file, or a mapping of words to their phones; this is {type(source).__name__}")
     table: dict[str, tuple[str, ...]] = {}
     try:
         with open(source, encoding="utf8") as file:

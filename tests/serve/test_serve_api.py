@@ -95,6 +95,13 @@ def test_what_will_be_spoken(client):
     assert [word["word"] for word in words] == ["", "doctor", "smith", ",", "three", "."] and words[2]["phones"] == ["s", "m", "ih", "th"]
 
 
+def test_few_characters_may_not_become_hours(client):
+    """What is said is work, not what is written: a lexicon or digits make much of little."""
+    for path in ("/v1/speech", "/v1/say", "/v1/speech/stream"):
+        answer = client.post(path, json={"text": "a " * 50, "lexicon": {"a": "AH K " * 500}})
+        assert answer.status_code == 413 and "is spoken with 500" in answer.json()["error"]["message"], answer.text
+
+
 def test_health_models_and_documents(client, model):
     assert client.get("/health").json()["steps"] == [3, 2] and client.get("/v1/models").json()["data"][0]["id"] == model.hash
     document = client.get("/openapi.json").json()
