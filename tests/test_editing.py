@@ -142,7 +142,7 @@ def test_a_voice_by_chance_and_prompts_are_spoken(model, tmp_path, monkeypatch):
     np.testing.assert_allclose(files.read(tmp_path / "a.wav", 16000), plain.audio, atol=2e-4)
     other = model.speak("Hello, you.", None, seed=1, schedule=(1, 2, 1))
     assert len(other.audio) == len(plain.audio) and np.abs(other.audio - plain.audio).max() > 0
-    with pytest.raises(ValueError, match="expected 3 numbers from 1 on"):
+    with pytest.raises(ValueError, match="expected 3 whole numbers from 1 on"):
         model.speak("Hello, you.", None, schedule=(2, 2))
     long = model.speak("The sun came up over the hills, and the birds began to sing. She walked to the market with her brother; they bought bread, "
                        "apples and a little fish. In the evening it rained!", str(tiny.SPEECH), steps=2)
