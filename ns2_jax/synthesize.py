@@ -113,7 +113,8 @@ def lexicon() -> dict[str, tuple[str, ...]]:
 
 def came_along() -> dict[str, tuple[str, ...]]:
     """The pronunciations in the folders of --model, as loading it would give them. Raises FileNotFoundError for a folder that is not there."""
-    folders = [Path(folder.strip()) for folder in FLAGS.model.split(",")] if FLAGS.model else []
+    given = FLAGS.model or ""
+    folders = [Path(folder.strip()) for folder in ([given] if given and Path(given).exists() else given.split(",")) if folder.strip()]
     if missing := next((folder for folder in folders if not folder.is_dir()), None):
         raise FileNotFoundError(f"--model={missing}: no such folder")
     found = [folder / inference.LEXICON for folder in folders]

@@ -57,7 +57,7 @@ def test_options_that_make_no_sense_are_named(model, options, message):
 
 
 @pytest.mark.parametrize("name, value, message", [
-    ("best_of", 1.5, "a whole number"), ("best_of", 0, "from 1 on"), ("top_p", -1.0, "above 0, at most 1"), ("top_p", "hot", "a number"),
+    ("best_of", 1.5, "a whole number"), ("best_of", 0, "from 1 on"), ("top_p", -1.0, "from 0 to 1"), ("top_p", "hot", "a number"),
     ("steps", True, "a whole number"), ("cache", 1, "true or false"), ("trigger", 2, "text"), ("temperature", float("inf"), "a finite number")])
 def test_a_program_looks_at_its_options(name, value, message):
     """Whoever runs it: speaking, continuing, editing, converting."""
@@ -78,6 +78,8 @@ def test_a_seed_is_a_whole_number_of_any_kind(model):
     for seed in (3.0, 3.7, "3", None):
         with pytest.raises(ValueError, match=f"seed={seed!r}; expected a whole number"):
             model("Hello there.", VOICE, seed=seed)
+        with pytest.raises(ValueError, match=f"seed={seed!r}"):
+            model.stream("Hello there.", VOICE, seed)  # at once, not when it is read
     with pytest.raises(ValueError, match="2 seeds for 1 requests"):
         model.speak_batch([("Hello there.", VOICE)], [1, 2])
 

@@ -61,7 +61,7 @@ def rows_of(model: inference.Model, material: Material) -> list[tuple[dict[str, 
 
 
 def search(model: inference.Model, material: Material, steps: Sequence[int], seed: int, out: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Lines of `schedule_search`; the schedules are in OUT/found.json, which beside the weights becomes part of the model."""
+    """Lines of `schedule_search`; the schedules are in OUT/found.json, which in the folder of a run becomes part of its model."""
     rows, number = rows_of(model, material), len(material.items)
     lowest = float(model.system.schedule(model.system.betas[2])[-1])  # where training is noisiest
 
@@ -80,7 +80,7 @@ def search(model: inference.Model, material: Material, steps: Sequence[int], see
         betas[count] = lines[-2]["betas"]
     out.mkdir(parents=True, exist_ok=True)
     (out / FOUND).write_text(json.dumps({"schedules": [betas[count] for count in sorted(betas)]}, indent=1) + "\n")
-    cluster.say(f"{out / FOUND} beside the model's config.json makes these its schedules")
+    cluster.say(f"{out / FOUND} in the folder of the run makes these its schedules, and those of exports made of it then")
     return lines
 
 

@@ -92,7 +92,7 @@ def options_of(words: Sequence[str]) -> dict[str, Any]:
 
 
 FOUND = "found.json"
-"""Model numbers that an evaluation has found: `{"schedules": [...]}`."""
+"""Numbers of a run's model that an evaluation has found: `{"schedules": [...]}`. An export takes them along when it is made."""
 
 
 def phones_of(model: Model) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def load(path: str | os.PathLike, step: int | None = None, mesh: Any = None) -> 
     them, the stages of a speaker by semantic tokens (`chain`), one. The rows of a batch are cut over `mesh`, this process's devices if left out.
 
     What is compiled for it is kept for the next process, as the commands keep it (NS2_JAX_CACHE=off for not), unless the program has chosen a cache
-    of JAX's itself. Numbers of the model that were found after its training (`FOUND`, a file beside its config) are part of it, which is logged.
+    of JAX's itself. Numbers of the model that were found after its training (`FOUND`, beside the config of a run) are part of it, which is logged.
     Every file of an export is compared with its SHA256SUMS, and none that speech depends on may have come to it later. Raises FileNotFoundError for
     a folder that is missing or is neither, or has no units where the model reads them, ValueError for weights that don't fit it and for an export
     that is torn or was changed, by the name of the file.

@@ -89,7 +89,9 @@ class Chain:
         keys = jax.vmap(lambda key: jax.random.split(key))(keys)
         text = {self.writer.text_name: inputs[self.writer.text_name], "prompt_semantic": jnp.zeros((rows, 1), jnp.int32),
                 "prompt_frames": jnp.zeros((rows,), jnp.int32)}
-        written = self.writer.programs()["translate"].fn(
+        translate = self.writer.programs()["translate"]
+        translate.check(theirs)
+        written = translate.fn(
             params["writer"], rest["writer"], text, keys[:, 0], dict(sizes) | {"t": max(t * hop // period, 1)}, **theirs)
         m = jnp.minimum(written["frames"] * period // hop, t)
         said = at_frames(written["semantic"], written["frames"], period, hop, t)

@@ -69,6 +69,7 @@ def speak(
     Raises ValueError for a speaker without a prompt, and as `Model.speak_batch`.
     """
     check(turns, prompts)
+    seed = provenance.whole(seed)
     made = model.speak_batch([(text, prompts[who]) for who, text in turns], [seed + i for i in range(len(turns))], **options)
     pause = round(gap * model.rate / model.hop)
     return join(model, [who for who, _ in turns], made, pause)

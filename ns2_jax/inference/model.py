@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from ns2_jax.audio import files
-from ns2_jax.inference import prompts, sentences, speech, streams
+from ns2_jax.inference import prompts, provenance, sentences, speech, streams
 from ns2_jax.inference.score import Score
 from ns2_jax.inference.speech import Prompt, Speech
 from ns2_jax.runtime import mesh as meshes, state, weights
@@ -214,6 +214,8 @@ class Model:
 
     def _encode(self, audios: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
         audios = [checked(audio) for audio in audios]
+        if wrong := [audio for audio in audios if audio.ndim != 1]:
+            raise files.AudioError("unreadable", f"audio is {list(wrong[0].shape)}; expected samples [s] of one channel: average the channels")
         frames = [len(audio) // self.hop for audio in audios]
         if 0 in frames:
             samples = len(audios[frames.index(0)])
@@ -241,8 +243,6 @@ class Model:
         most, entries = self.system.sizes.get("q", 0), getattr(self.system, "codes", 0)
         if codes.dtype.kind not in "iu":
             raise ValueError(f"codes are {codes.dtype}; expected integers")
-        if codes.ndim != 2:
-            raise ValueError(f"codes are {list(codes.shape)}; expected [frames, levels]")
         if not 1 <= codes.shape[-1] <= most:
             raise ValueError(f"codes have {codes.shape[-1]} levels; expected 1 to {most}")
         if entries and codes.size and not 0 <= codes.min() <= codes.max() < entries:
@@ -251,11 +251,14 @@ class Model:
             raise ValueError(f"levels={levels}; expected 1 to {codes.shape[-1]}")
 
     def _decode(self, program: str, name: str, arrays: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
+        arrays = [np.asarray(array) for array in arrays]
+        if wrong := [array.shape for array in arrays if array.ndim != 2]:
+            raise ValueError(f"{name} are {list(wrong[0])}; expected two axes, frames first")
         frames = [len(array) for array in arrays]
         if 0 in frames:
             raise ValueError(f"no {name} to decode")
-        if name == "codes":
-            arrays, levels = [np.asarray(array) for array in arrays], options.get("levels")
+        if name == "codes" and len(arrays):
+            levels = options.get("levels")
             for array in arrays:
                 self._check_codes(array, levels)
             most, widths = self.system.sizes["q"], sorted({array.shape[-1] for array in arrays})
@@ -400,7 +403,7 @@ class Model:
         and the prompt are looked at before anything is spoken: what `speak` raises is raised by the call itself.
         """
         speech.check(self, options.get("steps"), {name: value for name, value in options.items() if name != "steps"})
-        parts = sentences.scores(text, self.pronunciations(lexicon), language)
+        parts, seed = sentences.scores(text, self.pronunciations(lexicon), language), provenance.whole(seed)
         voice = self.hear(prompt, lexicon, language)
         return (self.speak(part, voice, seed + k, **options) for k, part in enumerate(parts))
 
@@ -411,11 +414,8 @@ class Model:
 
 
 def checked(audio: np.ndarray) -> np.ndarray:
-    """`audio` as an array. Raises AudioError for what is no float audio of one channel: integers would be taken for audio thousands of times too
-    loud."""
+    """`audio` as an array. Raises AudioError for what is no float audio: integers would be taken for audio thousands of times too loud."""
     audio = np.asarray(audio)
-    if audio.ndim != 1:
-        raise files.AudioError("unreadable", f"audio is {list(audio.shape)}; expected samples [s] of one channel: average the channels")
     if audio.dtype.kind != "f":
         raise files.AudioError("unreadable", f"audio is {audio.dtype}; expected float samples from -1 to 1")
     if not np.isfinite(audio).all():

@@ -88,13 +88,18 @@ class Origin:
     consent: Consent | None = None
 
 
+def whole(seed: Any) -> int:
+    """The seed as a plain int, so that the one that is written says the same again. Raises ValueError for what is no whole number."""
+    if not isinstance(seed, numbers.Integral):
+        raise ValueError(f"seed={seed!r}; expected a whole number")
+    return int(seed)
+
+
 def origin(model: Model, digests: Sequence[str], seed: int, options: Mapping[str, Any], by: Consent | None = None) -> Origin:
     """Of what `model` makes of the recordings with these `digests`; options that are None were left to the model. Raises ValueError for a seed
     that is no whole number."""
-    if not isinstance(seed, numbers.Integral):
-        raise ValueError(f"seed={seed!r}; expected a whole number")
     given = {name: value for name, value in options.items() if value is not None}
-    return Origin(model.hash, str(model.config["system"]), tuple(digests), int(seed), given, by)
+    return Origin(model.hash, str(model.config["system"]), tuple(digests), whole(seed), given, by)
 
 
 def together(origins: Sequence[Origin | None]) -> Origin | None:

@@ -43,7 +43,7 @@ def revoice(
         raise ValueError(f"{model.name} does not speak from semantic tokens; train configs/soundstorm.py:SIZE,semantic")
     if "tokenise" not in tokenizer.programs:
         raise ValueError(f"{tokenizer.name} makes no tokens; give the run or export of configs/semantic.py:SIZE,kmeans")
-    audio = conversion.source_audio(model, source)
+    audio, seed = conversion.source_audio(model, source), provenance.whole(seed)
     voice = np.zeros(0, np.float32) if prompt is None else conversion.source_audio(model, prompt)[: model.longest_prompt * model.hop]
     heard = provenance.allowed([] if prompt is None else [prompt], consent)
     origin = provenance.origin(model, (provenance.digest(source), *heard), seed, options, consent)

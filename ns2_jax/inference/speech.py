@@ -118,7 +118,7 @@ class Piece:
 
     def key(self, stage: int) -> int:
         """A random seed of its own for this piece and program, the same in every batch."""
-        return zlib.crc32(repr((int(self.seed), self.place, stage)).encode())
+        return zlib.crc32(repr((self.seed, self.place, stage)).encode())
 
     def halves(self) -> list[Piece]:
         """Raises ValueError for a single word."""
@@ -191,8 +191,8 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
 
 
 def each_seed(seeds: int | Sequence[int], requests: int) -> list[int]:
-    """One seed for all requests, or one each. Raises ValueError for another number of them."""
-    each = [seeds] * requests if np.ndim(seeds) == 0 else list(seeds)
+    """One seed for all requests, or one each. Raises ValueError for another number of them, or what is no whole number."""
+    each = [provenance.whole(seed) for seed in ([seeds] * requests if np.ndim(seeds) == 0 else seeds)]
     if len(each) != requests:
         raise ValueError(f"{len(each)} seeds for {requests} requests; give one for all, or one each")
     return each

@@ -28,7 +28,8 @@ def _parts(speech: Speech | tuple[np.ndarray, int]) -> tuple[np.ndarray, int, pr
 def write(path: str | os.PathLike, speech: Speech | tuple[np.ndarray, int], recorded: bool = False, origin: provenance.Origin | None = None) -> None:
     """Writes generated audio (.wav, .flac, .ogg), whole or not at all; too loud audio is scaled down, not clipped.
 
-    It is marked as synthetic, and beside a `Speech` lies `PATH.json` with the model's hash, the prompts' and the seed. `recorded` says
+    It is marked as synthetic, and beside a `Speech` lies `PATH.json` with the model's hash, the prompts' and the seed (beside what has no origin
+    none, and one of another file that was there is taken away). `recorded` says
     that the samples are somebody's recording after all, or what a codec made of one (evaluations keep those beside the synthesis), which is
     not marked; `origin` is of samples that are no `Speech` any more. Raises ValueError or FileNotFoundError for a name that can't be written.
     """

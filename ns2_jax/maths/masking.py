@@ -99,7 +99,7 @@ def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
         return logits
     ordered = jnp.sort(logits, -1, descending=True)
     before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
-    least = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
+    least = jnp.where((before < top_p) | (jnp.arange(ordered.shape[-1]) == 0), ordered, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 

@@ -89,12 +89,10 @@ class Service:
             raise Refusal(400, f"{wrong}: this model has none; GET /health says what it has", "invalid_value")
         try:
             table = {**self.worker.model.lexicon, **inference.read_lexicon(said.lexicon)}
-            if in_sentences:
-                parts = inference.sentences.scores(said.text, table, said.language)
-            else:
-                parts = [inference.of_words(inference.spoken(said.text, table, said.language))]
-            if (phones := sum(len(word.phones) for part in parts for word in part.words)) > PHONES * self.limits.text:
+            words = inference.spoken(said.text, table, said.language)
+            if (phones := sum(len(word.phones) for word in words)) > PHONES * self.limits.text:
                 raise Refusal(413, f"the text is spoken with {phones} phones, at most {PHONES * self.limits.text} are accepted", "too_large")
+            parts = inference.sentences.scores(said.text, table, said.language) if in_sentences else [inference.of_words(words)]
             voice = self.voices.get(said.voice)
         except Unknown:
             raise Refusal(404, f"there is no voice {said.voice[:80]!r}; GET /v1/voices lists them", "voice_not_found") from None

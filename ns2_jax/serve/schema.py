@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,7 +23,8 @@ class Saying(Strict):
     speed: float = Field(1.0, ge=0.5, le=2.0, description="Tempo as a factor, rounded to tenths; where GET /health has it.")
     pitch_shift: float = Field(0.0, ge=-12, le=12, description="Semitones, rounded to halves; where GET /health has it.")
     steps: int | None = Field(None, description=STEPS)
-    lexicon: dict[str, str] = Field({}, max_length=100, description="Word -> phones (ARPAbet or the names GET /v1/say gives); wins over all else.")
+    lexicon: dict[str, Annotated[str, Field(max_length=200)]] = Field(
+        {}, max_length=100, description="Word -> phones (ARPAbet or the names GET /v1/say gives); wins over all else.")
     language: str = Field("en", max_length=20, pattern="^[A-Za-z][A-Za-z0-9-]*$", description="espeak-ng's name of it.")
 
 

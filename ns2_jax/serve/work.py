@@ -20,7 +20,7 @@ from ns2_jax import inference
 from ns2_jax.serve.metrics import Metrics
 
 
-STOP = 5.0  # seconds that a batch may take when nobody waits for it any more
+STOP = 5.0  # seconds that a batch may take when nobody waits for it any more; a warm-up has as many as it needs
 
 
 class Busy(Exception):
@@ -78,7 +78,7 @@ class Worker:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(Busy("the server is going down"))
         if self._thread.is_alive():
-            self._thread.join(STOP)
+            self._thread.join(STOP if self.ready.is_set() else self.timeout)
 
     def __len__(self) -> int:
         """How many wait."""

@@ -34,7 +34,7 @@ _PAUSES = frozenset(",.;:?!")
 
 
 def _parse(word: str, phones: str | Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(phones, (str, Sequence)):
+    if not isinstance(phones, Iterable):
         raise ValueError(f"lexicon entry {word!r}: {phones!r} are no phones; expected text or a list of them")
     symbols = phones.split() if isinstance(phones, str) else list(phones)
     if not symbols:

@@ -108,6 +108,7 @@ def test_the_nucleus_is_the_smallest_set_that_holds_the_probability():
         wanted = order[: np.searchsorted(np.cumsum(row[order]), 0.8) + 1]
         assert set(np.flatnonzero(kept)) == set(wanted)
     assert masking.nucleus(logits, 1.0) is logits
+    assert (np.isfinite(np.asarray(masking.nucleus(jnp.asarray(logits), 0.0))).sum(-1) == 1).all()  # greedy
 
 
 # Decoding -------------------------------------------------------------------------------------------------------------

@@ -98,8 +98,9 @@ def test_what_will_be_spoken(client):
 def test_few_characters_may_not_become_hours(client):
     """What is said is work, not what is written: a lexicon or digits make much of little."""
     for path in ("/v1/speech", "/v1/say", "/v1/speech/stream"):
-        answer = client.post(path, json={"text": "a " * 50, "lexicon": {"a": "AH K " * 500}})
-        assert answer.status_code == 413 and "is spoken with 500" in answer.json()["error"]["message"], answer.text
+        answer = client.post(path, json={"text": "a " * 50, "lexicon": {"a": "AH K " * 40}})
+        assert answer.status_code == 413 and "is spoken with 400" in answer.json()["error"]["message"], answer.text
+    assert "lexicon.a: String should have at most 200" in problem(client.post("/v1/say", json={"text": "a", "lexicon": {"a": "AH K " * 41}}), 400)
 
 
 def test_health_models_and_documents(client, model):
