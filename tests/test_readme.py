@@ -19,7 +19,7 @@ from ns2_jax.audio import files
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = ("README.md", "results/codec/README.md", "results/naturalspeech2/README.md", "results/aligner/README.md",
-         "results/hard_sentences/README.md", "results/performance/README.md", "results/vocoder/README.md")
+         "results/hard_sentences/README.md", "results/performance/README.md", "results/vocoder/README.md", "results/soundstorm/README.md")
 
 
 def printed(page: str) -> list[list[str]]:
