@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,7 @@ def continue_all(
     for i in range(len(requests)):
         pieces += attempt(i, begin, i) or []
     made = speech.finish(model, pieces, origins, len(requests), 0.0, dict(options), attempt, failed)
-    as_loud = lambda one: dataclasses.replace(one, audio=speech.as_loud_as_prompts(one.audio, one.rate))  # as what stands before it
-    return [None if one is None else _after(model, begun[i], as_loud(one)) for i, one in enumerate(made)]
+    return [None if one is None else _after(model, begun[i], speech.as_loud_as_prompts(one)) for i, one in enumerate(made)]
 
 
 def _after(model: Model, begun: prompts.Heard, rest: speech.Speech) -> speech.Speech:

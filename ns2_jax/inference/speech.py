@@ -187,7 +187,7 @@ def speak_batch(model: Model, requests: Sequence[tuple[str | Score, Prompt]], se
             origins[i] = provenance.origin(model, known.digests, seed, given, known.consent)
             pending += pieces_of(model, i, score, seed, known.codes, known.words)
     made = finish(model, pending, origins, len(requests), shift, {"steps": steps, **options}, attempt, failed)
-    return [one and dataclasses.replace(one, audio=as_loud_as_prompts(one.audio, one.rate)) for one in made]
+    return [one and as_loud_as_prompts(one) for one in made]
 
 
 def each_seed(seeds: int | Sequence[int], requests: int) -> list[int]:
@@ -198,9 +198,10 @@ def each_seed(seeds: int | Sequence[int], requests: int) -> list[int]:
     return each
 
 
-def as_loud_as_prompts(audio: np.ndarray, rate: int) -> np.ndarray:
-    """`audio [s]` with the active level that prompts are brought to (`files.LEVEL`), whatever the model made of it; silence stays silent."""
-    return files.match_loudness(audio, rate) if files.active_rms(audio, rate) > 0 else audio
+def as_loud_as_prompts(made: Speech) -> Speech:
+    """With the active level that prompts are brought to (`files.LEVEL`), whatever the model made of it; silence stays silent."""
+    loud = files.active_rms(made.audio, made.rate) > 0
+    return dataclasses.replace(made, audio=files.match_loudness(made.audio, made.rate)) if loud else made
 
 
 def attempts(failures: dict[int, str] | None) -> tuple[Callable[..., Any], set[int]]:

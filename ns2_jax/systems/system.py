@@ -42,8 +42,8 @@ class Field:
         return tuple(sizes[axis] for axis in self.axes)
 
 
-KINDS = ((bool, bool, "true or false"), (str, str, "text"), (int, numbers.Integral, "a whole number"), (float, numbers.Real, "a number"))
-"""(type of an option's default, what a value must be, what that is called); other defaults, as None, take anything."""
+KINDS = {bool: (bool, "true or false"), str: (str, "text"), int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
+"""Type of an option's default -> what a value must be, what that is called; other defaults, as None, take anything."""
 
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "temperature": ("0 or more", lambda x: x >= 0), "speed": ("a factor above 0", lambda x: x > 0),
@@ -73,15 +73,15 @@ class Program:
         for name, value in options.items():
             if name not in self.options:
                 raise ValueError(f"unknown option {name!r}; this program takes {sorted(self.options)}")
-            for default, kind, called in KINDS:
-                if type(self.options[name]) is not default:
-                    continue
-                if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-                    raise ValueError(f"{name}={value!r}; expected {called}")
-                if kind is numbers.Real and not math.isfinite(value):
-                    raise ValueError(f"{name}={value!r}; expected a finite number")
-                if name in RANGES and not RANGES[name][1](value):
-                    raise ValueError(f"{name}={value!r}; expected {RANGES[name][0]}")
+            kind, called = KINDS.get(type(self.options[name]), (None, ""))
+            if kind is None:
+                continue
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                raise ValueError(f"{name}={value!r}; expected {called}")
+            if kind is numbers.Real and not math.isfinite(value):
+                raise ValueError(f"{name}={value!r}; expected a finite number")
+            if name in RANGES and not RANGES[name][1](value):
+                raise ValueError(f"{name}={value!r}; expected {RANGES[name][0]}")
 
     def bind(self, sizes: Sizes, **options: Any) -> Callable[..., dict[str, jax.Array]]:
         """Fixes sizes and options. Raises as `check`."""
