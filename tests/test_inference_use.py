@@ -58,13 +58,14 @@ def test_options_that_make_no_sense_are_named(model, options, message):
 
 @pytest.mark.parametrize("name, value, message", [
     ("best_of", 1.5, "a whole number"), ("best_of", 0, "from 1 on"), ("top_p", -1.0, "from 0 to 1"), ("top_p", "hot", "a number"),
-    ("steps", True, "a whole number"), ("cache", 1, "true or false"), ("trigger", 2, "text"), ("temperature", float("inf"), "a finite number")])
+    ("steps", True, "a whole number"), ("cache", 1, "true or false"), ("trigger", 2, "text"), ("temperature", float("inf"), "a finite number"),
+    ("chunk", -1, "0 (the whole)"), ("overlap", -2, "-1 (as far as it can hear)")])
 def test_a_program_looks_at_its_options(name, value, message):
     """Whoever runs it: speaking, continuing, editing, converting."""
-    defaults = {"best_of": 1, "top_p": 0.9, "steps": 3, "cache": True, "trigger": "alone", "temperature": 1.0, "k": None}
+    defaults = {"best_of": 1, "top_p": 0.9, "steps": 3, "cache": True, "trigger": "alone", "temperature": 1.0, "k": None, "chunk": 0, "overlap": -1}
     program = Program(lambda *_, **__: {}, {}, {}, defaults)
     program.bind({}, **{**program.options, "top_p": np.float32(1), "steps": np.int64(3), "temperature": 0, "k": [1]})
-    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}; expected ") + ".*" + message):
+    with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}; expected ") + ".*" + re.escape(message)):
         program.bind({}, **{name: value})
 
 

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ns2_jax.maths import tokens
+
 
 def ratio(u: jax.Array) -> jax.Array:
     """The share of frames to hide, `cos(pi/2 u)`: of u uniform on [0, 1] in training, of u = i/I after pass i of I."""
@@ -93,16 +95,6 @@ def passes(steps_bq: jax.Array, total: int) -> tuple[jax.Array, jax.Array, jax.A
     return level, n - pick(ends - steps) + 1, pick(steps)
 
 
-def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-    """Logits with all but the likeliest codes that hold `top_p` of the probability at -inf; the likeliest is always kept."""
-    if top_p >= 1.0:
-        return logits
-    ordered = jnp.sort(logits, -1, descending=True)
-    before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
-    least = jnp.where((before < top_p) | (jnp.arange(ordered.shape[-1]) == 0), ordered, jnp.inf).min(-1, keepdims=True)
-    return jnp.where(logits >= least, logits, -jnp.inf)
-
-
 def decode(
     logits_of: Callable[[jax.Array, jax.Array], jax.Array], codes_btq: jax.Array, target_bt: jax.Array, steps_bq: jax.Array,
     keys_b: jax.Array, *, blank: int, total: int, temperature: float = 1.0, top_p: float = 1.0, choice: float = 0.0,
@@ -127,7 +119,7 @@ def decode(
         last = (i >= of)[:, None]
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, n)))(keys_b)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (frames, blank)))(keys[:, 0])
-        drawn = jnp.argmax(nucleus(logits / temperature, top_p) + noise, -1) if temperature else jnp.argmax(logits, -1)
+        drawn = jnp.argmax(tokens.nucleus(logits / temperature, top_p) + noise, -1) if temperature else jnp.argmax(logits, -1)
         candidate = jnp.where(last, jnp.argmax(logits, -1), drawn)
         confidence = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), candidate[..., None], -1)[..., 0]
         noise = jax.vmap(lambda key: jax.random.gumbel(key, (frames,)))(keys[:, 1])

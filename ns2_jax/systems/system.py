@@ -48,7 +48,9 @@ KINDS = {bool: (bool, "true or false"), str: (str, "text"), int: (numbers.Integr
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "temperature": ("0 or more", lambda x: x >= 0), "speed": ("a factor above 0", lambda x: x > 0),
     "top_p": ("a share from 0 to 1", lambda x: 0 <= x <= 1), "steps": ("a number from 1 on", lambda x: x >= 1),
-    "best_of": ("a number from 1 on", lambda x: x >= 1), "levels": ("a number from 1 on", lambda x: x >= 1)}
+    "best_of": ("a number from 1 on", lambda x: x >= 1), "levels": ("a number from 1 on", lambda x: x >= 1),
+    "window": ("0 (the whole) or more", lambda x: x >= 0), "chunk": ("0 (the whole) or more", lambda x: x >= 0),
+    "overlap": ("-1 (as far as it can hear) or more", lambda x: x >= -1)}
 """What options of these names may be in every program."""
 
 
