@@ -30,7 +30,7 @@ done
 code=0 ended=0
 while [ "$ended" -lt "${#pids[@]}" ]; do
   one=0 who=
-  wait -n -p who "${pids[@]}" || one=$?
+  wait -n -p who "${pids[@]}" 2>/dev/null || one=$?  # of one that has ended before it says "no such job"
   [ -n "${who:-}" ] || continue  # a signal came in between
   ended=$((ended + 1))
   if [ "$one" != 0 ] && [ "$code" = 0 ]; then
