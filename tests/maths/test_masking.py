@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ns2_jax.maths import masking, tokens
+from ns2_jax.maths import masking
 
 BLANK = 16
 LEVELS = 3
@@ -96,19 +96,6 @@ def test_the_table_of_passes():
     assert i == [[1, 2, 3, 1, 1, 2], [1, 2, 3, 4, 1, 1], [1, 1, 1, 2, 3, 4]]
     assert of == [[3, 3, 3, 1, 2, 2], [4, 4, 4, 4, 1, 1], [1, 1, 1, 1, 1, 1]]
     assert masking.passes(jnp.zeros((1, 12), jnp.int32), 27)[0].shape == (27, 1)  # (16, 1, ..., 1)
-
-
-def test_the_nucleus_is_the_smallest_set_that_holds_the_probability():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(50, 16)).astype(np.float32) * 2
-    found = np.asarray(tokens.nucleus(jnp.asarray(logits), 0.8)) > tokens.IMPOSSIBLE
-    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    for row, kept in zip(p, found):
-        order = np.argsort(-row)
-        wanted = order[: np.searchsorted(np.cumsum(row[order]), 0.8) + 1]
-        assert set(np.flatnonzero(kept)) == set(wanted)
-    assert tokens.nucleus(logits, 1.0) is logits
-    assert ((np.asarray(tokens.nucleus(jnp.asarray(logits), 0.0)) > tokens.IMPOSSIBLE).sum(-1) == 1).all()  # greedy
 
 
 # Decoding -------------------------------------------------------------------------------------------------------------
