@@ -20,6 +20,7 @@ Choices where the paper is silent, or where we leave it; every one is a number o
   * Rows lose prompt, text or both with `drop_*` for classifier-free guidance.
   * `voice` pools the prompt into one vector too (`layers.tacotron.VoiceEncoder`), which joins every phone and frame: ours, off in the paper's
     layout. A small network that hears the prompt through its 32 queries alone learns words long before voices.
+  * `phase_harmonics` tells the denoiser where in the pitch's period a frame begins (`layers.pitch_phase`): ours, off in the paper's layout.
   * `phone_position` gives frames their place in the phone and its log duration: ours, off in the paper's layout.
   * `objective="flow"` replaces process, prediction and the terms of data and score: the same network learns the velocity of flow matching,
     `u = eps - x0` on `z = (1 - t) x0 + t eps` (Lipman et al. 2023; without a smallest noise, as in F5-TTS), with the mean square as its loss.
@@ -40,6 +41,7 @@ import jax.numpy as jnp
 from ns2_jax.layers import quantize
 from ns2_jax.layers.codec import Codec
 from ns2_jax.layers.guidance import Strength
+from ns2_jax.layers.pitch_phase import PitchPhase
 from ns2_jax.layers.predictors import Predictor
 from ns2_jax.layers.tacotron import VoiceEncoder
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder, Transformer
@@ -89,6 +91,7 @@ class System(Programs, SingleLoss):
     pitch_range: tuple[float, float] = (50.0, 1100.0)  # Hz
     pitch_mean: float = 5.0  # of log F0 (148 Hz)
     pitch_deviation: float = 0.4
+    phase_harmonics: int = 0  # of the pitch, whose phase the denoiser is told; 0: none, the paper
     whiten: float = 1.0
     phone_position: bool = True
     prompt_in_denoiser: bool = True
@@ -120,6 +123,7 @@ class System(Programs, SingleLoss):
     unroll: int = 1
     dtype: str = "float32"
 
+    fresh = (r"params/phase/.*",)  # what a model to go on from may not have
     fields = {
         "phones": Field("bp", "int32"), "durations": Field("bp", "int32"), "f0": Field("bt", "float32"),
         "codes": Field("btq", "uint16"), "frames": Field("b", "int32"), "prompt_codes": Field("buq", "uint16"),
@@ -167,7 +171,10 @@ class System(Programs, SingleLoss):
         encoder = lambda given: _numbers(Transformer, numbers(given), own)
         told = {"guidance": Strength(self.width, dtype=dtype)} if self.guided else {}
         voice = {"voice": _make(VoiceEncoder, self.voice, width=self.width, dtype=dtype)} if self.pools else {}
-        return told | voice | {
+        phase = {}
+        if self.phase_harmonics:
+            phase["phase"] = PitchPhase(self.width, self.phase_harmonics, self.sizes["c"], self.codec_network.hop / self.codec_network.rate, dtype)
+        return told | voice | phase | {
             "phones": PhoneEncoder(self.phones, encoder=encoder(self.phone_encoder), prenet=self.prenet, pitch_bins=self.pitch_bins,
                                    position=self.phone_position, **own),
             "prompt": PromptEncoder(encoder=encoder(self.prompt_encoder), **own),
@@ -191,6 +198,8 @@ class System(Programs, SingleLoss):
         }
         if self.pools:
             params["voice"] = nets["voice"].init(jax.random.fold_in(rng, 8), latents, yes, no)["params"]
+        if self.phase_harmonics:
+            params["phase"] = nets["phase"].init(jax.random.fold_in(rng, 9), latents, jnp.ones((b, 2)), method="everything")["params"]
         if self.guided:
             params["guidance"] = nets["guidance"].init(jax.random.fold_in(rng, 7), jnp.ones((b,)))["params"]
         c, codec = net.channels, {"mean": jnp.zeros((net.channels,)), "deviation": jnp.ones((net.channels,))}
@@ -294,6 +303,11 @@ class System(Programs, SingleLoss):
             c = c + self.call(params, "phones", "place", alignment.phone_position(durations_bp, align))
         return c * mask[..., None].astype(c.dtype), mask
 
+    def pitched(self, params: Tree, c_btc: jax.Array, f0_bt: jax.Array, offset_bt2: jax.Array | None = None) -> jax.Array:
+        """The condition with the pitch in it, and its phase, of which `offset` is known or 0; F0 is 0 at padding."""
+        c = c_btc + self.call(params, "phones", "pitch", self.pitch_ids(f0_bt))
+        return c + self.call(params, "phase", "__call__", f0_bt, offset_bt2) if self.phase_harmonics else c
+
     def told(self, params: Tree, c_btc: jax.Array, factor_b: jax.Array) -> jax.Array:
         """The condition with the guidance factors in it, of a system that is `guided`."""
         return c_btc + self.networks["guidance"].apply({"params": params["guidance"]}, factor_b)[:, None]
@@ -326,7 +340,7 @@ class System(Programs, SingleLoss):
         rng, t = draws["dropout"], draws["t"]
         mask = alignment.length_mask(batch["frames"], batch["f0"].shape[1])
         weight = mask * batch["weight"][:, None]
-        c, prompts, voice, log_duration, pitch = self.conditions(params, rest, batch, mask, draws["drop_prompt"], rng)
+        c, prompts, voice, prior = self.conditions(params, rest, batch, mask, draws["drop_prompt"], rng)
         c = self.call(params, "phones", "without", c, draws["drop_text"]) + voice
 
         x0 = self.latents(rest, batch["codes"], mask)
@@ -337,9 +351,8 @@ class System(Programs, SingleLoss):
         terms = self.diffusion_terms(rest, x0_hat, x0, batch["codes"], alpha, sigma)
         if self.objective == "flow":
             terms["flow"] = jnp.square(predicted - (draws["noise"] - x0)).mean(-1)
-        terms |= self.prior_terms(log_duration, pitch, batch)
-        of = ("flow",) if self.objective == "flow" else ("data", "score")
-        total = self.weighed(terms, *of, "duration", "pitch", "voicing")
+        total = self.weighed(terms, *(("flow",) if self.objective == "flow" else ("data", "score"))) + self.prior(prior)
+        terms |= prior
         if self.ce_weight:
             total = total + self.ce_weight * terms["ce"]
         metrics = {name: (term * weight).sum() for name, term in terms.items()}
@@ -350,20 +363,24 @@ class System(Programs, SingleLoss):
 
     def conditions(
         self, params: Tree, rest: Tree, batch: Batch, mask_bt: jax.Array, dropped_b: jax.Array, rng: jax.Array | None,
-    ) -> tuple[jax.Array, dict[str, tuple], jax.Array, jax.Array, jax.Array]:
-        """(frames with their pitch, prompts, the denoiser's voice, log durations, pitch) of a batch whose rows `dropped_b` have no prompt."""
+    ) -> tuple[jax.Array, dict[str, tuple], jax.Array, dict[str, jax.Array]]:
+        """(frames with their pitch, prompts, the denoiser's voice, `prior_terms`) of a batch whose rows `dropped_b` have no prompt."""
         prompts = self.prompts(params, rest, batch, dropped_b, rng)
         h = self.apply(params, "phones", batch["phones"], rng=rng)
         voices = self.voices(params, rest, batch, dropped_b)
         log_duration = self.apply(params, "duration", h + voices["predictors"], batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
         c, _ = self.frames(params, h, batch["durations"], mask_bt.shape[1])
         pitch = self.apply(params, "pitch", c + voices["predictors"], mask_bt, *prompts["predictors"], rng=rng)
-        return c + self.call(params, "phones", "pitch", self.pitch_ids(batch["f0"])), prompts, voices["denoiser"], log_duration, pitch
+        terms, f0, offset = self.prior_terms(log_duration, pitch, batch), batch["f0"] * mask_bt, None
+        if self.phase_harmonics:
+            offset, coherence = self.call(params, "phase", "read", self.latents(rest, batch["codes"], mask_bt), f0)
+            terms["phase"] = jnp.broadcast_to(1 - coherence[:, None], f0.shape)
+        return self.pitched(params, c, f0, offset), prompts, voices["denoiser"], terms
 
     def denoising(self, params: Tree, rest: Tree, batch: Batch, rng: jax.Array | None = None) -> Denoising:
         """A batch as `systems.distill` needs it; with a key, in training mode. Nothing is dropped but what guidance asks for."""
         mask, none = alignment.length_mask(batch["frames"], batch["f0"].shape[1]), jnp.zeros(batch["frames"].shape, bool)
-        c, prompts, voice, log_duration, pitch = self.conditions(params, rest, batch, mask, none, rng)
+        c, prompts, voice, prior = self.conditions(params, rest, batch, mask, none, rng)
         if not self.guided:
             nothing = self.call(params, "phones", "without", c, ~none) + self.voices(params, rest, batch, ~none)["denoiser"]
             null = nothing, self.prompts(params, rest, batch, ~none)["denoiser"]
@@ -380,8 +397,7 @@ class System(Programs, SingleLoss):
                 return x0
             return samplers.guide(said(z, t, *null, rng), x0, factor_b[:, None, None])
 
-        prior = self.weighed(self.prior_terms(log_duration, pitch, batch), "duration", "pitch", "voicing")
-        return Denoising(self.latents(rest, batch["codes"], mask), mask, mask * batch["weight"][:, None], prior, denoise)
+        return Denoising(self.latents(rest, batch["codes"], mask), mask, mask * batch["weight"][:, None], self.prior(prior), denoise)
 
     def clean(self, predicted: jax.Array, z: jax.Array, t_b: jax.Array) -> jax.Array:
         """What the network says of `z [b, t, c]` at times `t_b`, as clean latents."""
@@ -392,6 +408,10 @@ class System(Programs, SingleLoss):
     def weighed(self, terms: Mapping[str, jax.Array], *names: str) -> jax.Array:
         """The sum of those terms with their weights, `[b, t]`."""
         return sum(getattr(self, f"{name}_weight") * terms[name] for name in names)
+
+    def prior(self, terms: Mapping[str, jax.Array]) -> jax.Array:
+        """What of the loss is not the denoiser's, `[b, t]`: the predictors', and that of the reader of the phase if there is one."""
+        return self.weighed(terms, "duration", "pitch", "voicing") + terms.get("phase", 0.0)
 
     def diffusion_terms(
         self, rest: Tree, x0_hat: jax.Array, x0: jax.Array, codes_btq: jax.Array, alpha: jax.Array, sigma: jax.Array,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ns2_jax.layers import quantize
-from ns2_jax.maths import prosody, samplers
+from ns2_jax.maths import alignment, prosody, samplers
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
 
 
@@ -75,27 +75,30 @@ class Programs:
 
         The ODE carries the source's latents (`codes`, with its phones, durations, `f0` and a prompt of its own sound) to t = 1 and back
         with the prompt `target_codes` and the pitch `target_f0`: `steps` of DDIM both ways on one grid, from t = 1e-3, where there is no noise. Few
-        steps amplify the error of the first data estimates: 50 or more.
+        steps amplify the error of the first data estimates: 50 or more. The offset of the pitch's phase is the source's both ways.
         """
         del rng
         size = sizes["t"]
-        away, mask = self._denoiser(params, rest, inputs, size, 1.0, window)
+        offset, mask = None, alignment.length_mask(inputs["durations"].sum(-1), size)
+        if self.phase_harmonics:
+            offset, _ = self.call(params, "phase", "read", self.latents(rest, inputs["codes"], mask), inputs["f0"] * mask)
+        away, mask = self._denoiser(params, rest, inputs, size, 1.0, window, offset)
         target = inputs | {"prompt_codes": inputs["target_codes"], "prompt_frames": inputs["target_frames"], "f0": inputs["target_f0"]}
-        back, _ = self._denoiser(params, rest, target, size, guidance, window)
+        back, _ = self._denoiser(params, rest, target, size, guidance, window, offset)
         there = samplers.inverse_ddim(self.process, steps)
         start = self.process.alpha(float(there["t"][0])) * self.latents(rest, inputs["codes"], mask)
         noise = samplers.run(away, start, there)
         return self._finish(rest, samplers.run(back, noise, samplers.table("ddim", self.process, steps + 1)), mask, snap)
 
     def _denoiser(
-        self, params: Tree, rest: Tree, inputs: Batch, size: int, guidance: float, window: int,
+        self, params: Tree, rest: Tree, inputs: Batch, size: int, guidance: float, window: int, offset_bt2: jax.Array | None = None,
     ) -> tuple[Callable[[jax.Array, jax.Array], jax.Array], jax.Array]:
         """(`denoise(z [b, t, c], time)` for what `inputs` are conditions of, mask `[b, t]`); what a step does not change is done once."""
         rows = inputs["phones"].shape[0]
         none, all_ = jnp.zeros((rows,), bool), jnp.ones((rows,), bool)
         h = self.apply(params, "phones", inputs["phones"])
         c, mask = self.frames(params, h, inputs["durations"], size)
-        c = c + self.call(params, "phones", "pitch", self.pitch_ids(inputs["f0"] * mask))
+        c = self.pitched(params, c, inputs["f0"] * mask, offset_bt2)
         heard = self.prompts(params, rest, inputs, none, window=window)["denoiser"]
         voice = self.voices(params, rest, inputs, none)["denoiser"]
         if self.guided:

@@ -1,0 +1,95 @@
+"""Where in its period a voice is at every frame: pitch's phase as a condition (ours; no paper of the five has it).
+
+A codec whose frames are not much longer than a period of the voice keeps where the glottal pulses lie in a frame. F0 says how far they move from one
+frame to the next, not where they are, and a network that is told F0 alone can only guess the channels that hold it (`results/naturalspeech2`). Sources
+of sines tell waveform networks the same (neural source-filter models, Wang et al. 2019, 1904.12088); here it is told to what predicts latents.
+
+    phase_t = sum over s <= t of 2 pi hop / rate (F0_s-1 + F0_s) / 2     [+ offset_t]
+
+The offset cannot be known from F0. In training it is read from the latents, around each frame, by a linear map that learns on its own (`coherence`);
+in synthesis any constant is as good as another, and 0 it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ns2_jax.layers.linear import Dense, named
+
+REACH, DEVIATION, NEAR = 8, 4.0, 3
+"""Frames either way that the offset is read from, the deviation of their Gaussian weights, and those whose mean is to agree."""
+
+
+def phase(f0_bt: jax.Array, period: float) -> jax.Array:
+    """F0 in Hz, 0 unvoiced -> radians, float32 `[b, t]`, 0 at the first frame; `period` is that of frames in seconds."""
+    turns = (f0_bt[:, 1:] + f0_bt[:, :-1]) * (0.5 * period)
+    whole = jnp.cumsum((jnp.mod(turns, 1.0) * 2.0**32).astype(jnp.uint32), 1)  # wraps: exact, however long and in whatever order
+    return jnp.pad((whole >> 8).astype(jnp.float32) * (2 * math.pi / 2**24), ((0, 0), (1, 0)))
+
+
+def turned(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The product of complex numbers `[..., 2]`."""
+    (a, b), (c, d) = (x[..., 0], x[..., 1]), (y[..., 0], y[..., 1])
+    return jnp.stack([a * c - b * d, a * d + b * c], -1)
+
+
+def unit(angle: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+class PitchPhase(nn.Module):
+    """`harmonics` of the pitch's phase -> a condition of `features`, nothing at the start; `channels` of the latents, `period` of frames in seconds."""
+
+    features: int
+    harmonics: int
+    channels: int
+    period: float
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.reader = self.param("reader", named(nn.initializers.normal(0.1), ("embed", None)), (self.channels, 2), jnp.float32)
+        self.output = Dense(self.features, (None, "embed"), use_bias=False, kernel_init=nn.initializers.zeros, dtype=self.dtype)
+
+    def __call__(self, f0_bt: jax.Array, offset_bt2: jax.Array | None = None) -> jax.Array:
+        """F0 in Hz `[b, t]` and unit vectors of the offset (none: 0) -> `[b, t, features]`, 0 where unvoiced."""
+        once = unit(phase(f0_bt, self.period))
+        once = (once if offset_bt2 is None else turned(once, offset_bt2)) * (f0_bt > 0)[..., None]
+        several = [once]
+        for _ in range(self.harmonics - 1):
+            several.append(turned(several[-1], once))
+        return self.output(jnp.concatenate(several, -1))
+
+    def everything(self, z_btc: jax.Array, f0_bt: jax.Array) -> jax.Array:
+        """Both, for `init`."""
+        return self(f0_bt, self.read(z_btc, f0_bt)[0])
+
+    def read(self, z_btc: jax.Array, f0_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Latents and F0, 0 at padding -> (unit vectors of the offset, float32 `[b, t, 2]`, 1 where unvoiced; coherence of each row `[b]`, 0 to 1).
+
+        Coherence is what of the reader's power is left when `2 NEAR + 1` neighbours are averaged: 1 of a reader that turns with the phase and does
+        nothing else. Its gradient trains the reader; the offset has none.
+        """
+        voiced = f0_bt > 0
+        m = jnp.einsum("btc,cd->btd", jax.lax.stop_gradient(z_btc).astype(jnp.float32), self.reader, precision="highest")
+        m = turned(m, unit(-phase(f0_bt, self.period))) * voiced[..., None]
+        stretch = jnp.where(voiced, jnp.cumsum(jnp.pad(voiced[:, 1:] != voiced[:, :-1], ((0, 0), (1, 0))), 1), -1)
+        size, sides = voiced.shape[1], ((0, 0), (REACH, REACH))
+        others, whose = jnp.pad(m, (*sides, (0, 0))), jnp.pad(stretch, sides, constant_values=-1)
+        total, near, count = 0.0, 0.0, 0.0
+        for k in range(-REACH, REACH + 1):
+            there = slice(REACH + k, REACH + k + size)
+            same = ((whose[:, there] == stretch) & voiced)[..., None]
+            add = others[:, there] * same
+            total = total + add * math.exp(-0.5 * (k / DEVIATION) ** 2)
+            if abs(k) <= NEAR:
+                near, count = near + add, count + same
+        mean = near / jnp.maximum(count, 1)
+        coherence = jnp.square(mean).sum((1, 2)) / jnp.maximum(jnp.square(m).sum((1, 2)), 1e-6)
+        total = jax.lax.stop_gradient(total)
+        size2 = jnp.square(total).sum(-1, keepdims=True)
+        return jnp.where(size2 > 1e-9, total / jnp.sqrt(jnp.maximum(size2, 1e-9)), jnp.array([1.0, 0.0])), coherence
