@@ -236,6 +236,19 @@ def test_ce_rvq_pulls_the_prediction_towards_the_codes():
 # Loss -----------------------------------------------------------------------------------------------------------------
 
 
+def coherence(z, f0, reader, period: float) -> list[float]:
+    """Of each row: what of the reader's power is left when up to seven neighbours of a voiced stretch are averaged."""
+    found = []
+    for row, hz in zip(z, f0.astype(np.float64)):
+        angle = 2 * np.pi * period * np.concatenate([[0], np.cumsum((hz[1:] + hz[:-1]) / 2)])
+        m = (row @ reader[:, 0] + 1j * row @ reader[:, 1]) * np.exp(-1j * angle)
+        stretches = [part for part in np.split(np.arange(len(hz)), np.flatnonzero(np.diff(hz > 0)) + 1) if hz[part[0]] > 0]
+        means = [m[part[(part >= i - 3) & (part <= i + 3)]].mean() for part in stretches for i in part]
+        power = sum(np.square(abs(m[part])).sum() for part in stretches)
+        found.append(np.square(np.abs(means)).sum() / power if power else 0.0)
+    return found
+
+
 @pytest.mark.parametrize("prediction, whiten", [("x0", 1.0), ("v", 0.5)])
 def test_loss_terms_are_the_papers_equations(prediction, whiten):
     """Every term recomputed in numpy from what the networks predict."""
@@ -279,9 +292,12 @@ def test_loss_terms_are_the_papers_equations(prediction, whiten):
     expected["pitch"] = (np.abs(out["pitch"][..., 0] - target) * voiced).sum()
     p = 1 / (1 + np.exp(-out["pitch"][..., 1]))
     expected["voicing"] = -(np.log(np.where(voiced, p, 1 - p)) * valid).sum()
+    kept = coherence(x0, np.where(valid, data["f0"], 0), np.asarray(params["phase"]["reader"]), one.codec_network.hop / one.codec_network.rate)
+    assert min(kept) > 0.05
+    expected["phase"] = ((1 - np.asarray(kept)) * data["frames"]).sum()
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
-    total = sum(expected[k] for k in ("data", "score", "duration", "pitch", "voicing")) + 0.1 * metrics["ce"]
+    total = sum(expected[k] for k in ("data", "score", "duration", "pitch", "voicing", "phase")) + 0.1 * metrics["ce"]
     assert loss == pytest.approx(total, rel=1e-3)
 
 
@@ -349,7 +365,7 @@ def test_conditions_are_dropped_as_often_as_they_should_be():
 @pytest.mark.parametrize("changes", [
     {"prompt_in_denoiser": False}, {"prompt_in_predictors": False}, {"denoiser": {"queries": 0}}, {"ce_weight": 0.0},
     {"score_loss": "eps_l1"}, {"score_loss": "eps_l2"}, {"score_loss": "literal"}, {"phone_position": False},
-    {"voice": {"hidden": 0}}, {"ce_levels": 2, "ce_by_signal": True}, {"objective": "flow"}], ids=str)
+    {"voice": {"hidden": 0}}, {"phase_harmonics": 0}, {"ce_levels": 2, "ce_by_signal": True}, {"objective": "flow"}], ids=str)
 def test_ablations_are_values(changes):
     """Each builds, and computes something else than the default."""
 
@@ -426,7 +442,7 @@ def test_flow_matching_is_the_mean_square_of_the_velocity():
     expected = (np.square(u - (np.asarray(draws["noise"]) - x0)) * valid).mean(-1).sum()
     assert metrics["flow"] == pytest.approx(expected, rel=1e-4)
     assert metrics["data"] == pytest.approx((np.square(z - t * u - x0) * valid).mean(-1).sum(), rel=1e-3)
-    assert loss == pytest.approx(expected + sum(metrics[k] for k in ("duration", "pitch", "voicing")) + 0.1 * metrics["ce"], rel=1e-4)
+    assert loss == pytest.approx(expected + sum(metrics[k] for k in ("duration", "pitch", "voicing", "phase")) + 0.1 * metrics["ce"], rel=1e-4)
     options = one.programs()["sample"].options
     assert (options["steps"], options["sampler"]) == (32, "sway") and system().programs()["sample"].options["steps"] == 150
 
@@ -614,6 +630,28 @@ def test_conversion_to_the_same_voice_gives_the_source_back():
     assert off[1] < 0.04 and off[1] < 0.3 * off[0], off
     moved = np.abs(run(20, target_codes=np.roll(p["prompt_codes"], 1, 0)) - run(20)).max()
     assert moved > 1e-3
+
+
+def test_conversion_keeps_the_offset_of_the_sources_phase_and_synthesis_has_none():
+    seen = []
+
+    class Spy(System):
+        def pitched(self, params, c_btc, f0_bt, offset_bt2=None):
+            seen.append(offset_bt2)
+            return super().pitched(params, c_btc, f0_bt, offset_bt2)
+
+    one, data, (params, rest) = Spy(**numbers()), batch(system()), started()
+    inputs = {name: data[name] for name in ("phones", "durations", "f0", "prompt_codes", "prompt_frames")}
+    jax.eval_shape(one.programs()["sample"].bind(SIZES, steps=2), params, rest, inputs, jax.random.key(0))
+    assert seen == [None]
+    seen.clear()
+    inputs |= {"codes": data["codes"], "target_codes": data["prompt_codes"], "target_frames": data["prompt_frames"], "target_f0": data["f0"] * 1.2}
+    run = one.programs()["convert"].bind(SIZES, steps=2)
+    offsets = np.asarray(jax.jit(lambda *given: (run(*given), tuple(seen))[1])(params, rest, inputs, jax.random.key(0)))
+    mask = np.arange(24) < data["frames"][:, None]
+    read, _ = one.call(params, "phase", "read", one.latents(rest, data["codes"], mask), data["f0"] * mask)
+    assert offsets.shape == (2, 8, 24, 2) and (np.abs(offsets[..., 1]) > 0.5).any()
+    np.testing.assert_allclose(offsets, [read, read], atol=1e-4)
 
 
 def test_guidance_moves_samples_and_one_is_the_plain_model():
