@@ -19,7 +19,7 @@ For conversations in one decoding (`ns2_jax.synthesize --task=dialogue --at_once
 makes of the corpus (with codes by `data_pipelines.encode`, and tokens by `data_pipelines.tokens`).
 
 Overrides: `level_law=uniform,infill=0,hide_text=0,longest_prompt=1` and `drop_prompt=0,drop_text=0,drop_both=0` are the paper's training,
-`voice.hidden=0,decoder.vector_head=false` its layout; `levels=8` models more of the codec.
+`voice.hidden=0,phase_harmonics=0,decoder.vector_head=false` its layout; `levels=8` models more of the codec.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def model_numbers(size: str) -> dict:
         encoder = dict(hidden=2048, heads=8, kernel=9, remat=True)
         predictor = dict(every=3, width=512, heads=8, dropout=0.3, attention_dropout=0.1)
         return dict(
-            levels=12, codec_levels=12, codes=1024, width=512, prenet=2, encoder_dropout=0.1, pitch_bins=256,
+            levels=12, codec_levels=12, codes=1024, width=512, prenet=2, encoder_dropout=0.1, pitch_bins=256, phase_harmonics=0,
             decoder=dict(layers=12, width=1024, hidden=4096, heads=16, kernel=5, expansion=2, dropout=0.1, level_vector=True, vector_head=False,
                          remat=True),
             phone_encoder=dict(layers=4, **encoder), prompt_encoder=dict(layers=4, **encoder),
@@ -47,7 +47,7 @@ def model_numbers(size: str) -> dict:
         encoder = dict(hidden=256, heads=4)
         predictor = dict(every=3, width=128, heads=4, dropout=0.2, attention_dropout=0.1)
         return dict(
-            levels=6, codec_levels=16, codes=1024, width=160, prenet=0, encoder_dropout=0.1, pitch_bins=64,
+            levels=6, codec_levels=16, codes=1024, width=160, prenet=0, encoder_dropout=0.1, pitch_bins=64, phase_harmonics=4,
             decoder=dict(layers=4, width=224, hidden=448, heads=4, kernel=5, expansion=1, dropout=0.1, level_vector=True, vector_head=True,
                          remat=False),
             phone_encoder=dict(layers=2, kernel=5, **encoder), prompt_encoder=dict(layers=1, kernel=3, **encoder), voice=dict(hidden=96, blocks=2),
@@ -55,7 +55,7 @@ def model_numbers(size: str) -> dict:
     encoder = dict(layers=1, hidden=48, heads=2, kernel=3)
     predictor = dict(layers=2, every=2, width=24, heads=2, kernel=3, dropout=0.1, attention_dropout=0.1)
     return dict(
-        levels=3, codec_levels=4, codes=32, width=32, prenet=1, encoder_dropout=0.1, pitch_bins=32,
+        levels=3, codec_levels=4, codes=32, width=32, prenet=1, encoder_dropout=0.1, pitch_bins=32, phase_harmonics=2,
         decoder=dict(layers=2, width=32, hidden=64, heads=2, kernel=5, expansion=2, dropout=0.1, level_vector=True, vector_head=True,
                      remat=True),
         phone_encoder=encoder, prompt_encoder=encoder, voice=dict(hidden=16, blocks=1), duration=predictor, pitch=predictor)

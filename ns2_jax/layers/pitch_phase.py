@@ -1,8 +1,8 @@
 """Where in its period a voice is at every frame: pitch's phase as a condition (ours; no paper of the five has it).
 
-A codec whose frames are not much longer than a period of the voice keeps where the glottal pulses lie in a frame. F0 says how far they move from one
-frame to the next, not where they are, and a network that is told F0 alone can only guess the channels that hold it (`results/naturalspeech2`). Sources
-of sines tell waveform networks the same (neural source-filter models, Wang et al. 2019, 1904.12088); here it is told to what predicts latents.
+A codec whose frames are not much longer than a period of the voice keeps where the glottal pulses lie in a frame. F0 says how far they move from
+one frame to the next, not where they are, and a network that is told F0 alone can only guess the channels that hold it. Sources of sines tell waveform
+networks the same (neural source-filter models, Wang et al. 2019, 1904.12088); here it is told to what predicts latents or codes.
 
     phase_t = sum over s <= t of 2 pi hop / rate (F0_s-1 + F0_s) / 2     [+ offset_t]
 
@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from ns2_jax.layers.linear import Dense, named
 
-REACH, DEVIATION, NEAR = 8, 4.0, 3
-"""Frames either way that the offset is read from, the deviation of their Gaussian weights, and those whose mean is to agree."""
+DEVIATION, REACH, NEAR = 4.0, 8, 3
+"""The offset is read with Gaussian weights of this deviation, in frames, up to so many away (from further where none is known so near); and the
+frames either way whose mean is to agree."""
 
 
 def phase(f0_bt: jax.Array, period: float) -> jax.Array:
@@ -43,7 +44,9 @@ def unit(angle: jax.Array) -> jax.Array:
 
 
 class PitchPhase(nn.Module):
-    """`harmonics` of the pitch's phase -> a condition of `features`, nothing at the start; `channels` of the latents, `period` of frames in seconds."""
+    """`harmonics` of the pitch's phase -> a condition of `features`, nothing at the start.
+
+    `channels` are those of the latents that it is read from, `period` that of frames in seconds."""
 
     features: int
     harmonics: int
@@ -68,28 +71,25 @@ class PitchPhase(nn.Module):
         """Both, for `init`."""
         return self(f0_bt, self.read(z_btc, f0_bt)[0])
 
-    def read(self, z_btc: jax.Array, f0_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Latents and F0, 0 at padding -> (unit vectors of the offset, float32 `[b, t, 2]`, 1 where unvoiced; coherence of each row `[b]`, 0 to 1).
+    def read(self, z_btc: jax.Array, f0_bt: jax.Array, known_bt: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """Latents (none counts outside of `known`) and F0, 0 at padding -> (unit vectors of the offset, float32 `[b, t, 2]`, coherence `[b]`).
 
-        Coherence is what of the reader's power is left when `2 NEAR + 1` neighbours are averaged: 1 of a reader that turns with the phase and does
-        nothing else. Its gradient trains the reader; the offset has none.
+        The offset is 0, `(1, 0)`, where nothing of a voiced stretch is known. Coherence, 0 to 1, is what of the reader's power is left when each
+        frame is the mean of its neighbours: 1 of a reader that turns with the phase and does nothing else. Its gradient trains the reader; the offset
+        has none.
         """
         voiced = f0_bt > 0
         m = jnp.einsum("btc,cd->btd", jax.lax.stop_gradient(z_btc).astype(jnp.float32), self.reader, precision="highest")
-        m = turned(m, unit(-phase(f0_bt, self.period))) * voiced[..., None]
-        stretch = jnp.where(voiced, jnp.cumsum(jnp.pad(voiced[:, 1:] != voiced[:, :-1], ((0, 0), (1, 0))), 1), -1)
-        size, sides = voiced.shape[1], ((0, 0), (REACH, REACH))
-        others, whose = jnp.pad(m, (*sides, (0, 0))), jnp.pad(stretch, sides, constant_values=-1)
-        total, near, count = 0.0, 0.0, 0.0
-        for k in range(-REACH, REACH + 1):
-            there = slice(REACH + k, REACH + k + size)
-            same = ((whose[:, there] == stretch) & voiced)[..., None]
-            add = others[:, there] * same
-            total = total + add * math.exp(-0.5 * (k / DEVIATION) ** 2)
-            if abs(k) <= NEAR:
-                near, count = near + add, count + same
-        mean = near / jnp.maximum(count, 1)
-        coherence = jnp.square(mean).sum((1, 2)) / jnp.maximum(jnp.square(m).sum((1, 2)), 1e-6)
-        total = jax.lax.stop_gradient(total)
-        size2 = jnp.square(total).sum(-1, keepdims=True)
-        return jnp.where(size2 > 1e-9, total / jnp.sqrt(jnp.maximum(size2, 1e-9)), jnp.array([1.0, 0.0])), coherence
+        m = turned(m, unit(-phase(f0_bt, self.period)))
+        stretch = jnp.cumsum(jnp.pad(voiced[:, 1:] != voiced[:, :-1], ((0, 0), (1, 0))), 1)
+        here = voiced if known_bt is None else voiced & known_bt
+        same = (stretch[:, :, None] == stretch[:, None]) & voiced[:, :, None] & here[:, None]
+        apart = jnp.abs(jnp.arange(voiced.shape[1])[:, None] - jnp.arange(voiced.shape[1]))
+        weights = jnp.where(apart <= REACH, jnp.exp(-0.5 * jnp.square(apart / DEVIATION)), 1e-6 / jnp.square(apart + 1.0))
+        total = jnp.einsum("bts,bsd->btd", same * weights, jax.lax.stop_gradient(m), precision="highest")
+        size = jnp.square(total).sum(-1, keepdims=True)
+        offset = jnp.where(size > 1e-30, total * jax.lax.rsqrt(jnp.maximum(size, 1e-30)), jnp.array([1.0, 0.0]))
+        near = (same & (apart <= NEAR)).astype(jnp.float32)
+        mean = jnp.einsum("bts,bsd->btd", near, m, precision="highest") / jnp.maximum(near.sum(-1), 1)[..., None]
+        power = lambda x: (jnp.square(x) * here[..., None]).sum((1, 2))
+        return offset, power(mean) / jnp.maximum(power(m), 1e-6)

@@ -115,6 +115,19 @@ def test_reading_stays_within_a_voiced_stretch_and_does_not_see_padding():
     assert (np.asarray(nothing) == [1, 0]).all() and (np.asarray(none) == 0).all()
 
 
+def test_an_offset_is_carried_from_what_is_known_of_a_stretch():
+    z, f0, offset = pulses()
+    f0 = np.where(f0 > 0, f0, 120.0).astype(np.float32)
+    f0[:, 150:155] = 0
+    angle = np.asarray(phase(f0, PERIOD)) + offset[:, None]
+    z = np.zeros((24, 200, 6), np.float32)
+    z[..., 1], z[..., 4] = np.cos(angle), np.sin(angle)
+    known = np.broadcast_to(np.arange(200) < 40, (24, 200))
+    found = np.asarray(net().apply(params(ideal()), np.where(known[..., None], z, 9.0), f0, jnp.asarray(known), method="read")[0])
+    np.testing.assert_allclose(found[:, :150], np.stack([np.cos(offset), np.sin(offset)], -1)[:, None].repeat(150, 1), atol=1e-3)
+    assert (found[:, 150:] == [1, 0]).all()
+
+
 def test_the_reader_learns_the_phase_by_coherence_alone():
     z, f0, offset = pulses()
     state = net().init(jax.random.key(0), z, f0, method="everything")

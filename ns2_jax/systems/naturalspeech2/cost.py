@@ -39,7 +39,7 @@ def forward(system: Any, sizes: Sizes) -> float:
     if system.pools:
         v = nets["voice"]
         voice = u * (c * v.hidden + v.blocks * v.kernel * v.hidden**2) + 2 * v.hidden * w
-    phase = 2 * t * (c + system.phase_harmonics * w) if system.phase_harmonics else 0
+    phase = 2 * t * (c + 2 * t + system.phase_harmonics * w) if system.phase_harmonics else 0
     levels = system.ce_depth if system.ce_weight else 0
     macs = phones + prompt + voice + phase + predictor(nets["duration"], p) + predictor(nets["pitch"], t) + denoiser + levels * t * system.codes * c
     return 2.0 * b * macs

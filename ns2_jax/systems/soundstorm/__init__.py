@@ -23,6 +23,7 @@ Where the paper is silent, or where we leave it; each is a number of `System`:
     learned vector, and the phones that lie in them are not encoded.
   * `voice` pools the known frames into one vector (`layers.tacotron.VoiceEncoder`), which joins every phone or token: ours, off in the paper's
     layout. A small model learns voices by attention alone long after words (`results/naturalspeech2`).
+  * `phase_harmonics` tells the decoder where in the pitch's period a frame begins (`layers.pitch_phase`): ours, off in the paper's layout.
   * Phones bring their place and log duration to every frame, and the F0 of the frame in bins where `pitch` is given.
   * Temperature, nucleus and noise of the choice are ours; the paper names none.
 """
@@ -41,6 +42,7 @@ from ns2_jax.layers import codec as codecs
 from ns2_jax.layers import quantize
 from ns2_jax.layers.conformer import TokenConformer
 from ns2_jax.layers.linear import Embed
+from ns2_jax.layers.pitch_phase import PitchPhase
 from ns2_jax.layers.predictors import Predictor
 from ns2_jax.layers.tacotron import VoiceEncoder
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder
@@ -50,7 +52,7 @@ from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
 
 CONDITIONS = ("phones", "semantic", "both")
 LAWS = ("uniform", "linear", "first")
-KEYS = ("decoder", "duration", "phones", "pitch", "prompt", "semantic", "voice")
+KEYS = ("decoder", "duration", "phase", "phones", "pitch", "prompt", "semantic", "voice")
 """Of `params`; the order numbers the networks' dropout keys."""
 
 
@@ -78,6 +80,7 @@ class System(Programs, SingleLoss):
     pitch_range: tuple[float, float] = (50.0, 1100.0)  # Hz
     pitch_mean: float = 5.0  # of log F0 (148 Hz)
     pitch_deviation: float = 0.4
+    phase_harmonics: int = 0  # of the pitch, whose phase the decoder is told; 0: none
     level_law: str = "linear"
     longest_prompt: float = 1.0
     infill: float = 0.3
@@ -95,6 +98,8 @@ class System(Programs, SingleLoss):
     unroll: int = 1
     dtype: str = "float32"
 
+    fresh = (r"params/phase/.*",)  # what a model to go on from may not have
+
     def __post_init__(self):
         if self.condition not in CONDITIONS:
             raise ValueError(f"condition={self.condition!r}; expected one of {CONDITIONS}")
@@ -108,6 +113,11 @@ class System(Programs, SingleLoss):
     @property
     def speaks(self) -> bool:
         return self.condition != "semantic"
+
+    @property
+    def turns(self) -> bool:
+        """Is the pitch's phase told?"""
+        return bool(self.speaks and self.pitch and self.phase_harmonics)
 
     @property
     def pools(self) -> bool:
@@ -152,6 +162,9 @@ class System(Programs, SingleLoss):
             nets["duration"] = Predictor(outputs=1, dtype=dtype, **numbers(self.duration))
             if self.pitch:
                 nets["pitch"] = Predictor(outputs=2, dtype=dtype, **numbers(self.pitch))
+        if self.turns:
+            period = self.codec_network.hop / self.codec_network.rate
+            nets["phase"] = PitchPhase(self.width, self.phase_harmonics, self.sizes["c"], period, dtype)
         return nets
 
     def build(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
@@ -162,8 +175,9 @@ class System(Programs, SingleLoss):
         codes, books = jnp.zeros((1, 2, self.levels), jnp.int32), jnp.ones((self.levels, self.codes, c))
         given = {
             "decoder": (codes, books, row, yes, yes, no), "semantic": (ids,), "phones": (ids, ids, jnp.zeros((1, 2, 3))),
-            "duration": (row, yes, row, yes), "pitch": (row, yes, row, yes)} | dict.fromkeys(("prompt", "voice"), (jnp.zeros((1, 2, c)), yes, no > 0))
-        method = {"phones": "everything"}
+            "duration": (row, yes, row, yes), "pitch": (row, yes, row, yes), "phase": (jnp.zeros((1, 2, c)), jnp.ones((1, 2)))}
+        given |= dict.fromkeys(("prompt", "voice"), (jnp.zeros((1, 2, c)), yes, no > 0))
+        method = dict.fromkeys(("phones", "phase"), "everything")
         params = {name: net.init(keys[name], *given[name], method=method.get(name))["params"] for name, net in nets.items()}
         return params, {"codec": codecs.frozen(self.codec_network, first, self.codec_levels, self.codes)}
 
@@ -210,8 +224,16 @@ class System(Programs, SingleLoss):
         place = self.call(params, "phones", "place", alignment.phone_position(durations_bp, align))
         return (alignment.expand(h_bpc, align) + place) * align.any(-1)[..., None].astype(h_bpc.dtype), align
 
-    def pitched(self, params: Tree, c_btc: jax.Array, f0_bt: jax.Array) -> jax.Array:
-        return c_btc + self.call(params, "phones", "pitch", prosody.pitch_bins(f0_bt, self.pitch_bins, *self.pitch_range))
+    def pitched(self, params: Tree, c_btc: jax.Array, f0_bt: jax.Array, offset_bt2: jax.Array | None = None) -> jax.Array:
+        """The condition with the pitch in it, and its phase, of which `offset` is known or 0; F0 is 0 at padding."""
+        c = c_btc + self.call(params, "phones", "pitch", prosody.pitch_bins(f0_bt, self.pitch_bins, *self.pitch_range))
+        return c + self.call(params, "phase", "__call__", f0_bt, offset_bt2) if self.turns else c
+
+    def offset(self, params: Tree, rest: Tree, codes_btq: jax.Array, f0_bt: jax.Array, known_bt: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+        """(offset of the pitch's phase as the known codes tell, coherence of the reader `[b]`), or None and 1 where phase is not told."""
+        if not self.turns:
+            return None, jnp.ones(f0_bt.shape[:1])
+        return self.call(params, "phase", "read", self.latents(rest, codes_btq, known_bt), f0_bt, known_bt)
 
     # Loss -------------------------------------------------------------------------------------------------------------
 
@@ -259,7 +281,7 @@ class System(Programs, SingleLoss):
         row = weight.sum(-1)
         terms = {"ce": (ce * weight).sum(-1), "accuracy": (right * weight).sum(-1)}
         terms |= {name: error * row for name, error in errors.items()}
-        total = terms["ce"] + sum(getattr(self, f"{name}_weight") * terms[name] for name in errors)
+        total = terms["ce"] + sum(getattr(self, f"{name}_weight", 1.0) * terms[name] for name in errors)
         metrics = {name: term.sum() for name, term in terms.items()}
         for q, share in enumerate(self.shares):
             for name in ("ce", "accuracy"):
@@ -292,7 +314,11 @@ class System(Programs, SingleLoss):
             pitch = self.apply(params, "pitch", frames, mask, *heard, rng=rng)
             off, voicing = prosody.pitch_errors(pitch, batch["f0"], self.pitch_mean, self.pitch_deviation)
             errors |= {"pitch": mean(off, target), "voicing": mean(voicing, target)}
-            frames = self.pitched(params, frames, batch["f0"])
+            f0 = batch["f0"] * mask
+            offset, coherence = self.offset(params, rest, batch["codes"], f0, mask)
+            frames = self.pitched(params, frames, f0, offset)
+            if self.turns:
+                errors["phase"] = 1 - coherence
         return c + frames, known, errors
 
     def flops(self, sizes: Sizes) -> float:
@@ -321,5 +347,6 @@ class System(Programs, SingleLoss):
         if self.speaks:
             p = sizes["p"]
             macs += encoder(self.phone_encoder, p) + self.prenet * p * 5 * w * w + p * t * w + 3 * t * w + encoder(self.prompt_encoder, t) + t * c * w
+            macs += 2 * t * (c + t * 2 + self.phase_harmonics * w) * self.turns
             macs += predictor(nets["duration"], p) + (predictor(nets["pitch"], t) if self.pitch else 0)
         return 2.0 * (b * macs + tables)

@@ -92,7 +92,10 @@ class Programs:
         if self.speaks:
             h = self.voiced(params, rest, self.apply(params, "phones", inputs["phones"]), *voice)
             frames, _ = self.frames(params, h, inputs["durations"], sizes["t"])
-            c = c + (self.pitched(params, frames, inputs["f0"] * mask) if self.pitch else frames)
+            if self.pitch:
+                f0 = inputs["f0"] * mask
+                frames = self.pitched(params, frames, f0, self.offset(params, rest, inputs["codes"], f0, mask & ~target)[0])
+            c = c + frames
         codes = self._fill(params, rest, inputs["codes"], target, mask, c, mask, inputs["schedule"], rng, steps, guidance, temperature, top_p,
                            choice)
         return self._spoken(rest, codes, mask)
