@@ -12,6 +12,7 @@ import pytest
 
 from ns2_jax.layers import pitch_phase
 from ns2_jax.layers.pitch_phase import PitchPhase, phase
+from tests.pulses import coherence
 
 PERIOD = 200 / 16000
 
@@ -87,24 +88,25 @@ def test_the_condition_is_sines_of_the_first_harmonics_where_voiced():
 
 def test_a_reader_of_the_pulses_finds_their_offset():
     z, f0, offset = pulses()
-    found, coherence = net().apply(params(ideal()), z, f0, method="read")
+    found, kept = net().apply(params(ideal()), z, f0, method="read")
     found = np.asarray(found)
+    np.testing.assert_allclose(kept, coherence(z, f0, ideal(), PERIOD), rtol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
     assert (found[f0 == 0] == [1, 0]).all()
     off = np.angle(np.exp(1j * (np.arctan2(found[..., 1], found[..., 0]) - offset[:, None])))[f0 > 0]
     assert np.abs(off).mean() < 0.2
     clean, full = net().apply(params(ideal()), pulses(0.0)[0], pulses(0.0)[1], method="read")
-    assert (np.asarray(full) > 0.999).all() and (np.asarray(coherence) < 0.85).all()
+    assert (np.asarray(full) > 0.999).all() and (np.asarray(kept) < 0.85).all()
 
 
 def test_reading_stays_within_a_voiced_stretch_and_does_not_see_padding():
     z, f0, _ = pulses()
     read = lambda z, f0: net().apply(params(ideal()), z, f0, method="read")
-    whole, coherence = read(z, f0)
+    whole, kept = read(z, f0)
     wide = np.pad(z, ((0, 0), (0, 9), (0, 0)), constant_values=7.0), np.pad(f0, ((0, 0), (0, 9)))
     padded, same = read(*wide)
     np.testing.assert_allclose(padded[:, :200], whole, atol=1e-6)
-    np.testing.assert_allclose(same, coherence, rtol=1e-5)
+    np.testing.assert_allclose(same, kept, rtol=1e-5)
     row = int(np.argmax((f0 == 0).any(1) & (f0[:, -1] > 0)))
     last = np.flatnonzero(f0[row] == 0)[-1]
     other = z.copy()
@@ -132,18 +134,18 @@ def test_the_reader_learns_the_phase_by_coherence_alone():
     z, f0, offset = pulses()
     state = net().init(jax.random.key(0), z, f0, method="everything")
     optimiser = optax.adam(0.02)
-    coherence = lambda p: net().apply(p, z, f0, method="read")[1].mean()
+    kept = lambda p: net().apply(p, z, f0, method="read")[1].mean()
 
     @jax.jit
     def step(p, opt):
-        updates, opt = optimiser.update(jax.grad(lambda p: -coherence(p))(p), opt)
+        updates, opt = optimiser.update(jax.grad(lambda p: -kept(p))(p), opt)
         return optax.apply_updates(p, updates), opt
 
-    before, opt, learned = float(coherence(state)), optimiser.init(state), state
+    before, opt, learned = float(kept(state)), optimiser.init(state), state
     for _ in range(200):
         learned, opt = step(learned, opt)
-    best = float(coherence(params(ideal())))
-    assert before < 0.7 * best and float(coherence(learned)) == pytest.approx(best, abs=0.03)
+    best = float(kept(params(ideal())))
+    assert before < 0.7 * best and float(kept(learned)) == pytest.approx(best, abs=0.03)
     found = np.asarray(net().apply(learned, z, f0, method="read")[0])
     off = np.exp(1j * (np.arctan2(found[..., 1], found[..., 0]) - offset[:, None]))[f0 > 0]
     assert np.abs(off.mean()) > 0.95  # the true offset, but for a constant: the reader may call any phase 0

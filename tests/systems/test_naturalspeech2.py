@@ -19,6 +19,7 @@ from ns2_jax.runtime import weights
 from ns2_jax.systems.naturalspeech2 import System, rvq
 from ns2_jax.systems.system import make, shapes
 from tests import goldens, meshes
+from tests.pulses import coherence
 
 SIZES = {"b": 8, "t": 24, "p": 8, "u": 12}
 
@@ -234,19 +235,6 @@ def test_ce_rvq_pulls_the_prediction_towards_the_codes():
 
 
 # Loss -----------------------------------------------------------------------------------------------------------------
-
-
-def coherence(z, f0, reader, period: float) -> list[float]:
-    """Of each row: what of the reader's power is left when up to seven neighbours of a voiced stretch are averaged."""
-    found = []
-    for row, hz in zip(z, f0.astype(np.float64)):
-        angle = 2 * np.pi * period * np.concatenate([[0], np.cumsum((hz[1:] + hz[:-1]) / 2)])
-        m = (row @ reader[:, 0] + 1j * row @ reader[:, 1]) * np.exp(-1j * angle)
-        stretches = [part for part in np.split(np.arange(len(hz)), np.flatnonzero(np.diff(hz > 0)) + 1) if hz[part[0]] > 0]
-        means = [m[part[(part >= i - 3) & (part <= i + 3)]].mean() for part in stretches for i in part]
-        power = sum(np.square(abs(m[part])).sum() for part in stretches)
-        found.append(np.square(np.abs(means)).sum() / power if power else 0.0)
-    return found
 
 
 @pytest.mark.parametrize("prediction, whiten", [("x0", 1.0), ("v", 0.5)])

@@ -17,6 +17,7 @@ from ns2_jax.maths import masking
 from ns2_jax.systems.soundstorm import System
 from ns2_jax.systems.system import make, shapes
 from tests import goldens, meshes
+from tests.pulses import coherence
 
 SIZES = {"b": 8, "t": 24, "p": 8, "u": 12}
 jit = functools.partial(jax.jit, compiler_options=meshes.FAST)  # compiling is most of what these tests take
@@ -142,7 +143,7 @@ def test_the_loss_is_cross_entropy_of_the_hidden_tokens_by_hand():
         return loss, metrics, {k: seen[k] for k in ("decoder", "duration", "pitch")}
 
     loss, metrics, out = jax.device_get(jit(run)(params, rest, data))
-    masks, expected = draws["masks"], dict.fromkeys(("ce", "accuracy", "duration", "pitch", "voicing", "weight"), 0.0)
+    masks, expected = draws["masks"], dict.fromkeys(("ce", "accuracy", "duration", "pitch", "voicing", "phase", "weight"), 0.0)
     levels = np.zeros((2, one.levels))
     for row in range(8):
         begin, end, q = int(masks.begin_b[row]), int(masks.end_b[row]), int(masks.level_b[row])
@@ -162,10 +163,16 @@ def test_the_loss_is_cross_entropy_of_the_hidden_tokens_by_hand():
         more = {"ce": ce, "accuracy": hits, "weight": len(hidden), "duration": np.mean(off) * len(hidden),
                 "pitch": (np.abs(out["pitch"][row, begin:end, 0] - target) * (f0 > 0)).mean() * len(hidden),
                 "voicing": -np.log(np.where(f0 > 0, p, 1 - p)).mean() * len(hidden)}
-        expected = {name: expected[name] + more[name] for name in expected}
+        expected |= {name: expected[name] + more[name] for name in more}
+        valid, net = np.arange(24) < data["frames"][row], one.codec_network
+        own = rest["codec"]["rest"]
+        z = sum(np.asarray(own["codebooks"])[j][data["codes"][row, :, j]] for j in range(one.levels))
+        z = (z - own["mean"]) / own["deviation"] * valid[:, None]
+        (kept,) = coherence(z[None], np.where(valid, data["f0"][row], 0)[None], np.asarray(params["phase"]["reader"]), net.hop / net.rate)
+        expected["phase"] += (1 - kept) * len(hidden)
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
-    assert loss == pytest.approx(sum(expected[name] for name in ("ce", "duration", "pitch", "voicing")), rel=1e-3)
+    assert loss == pytest.approx(sum(expected[name] for name in ("ce", "duration", "pitch", "voicing", "phase")), rel=1e-3)
     for q, share in enumerate((3 / 6, 2 / 6, 1 / 6)):
         assert metrics[f"ce/{q + 1:02}"] * share == pytest.approx(levels[0, q], rel=1e-3)
         assert metrics[f"accuracy/{q + 1:02}"] * share == pytest.approx(levels[1, q], abs=1e-3)
@@ -212,9 +219,11 @@ def test_a_batch_is_the_sum_of_its_rows_and_weightless_rows_count_nothing():
 
 
 def test_what_is_hidden_has_no_say():
-    """Finer levels of the target, hidden tokens, the condition where it is dropped or the prompt's words are not known."""
+    """Finer levels of the target, hidden tokens, the condition where it is dropped or the prompt's words are not known; what is said of them all in
+    training, the offset of the pitch's phase, aside."""
     one, run = still_value_and_grad()
-    data, state = batch(one), started()
+    data, (params, rest) = batch(one), started()
+    state = {**params, "phase": jax.tree.map(np.zeros_like, params["phase"])}, rest
     draws = fixed_draws(one, data["frames"], 24)
     masks = draws["masks"]
     _, target, own = (np.asarray(x) for x in masking.hide(jnp.asarray(data["codes"]), masks, one.codes))
