@@ -219,7 +219,9 @@ def test_the_latents_that_are_distilled_are_those_that_are_sampled(guided):
 
     def both(params, rest, data):
         seen = one.denoising(params, rest, data)
-        denoise, mask = one._denoiser(params, rest, data, 24, 2.5, 0)
+        valid = jnp.arange(24) < data["frames"][:, None]  # those of training know the offset of the pitch's phase
+        offset, _ = one.call(params, "phase", "read", one.latents(rest, data["codes"], valid), data["f0"] * valid)
+        denoise, mask = one._denoiser(params, rest, data, 24, 2.5, 0, offset)
         z_in = z * mask[..., None]
         return seen.denoise(z_in, jnp.full(8, 0.4), jnp.full(8, 2.5)), denoise(z_in, jnp.float32(0.4)), seen.weight
 
