@@ -6,8 +6,8 @@ networks the same (neural source-filter models, Wang et al. 2019, 1904.12088); h
 
     phase_t = sum over s <= t of 2 pi hop / rate (F0_s-1 + F0_s) / 2     [+ offset_t]
 
-The offset cannot be known from F0. In training it is read from the latents, around each frame, by a linear map that learns on its own (`coherence`);
-in synthesis any constant is as good as another, and 0 it is.
+The offset cannot be known from F0. In training it is read from the latents, around each frame, by a linear map that learns on its own (`coherence`),
+as it is from what there is of a recording that is converted or edited; in synthesis any constant is as good as another, and 0 it is.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ def phase(f0_bt: jax.Array, period: float) -> jax.Array:
     turns = (f0_bt[:, 1:] + f0_bt[:, :-1]) * (0.5 * period)
     whole = jnp.cumsum((jnp.mod(turns, 1.0) * 2.0**32).astype(jnp.uint32), 1)  # wraps: exact, however long and in whatever order
     return jnp.pad((whole >> 8).astype(jnp.float32) * (2 * math.pi / 2**24), ((0, 0), (1, 0)))
+
+
+def held(offset_bt2: jax.Array, f0_bt: jax.Array) -> jax.Array:
+    """The offset of the nearest voiced frame, everywhere: of another voicing than `f0` is to be told."""
+    at = jnp.arange(f0_bt.shape[1])
+    apart = jnp.where(f0_bt[:, None] > 0, jnp.abs(at[:, None] - at), f0_bt.shape[1])
+    return jnp.take_along_axis(offset_bt2, apart.argmin(-1)[..., None], 1)
 
 
 def turned(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -74,9 +81,10 @@ class PitchPhase(nn.Module):
     def read(self, z_btc: jax.Array, f0_bt: jax.Array, known_bt: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Latents (none counts outside of `known`) and F0, 0 at padding -> (unit vectors of the offset, float32 `[b, t, 2]`, coherence `[b]`).
 
-        The offset is 0, `(1, 0)`, where nothing of a voiced stretch is known. Coherence, 0 to 1, is what of the reader's power is left when each
-        frame is the mean of its neighbours: 1 of a reader that turns with the phase and does nothing else. Its gradient trains the reader; the offset
-        has none.
+        The offset is 0, `(1, 0)`, where nothing of a voiced stretch is known. Coherence is what of the reader's power is left when each frame is the
+        mean of its neighbours: 0 without a voiced frame, about 1 (at the ends of a stretch a few hundredths more) of a reader that turns with the phase
+        and does nothing else, or of one that does not turn where F0 is near a multiple of the frames' rate. Its gradient trains the reader; the
+        offset has none.
         """
         voiced = f0_bt > 0
         m = jnp.einsum("btc,cd->btd", jax.lax.stop_gradient(z_btc).astype(jnp.float32), self.reader, precision="highest")

@@ -130,7 +130,7 @@ class Denoising:
     """A training batch as a continuous system sees it, with its conditions made: all that few-step distillation needs to know of a system.
 
     `x0 [b, t, c]` is what comes out of the system's process, zero where `mask [b, t]` is; `weight [b, t]` what a frame counts; `prior [b, t]` the
-    losses of what is predicted beside it (durations, pitch). `denoise(z [b, t, c], times [b], factors [b] or None, rng or None)` is the data
+    losses of what is learned beside it (durations, pitch). `denoise(z [b, t, c], times [b], factors [b] or None, rng or None)` is the data
     estimate, guided by the total factors where there are some, and dropping out with a key; equal keys drop the same.
     """
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ns2_jax.layers import attention, codec, conformer, conv, discriminators, linear, predictors, quantize, recurrent, style, tacotron
-from ns2_jax.layers import transformer, unet, vocoder, wavenet
+from ns2_jax.layers import attention, codec, conformer, conv, discriminators, linear, pitch_phase, predictors, quantize, recurrent, style
+from ns2_jax.layers import tacotron, transformer, unet, vocoder, wavenet
 from ns2_jax.runtime import mesh as runtime_mesh
 from ns2_jax.systems import system as systems
 from tests import meshes
@@ -62,6 +62,14 @@ class Factorised(quantize.Factorised):
         return quantize.factorised_train(z, nn.meta.unbox(self.variables["params"]), jnp.full(len(z), self.levels), jnp.ones(len(z)))[:3]
 
 
+class Phase(pitch_phase.PitchPhase):
+    """What it tells of the offset that it reads, and the reader's coherence."""
+
+    def __call__(self, z: jax.Array, f0: jax.Array) -> tuple[jax.Array, ...]:
+        offset, coherence = self.read(z, f0)
+        return super().__call__(f0, offset), coherence
+
+
 conv1d = lambda **numbers: (conv.Conv1D(32, 5, **numbers), (FRAMES,))
 LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "conv1d": conv1d(),
@@ -99,6 +107,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "conv1d_folded": (conv.FoldedConv1D(8, 5, 2, 3), (FRAMES,)),
     "text_encoder": (tacotron.TextEncoder(32, 16, dropout=0.0), (IDS,)),
     "voice_encoder": (tacotron.VoiceEncoder(8, hidden=16, blocks=1), (PROMPT, PROMPT_MASK, np.arange(B) == 2)),
+    "pitch_phase": (Phase(16, 2, C, 0.0125), (FRAMES, np.where(MASK, np.linspace(90, 300, T), 0).astype(np.float32))),
     "rvq": (Rvq(), (FRAMES,)),
     "rvq_factorised": (Factorised(3, 16, 4, C), (FRAMES,)),
 }
@@ -153,7 +162,7 @@ def test_a_row_alone_is_the_row_in_a_batch(name):
 
 
 IN_SYSTEMS = ("conformer", "phone_encoder", "prompt_encoder", "predictor", "wavenet", "codec_frame", "codec_wave", "judge_1d", "vocoder_istft",
-              "style_encoder", "styled_transformer", "frame_net", "bilstm", "conv1d_folded", "text_encoder", "voice_encoder")
+              "style_encoder", "styled_transformer", "frame_net", "bilstm", "conv1d_folded", "text_encoder", "voice_encoder", "pitch_phase")
 
 
 def without_a_kink(x: jax.Array, slope: float = 0.01) -> jax.Array:

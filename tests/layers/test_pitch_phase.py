@@ -162,4 +162,27 @@ def test_only_coherence_trains_the_reader():
     assert np.abs(grads["params"]["output"]["kernel"]).max() > 0
     of = jax.grad(lambda p, z: net().apply(p, z, f0, method="read")[1].sum(), (0, 1))(params(ideal()), z)
     assert np.abs(of[0]["params"]["reader"]).max() > 0 and (np.asarray(of[1]) == 0).all()
-    assert pitch_phase.NEAR < pitch_phase.REACH
+
+
+def test_an_offset_that_drifts_is_read_from_the_frames_around():
+    """By 1 rad in 40 frames, as a tracker's error of 0.3 Hz makes it: a mean over all of the stretch would be far off at its ends."""
+    f0 = np.full((2, 200), 130.0, np.float32)
+    offset = np.arange(200) / 40 * np.array([[1], [-1]])
+    angle = np.asarray(phase(f0, PERIOD)) + offset
+    z = np.zeros((2, 200, 6), np.float32)
+    z[..., 1], z[..., 4] = np.cos(angle), np.sin(angle)
+    found = np.asarray(net().apply(params(ideal()), z, f0, method="read")[0])
+    assert apart(np.arctan2(found[..., 1], found[..., 0]), offset) < 0.15
+
+
+def test_an_offset_is_held_where_another_pitch_is_voiced():
+    rng = np.random.default_rng(4)
+    f0 = np.zeros((3, 30), np.float32)
+    f0[0, 5:10], f0[0, 20:25], f0[1, 12] = 100, 100, 100
+    offset = np.where(f0[..., None] > 0, rng.normal(size=(3, 30, 2)), [1, 0]).astype(np.float32)
+    found = np.asarray(pitch_phase.held(offset, f0))
+    for row in range(2):
+        there = np.flatnonzero(f0[row])
+        nearest = [there[np.abs(there - t).argmin()] for t in range(30)]
+        np.testing.assert_array_equal(found[row], offset[row, nearest])
+    assert (found[2] == [1, 0]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import jax
@@ -35,6 +36,15 @@ def test_naturalspeech2():
     one, params, rest, batch, sizes = made("naturalspeech2", "small")  # keeps its activations: nothing is computed twice
     step = traced(lambda p, r, b: one.grads(p, r, b, key, jnp.int32(0)), params, rest, batch)
     assert 3 * one.flops(sizes) == pytest.approx(step, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["naturalspeech2", "soundstorm"])
+def test_what_the_phase_costs(name):
+    """Reader, two products with what is near, sines to the condition."""
+    one, _, _, _, sizes = made(name, "small")
+    b, t, c, w = sizes["b"], sizes["t"], one.sizes["c"], one.width
+    expected = 2 * b * t * (2 * c + 2 * 2 * t + 2 * 4 * w)
+    assert one.flops(sizes) - dataclasses.replace(one, phase_harmonics=0).flops(sizes) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name, size", [

@@ -223,7 +223,7 @@ def test_what_is_hidden_has_no_say():
     training, the offset of the pitch's phase, aside."""
     one, run = still_value_and_grad()
     data, (params, rest) = batch(one), started()
-    state = {**params, "phase": jax.tree.map(np.zeros_like, params["phase"])}, rest
+    state = {**params, "phase": {**params["phase"], "reader": np.zeros_like(params["phase"]["reader"])}}, rest
     draws = fixed_draws(one, data["frames"], 24)
     masks = draws["masks"]
     _, target, own = (np.asarray(x) for x in masking.hide(jnp.asarray(data["codes"]), masks, one.codes))
@@ -464,6 +464,29 @@ def test_infill_keeps_what_stays_and_guidance_moves_what_does_not():
     assert (nearly["codes"] == out["codes"]).mean() > 0.98
     again = run("infill", FEW, codes=np.where(target[..., None], 3, data["codes"]))
     np.testing.assert_array_equal(again["codes"], out["codes"])  # what stood there is not seen
+
+
+def test_infill_is_told_the_offset_of_the_phase_that_what_stays_has_and_synthesis_none():
+    told = []
+
+    class Spy(System):
+        def pitched(self, params, c_btc, f0_bt, offset_bt2=None):
+            told.append((f0_bt, offset_bt2))
+            return super().pitched(params, c_btc, f0_bt, offset_bt2)
+
+    one, data, (params, rest) = Spy(**{field: getattr(system(), field) for field in System.__dataclass_fields__}), asked(), started()
+    bound = one.programs()["infill"].bind({"b": 8, "t": 24, "p": 8, "u": 12}, steps=2)
+    inputs = {name: data[name] for name in one.programs()["infill"].inputs}
+    f0, offset = jit(lambda *given: (bound(*given), told[0])[1])(params, rest, inputs, jax.random.key(0))
+    at = np.arange(24)
+    stays = (at < data["frames"][:, None]) & ~((at >= data["begin"][:, None]) & (at < data["end"][:, None]))
+    read = lambda known: one.call(params, "phase", "read", one.latents(rest, data["codes"], known), f0, known)[0]
+    np.testing.assert_allclose(offset, read(stays), atol=1e-4)
+    assert np.abs(np.asarray(offset) - np.asarray(read(at < data["frames"][:, None]))).max() > 0.1
+    told.clear()
+    inputs = {name: data[name] for name in one.programs()["sample"].inputs}
+    jax.eval_shape(one.programs()["sample"].bind({"b": 8, "t": 24, "p": 8, "u": 12}, steps=2), params, rest, inputs, jax.random.key(0))
+    assert [offset for _, offset in told] == [None]
 
 
 def test_durations_and_contour_are_whole_frames_and_hertz():

@@ -3,7 +3,7 @@
 Phones are encoded, expanded by durations, and joined by a pitch embedding; a WaveNet predicts clean latents from noisy
 ones, listening to the prompt through 32 queries and FiLM; the frozen codec in `rest` turns latents into audio.
 
-    L = data + score + 0.1 CE-RVQ (equation 6) + duration + pitch (equation 7)
+    L = data + score + 0.1 CE-RVQ (equation 6) + duration + pitch (equation 7)   [+ phase, ours]
 
 Choices where the paper is silent, or where we leave it; every one is a number of `System`:
   * Latents, target and prompt alike, are centred, turned to axes that are less correlated where the codec knows some (`layers.codec.Codec.axes`;
@@ -308,6 +308,12 @@ class System(Programs, SingleLoss):
         c = c_btc + self.call(params, "phones", "pitch", self.pitch_ids(f0_bt))
         return c + self.call(params, "phase", "__call__", f0_bt, offset_bt2) if self.phase_harmonics else c
 
+    def offset(self, params: Tree, rest: Tree, codes_btq: jax.Array, f0_bt: jax.Array, mask_bt: jax.Array) -> tuple:
+        """(offset of the pitch's phase as the codes tell, coherence of its reader `[b]`), None both where phase is not told."""
+        if not self.phase_harmonics:
+            return None, None
+        return self.call(params, "phase", "read", self.latents(rest, codes_btq, mask_bt), f0_bt)
+
     def told(self, params: Tree, c_btc: jax.Array, factor_b: jax.Array) -> jax.Array:
         """The condition with the guidance factors in it, of a system that is `guided`."""
         return c_btc + self.networks["guidance"].apply({"params": params["guidance"]}, factor_b)[:, None]
@@ -364,16 +370,16 @@ class System(Programs, SingleLoss):
     def conditions(
         self, params: Tree, rest: Tree, batch: Batch, mask_bt: jax.Array, dropped_b: jax.Array, rng: jax.Array | None,
     ) -> tuple[jax.Array, dict[str, tuple], jax.Array, dict[str, jax.Array]]:
-        """(frames with their pitch, prompts, the denoiser's voice, `prior_terms`) of a batch whose rows `dropped_b` have no prompt."""
+        """(frames with their pitch, prompts, the denoiser's voice, terms of `prior`) of a batch whose rows `dropped_b` have no prompt."""
         prompts = self.prompts(params, rest, batch, dropped_b, rng)
         h = self.apply(params, "phones", batch["phones"], rng=rng)
         voices = self.voices(params, rest, batch, dropped_b)
         log_duration = self.apply(params, "duration", h + voices["predictors"], batch["phones"] > 0, *prompts["predictors"], rng=rng)[..., 0]
         c, _ = self.frames(params, h, batch["durations"], mask_bt.shape[1])
         pitch = self.apply(params, "pitch", c + voices["predictors"], mask_bt, *prompts["predictors"], rng=rng)
-        terms, f0, offset = self.prior_terms(log_duration, pitch, batch), batch["f0"] * mask_bt, None
-        if self.phase_harmonics:
-            offset, coherence = self.call(params, "phase", "read", self.latents(rest, batch["codes"], mask_bt), f0)
+        terms, f0 = self.prior_terms(log_duration, pitch, batch), batch["f0"] * mask_bt
+        offset, coherence = self.offset(params, rest, batch["codes"], f0, mask_bt)
+        if coherence is not None:
             terms["phase"] = jnp.broadcast_to(1 - coherence[:, None], f0.shape)
         return self.pitched(params, c, f0, offset), prompts, voices["denoiser"], terms
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ns2_jax.layers import quantize
+from ns2_jax.layers import pitch_phase, quantize
 from ns2_jax.maths import alignment, prosody, samplers
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
 
@@ -75,16 +75,17 @@ class Programs:
 
         The ODE carries the source's latents (`codes`, with its phones, durations, `f0` and a prompt of its own sound) to t = 1 and back
         with the prompt `target_codes` and the pitch `target_f0`: `steps` of DDIM both ways on one grid, from t = 1e-3, where there is no noise. Few
-        steps amplify the error of the first data estimates: 50 or more. The offset of the pitch's phase is the source's both ways.
+        steps amplify the error of the first data estimates: 50 or more. The offset of the pitch's phase is the source's both ways,
+        of its nearest voiced frame.
         """
         del rng
         size = sizes["t"]
-        offset, mask = None, alignment.length_mask(inputs["durations"].sum(-1), size)
-        if self.phase_harmonics:
-            offset, _ = self.call(params, "phase", "read", self.latents(rest, inputs["codes"], mask), inputs["f0"] * mask)
-        away, mask = self._denoiser(params, rest, inputs, size, 1.0, window, offset)
+        mask = alignment.length_mask(inputs["durations"].sum(-1), size)
+        f0 = inputs["f0"] * mask
+        offset, _ = self.offset(params, rest, inputs["codes"], f0, mask)
+        away, _ = self._denoiser(params, rest, inputs, size, 1.0, window, offset)
         target = inputs | {"prompt_codes": inputs["target_codes"], "prompt_frames": inputs["target_frames"], "f0": inputs["target_f0"]}
-        back, _ = self._denoiser(params, rest, target, size, guidance, window, offset)
+        back, _ = self._denoiser(params, rest, target, size, guidance, window, None if offset is None else pitch_phase.held(offset, f0))
         there = samplers.inverse_ddim(self.process, steps)
         start = self.process.alpha(float(there["t"][0])) * self.latents(rest, inputs["codes"], mask)
         noise = samplers.run(away, start, there)

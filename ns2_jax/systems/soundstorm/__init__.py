@@ -3,7 +3,7 @@
 A bidirectional Conformer sees, frame by frame, the sum of the codes that are known and a condition that is aligned with the frames, and
 says the codes of one level. Training hides tokens (`maths.masking.draw` and `hide`, the paper's section 3.2):
 
-    L = - sum over hidden tokens of the row's level of log p(token | what is not hidden, condition)  [+ duration + pitch]
+    L = - sum over hidden tokens of the row's level of log p(token | what is not hidden, condition)  [+ duration + pitch + phase]
 
 Decoding goes from coarse to fine, some passes a level (`maths.masking.decode`, section 3.3), here (steps, 1, ..., 1) unless told.
 
@@ -52,7 +52,7 @@ from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
 
 CONDITIONS = ("phones", "semantic", "both")
 LAWS = ("uniform", "linear", "first")
-KEYS = ("decoder", "duration", "phase", "phones", "pitch", "prompt", "semantic", "voice")
+KEYS = ("decoder", "duration", "phones", "pitch", "prompt", "semantic", "voice", "phase")
 """Of `params`; the order numbers the networks' dropout keys."""
 
 
@@ -229,10 +229,10 @@ class System(Programs, SingleLoss):
         c = c_btc + self.call(params, "phones", "pitch", prosody.pitch_bins(f0_bt, self.pitch_bins, *self.pitch_range))
         return c + self.call(params, "phase", "__call__", f0_bt, offset_bt2) if self.turns else c
 
-    def offset(self, params: Tree, rest: Tree, codes_btq: jax.Array, f0_bt: jax.Array, known_bt: jax.Array) -> tuple[jax.Array | None, jax.Array]:
-        """(offset of the pitch's phase as the known codes tell, coherence of the reader `[b]`), or None and 1 where phase is not told."""
+    def offset(self, params: Tree, rest: Tree, codes_btq: jax.Array, f0_bt: jax.Array, known_bt: jax.Array) -> tuple:
+        """(offset of the pitch's phase as the known codes tell, coherence of its reader `[b]`), None both where phase is not told."""
         if not self.turns:
-            return None, jnp.ones(f0_bt.shape[:1])
+            return None, None
         return self.call(params, "phase", "read", self.latents(rest, codes_btq, known_bt), f0_bt, known_bt)
 
     # Loss -------------------------------------------------------------------------------------------------------------
@@ -265,8 +265,8 @@ class System(Programs, SingleLoss):
         """The loss with its randomness given; `draws["dropout"]` None means no dropout.
 
         Sums over hidden tokens, to be divided by their number (`metrics["weight"]`). The other terms are each row's mean (over its phones or
-        frames inside the target) times the row's hidden tokens. `ce/01`, `accuracy/01` and so on are of one level each: what rows that
-        drew it add, divided by how often it is drawn.
+        frames inside the target; of the phase all frames) times the row's hidden tokens. `ce/01`, `accuracy/01` and so on are of one level each: what
+        rows that drew it add, divided by how often it is drawn.
         """
         rng, masks, size = draws["dropout"], draws["masks"], batch["codes"].shape[1]
         mask = alignment.length_mask(batch["frames"], size)
@@ -281,7 +281,7 @@ class System(Programs, SingleLoss):
         row = weight.sum(-1)
         terms = {"ce": (ce * weight).sum(-1), "accuracy": (right * weight).sum(-1)}
         terms |= {name: error * row for name, error in errors.items()}
-        total = terms["ce"] + sum(getattr(self, f"{name}_weight", 1.0) * terms[name] for name in errors)
+        total = terms["ce"] + sum(getattr(self, f"{name}_weight") * terms[name] for name in errors if name != "phase") + terms.get("phase", 0.0)
         metrics = {name: term.sum() for name, term in terms.items()}
         for q, share in enumerate(self.shares):
             for name in ("ce", "accuracy"):
@@ -291,7 +291,8 @@ class System(Programs, SingleLoss):
     def condition_given(
         self, params: Tree, rest: Tree, batch: Batch, mask: jax.Array, target: jax.Array, hide_b: jax.Array, rng: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """(condition `[b, t, c]`, where it is known, errors of the predictors in the target `[b]`) of an utterance with its phones or tokens.
+        """(condition `[b, t, c]`, where it is known, errors `[b]` of the predictors in the target and of the phase's reader) of utterances with their
+        phones or tokens.
 
         In rows of `hide_b` the condition outside of the target is not known.
         """
@@ -317,7 +318,7 @@ class System(Programs, SingleLoss):
             f0 = batch["f0"] * mask
             offset, coherence = self.offset(params, rest, batch["codes"], f0, mask)
             frames = self.pitched(params, frames, f0, offset)
-            if self.turns:
+            if coherence is not None:
                 errors["phase"] = 1 - coherence
         return c + frames, known, errors
 
