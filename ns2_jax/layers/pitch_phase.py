@@ -28,9 +28,10 @@ frames either way whose mean is to agree."""
 
 def phase(f0_bt: jax.Array, period: float) -> jax.Array:
     """F0 in Hz, 0 unvoiced -> radians, float32 `[b, t]`, 0 at the first frame; `period` is that of frames in seconds."""
-    turns = (f0_bt[:, 1:] + f0_bt[:, :-1]) * (0.5 * period)
+    before = jnp.pad(f0_bt, ((0, 0), (1, 0)))[:, :-1]
+    turns = jnp.where(jnp.arange(f0_bt.shape[1]) > 0, f0_bt + before, 0.0) * (0.5 * period)
     whole = jnp.cumsum((jnp.mod(turns, 1.0) * 2.0**32).astype(jnp.uint32), 1)  # wraps: exact, however long and in whatever order
-    return jnp.pad((whole >> 8).astype(jnp.float32) * (2 * math.pi / 2**24), ((0, 0), (1, 0)))
+    return (whole >> 8).astype(jnp.float32) * (2 * math.pi / 2**24)
 
 
 def held(offset_bt2: jax.Array, f0_bt: jax.Array) -> jax.Array:
@@ -89,7 +90,7 @@ class PitchPhase(nn.Module):
         voiced = f0_bt > 0
         m = jnp.einsum("btc,cd->btd", jax.lax.stop_gradient(z_btc).astype(jnp.float32), self.reader, precision="highest")
         m = turned(m, unit(-phase(f0_bt, self.period)))
-        stretch = jnp.cumsum(jnp.pad(voiced[:, 1:] != voiced[:, :-1], ((0, 0), (1, 0))), 1)
+        stretch = jnp.cumsum(voiced != jnp.pad(voiced, ((0, 0), (1, 0)))[:, :-1], 1)
         here = voiced if known_bt is None else voiced & known_bt
         same = (stretch[:, :, None] == stretch[:, None]) & voiced[:, :, None] & here[:, None]
         apart = jnp.abs(jnp.arange(voiced.shape[1])[:, None] - jnp.arange(voiced.shape[1]))

@@ -186,3 +186,12 @@ def test_an_offset_is_held_where_another_pitch_is_voiced():
         nearest = [there[np.abs(there - t).argmin()] for t in range(30)]
         np.testing.assert_array_equal(found[row], offset[row, nearest])
     assert (found[2] == [1, 0]).all()
+
+
+def test_lengths_may_be_free_in_an_exported_program():
+    b, t = jax.export.symbolic_shape("b, t")
+    z, f0 = jax.ShapeDtypeStruct((b, t, 6), jnp.float32), jax.ShapeDtypeStruct((b, t), jnp.float32)
+    told = lambda z, f0: net().apply(params(ideal()), z, f0, method="everything") + pitch_phase.held(net().apply(
+        params(ideal()), z, f0, method="read")[0], f0).sum()
+    program = jax.export.export(jax.jit(told))(z, f0)
+    np.testing.assert_allclose(program.call(*pulses()[:2]), told(*pulses()[:2]), atol=1e-4)
