@@ -5,8 +5,8 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  7.5 M, float32, 13,000 steps: two hours on one or two CPU cores (0.5 to 0.6 s a step). 20 % word error on unseen sentences
-           (codec 8 %) and SECS 0.81: results/naturalspeech2/README.md.
+    small  7.5 M, float32, 13,000 steps: two hours on one or two CPU cores (0.5 to 0.6 s a step). results/naturalspeech2/README.md has
+           what such a run and 12,000 steps more on speech, songs and rooms gave: 19 % word error on unseen sentences (codec 8 %), SECS 0.80.
     base   the paper's layout with every parameter row met within 1 % (Table 11: 435 M), batch, rate and steps
            of the paper (16 x 6,000 frames, AdamW 5e-4, 32 K warm-up, inverse square root, 300 K steps). For a pod or 16
            GPUs; not trained here.

@@ -6,7 +6,7 @@
 Sizes
     smoke  seconds on a laptop: for tests.
     small  8 M, float32, the first six levels of the codec: 16,000 steps, four hours on one fast CPU core; results/soundstorm has
-           the first 5,500, which do not speak yet.
+           the first 5,500 without the pitch's phase, which do not speak yet.
     base   the paper's decoder (12 layers, 16 heads, 1024/4096, 353 M) on 12 levels at 50 Hz, codec `configs/codec.py:base,hop=320,levels=12`; the
            paper gives no batch and no rate, these are ours. For a pod or 16 GPUs; not trained here.
 
