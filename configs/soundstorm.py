@@ -5,8 +5,8 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  8 M, float32, the first six levels of the codec: 16,000 steps, four hours on one fast CPU core; results/soundstorm has
-           the first 5,500 without the pitch's phase, which do not speak yet.
+    small  8.8 M, float32, the first six levels of the codec: 16,000 steps, four hours on one fast CPU core. All but its decoder has the
+           layout of NaturalSpeech 2 `small`, from which it may begin: results/soundstorm has the command.
     base   the paper's decoder (12 layers, 16 heads, 1024/4096, 353 M) on 12 levels at 50 Hz, codec `configs/codec.py:base,hop=320,levels=12`; the
            paper gives no batch and no rate, these are ours. For a pod or 16 GPUs; not trained here.
 
@@ -43,14 +43,14 @@ def model_numbers(size: str) -> dict:
                          remat=True),
             phone_encoder=dict(layers=4, **encoder), prompt_encoder=dict(layers=4, **encoder),
             duration=dict(layers=12, kernel=3, **predictor), pitch=dict(layers=12, kernel=5, **predictor))
-    if size == "small":
-        encoder = dict(hidden=256, heads=4)
+    if size == "small":  # all but the decoder as in NaturalSpeech 2 `small`
+        encoder = dict(hidden=320, heads=4)
         predictor = dict(every=3, width=128, heads=4, dropout=0.2, attention_dropout=0.1)
         return dict(
-            levels=6, codec_levels=16, codes=1024, width=160, prenet=0, encoder_dropout=0.1, pitch_bins=64, phase_harmonics=4,
+            levels=6, codec_levels=16, codes=1024, width=192, prenet=0, encoder_dropout=0.1, pitch_bins=256, phase_harmonics=4,
             decoder=dict(layers=4, width=224, hidden=448, heads=4, kernel=5, expansion=1, dropout=0.1, level_vector=True, vector_head=True,
                          remat=False),
-            phone_encoder=dict(layers=2, kernel=5, **encoder), prompt_encoder=dict(layers=1, kernel=3, **encoder), voice=dict(hidden=96, blocks=2),
+            phone_encoder=dict(layers=2, kernel=5, **encoder), prompt_encoder=dict(layers=1, kernel=3, **encoder), voice=dict(hidden=192, blocks=2),
             duration=dict(layers=6, kernel=3, **predictor), pitch=dict(layers=3, kernel=5, **predictor))
     encoder = dict(layers=1, hidden=48, heads=2, kernel=3)
     predictor = dict(layers=2, every=2, width=24, heads=2, kernel=3, dropout=0.1, attention_dropout=0.1)

@@ -28,6 +28,7 @@ from ns2_jax.runtime import state as states
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "precompile"
+LONG = ("grad_stylespeech", "vocoder")  # three and seven minutes of a core
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
 LITTLE = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 
@@ -115,7 +116,7 @@ def test_how_the_compiler_refuses(text, expected):
     assert fit.wanted("RESOURCE_EXHAUSTED: no reason", 0) == (None, None)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CONFIGS])
 def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
     """The whole train step at low compiler effort; nothing that a chip holds or sends has changed by more than 3 %."""
     path = GOLDEN / f"{name}.json"

@@ -173,7 +173,7 @@ def as_json(score: Score) -> str:
     starts, words = _starts(score), []
     for word, first, end in _spans(score):
         sung = [{"phone": score.phones[i], "seconds": round(score.seconds[i], 6)}
-                | ({} if score.hz[i] is None else {"hz": [round(value, 1) for value in score.hz[i]]}) for i in range(first, end)]
+                | ({} if score.hz[i] is None else {"hz": [round(value, 4) for value in score.hz[i]]}) for i in range(first, end)]
         words.append({"text": word.text, "start": round(starts[first], 4), "end": round(starts[end], 4), "phones": sung})
     lines = ",\n  ".join(json.dumps(word, ensure_ascii=False) for word in words)
     return f'{{"format": {FORMAT}, "seconds": {round(starts[-1], 4)}, "words": [\n  {lines}\n]}}\n'
