@@ -146,14 +146,18 @@ PAIRED = {  # measure -> (evaluator, its words, unit, whether less is better, va
 
 def _sides(results: Sequence[Result], measure: str) -> list[tuple[tuple[Result, str], tuple[Result, str]]]:
     """Which (result, condition) are held against each other: what each two results made, codecs of the same levels too, and what a
-    result made against the `wavs` that were scored beside it, and against what it made with other steps."""
+    result made against the `wavs` that were scored beside it, against what it made with other steps, and against its ceilings: the codec and
+    the recordings of the same run."""
     codec = PAIRED[measure][0] in ("codec_quality", "spectral_distance")
     fits = lambda c: c in ("codec" if codec else "synthesis", "wavs") or c.startswith("codec_" if codec else "synthesis_")
-    found = [[c for m, c in (scores.split(line["name"]) for line in result.last) if m == measure and fits(c)] for result in results]
-    found = [sorted(mine, key=lambda c: (c == "wavs", c)) for mine in found]
+    every = [[c for m, c in (scores.split(line["name"]) for line in result.last) if m == measure] for result in results]
+    found = [sorted(filter(fits, mine), key=lambda c: (c == "wavs", c)) for mine in every]
     pairs = []
     for i, (a, mine) in enumerate(zip(results, found)):
         pairs += [((a, mine[0]), (a, c)) for c in mine[1:] if c == "wavs" or c.startswith("synthesis_")]
+        ceilings = [c for c in ("codec", "recording") if c in every[i]]
+        made = mine[0] if mine else "codec"
+        pairs += [((a, made), (a, c)) for c in ceilings if made in every[i] and c != made]
         for b, other in zip(results[i + 1 :], found[i + 1 :]):
             same = [(c, c) for c in mine if c in other and c.startswith("codec_")]
             pairs += [((a, c), (b, d)) for c, d in dict.fromkeys([*zip(mine[:1], other[:1]), *same])]

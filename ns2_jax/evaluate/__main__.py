@@ -13,7 +13,7 @@
     python -m ns2_jax.evaluate rate scores --out=rates                          the same over kbit/s: rates/rates.md and rates.png
     python -m ns2_jax.evaluate report runs/a results/b --out=report             one page of results, curves, audio: report/index.html
     python -m ns2_jax.evaluate table results/* --out=results/README.md          the same scores as one Markdown table
-    python -m ns2_jax.evaluate table FLOAT INT8                                 only by how much two or more differ, paired
+    python -m ns2_jax.evaluate table FLOAT INT8                                 only by how much they differ, paired; of one, from its codec
     python -m ns2_jax.evaluate listen ours=runs/a/scores theirs=b --kind=mos --out=test         a listening test: test/index.html
     python -m ns2_jax.evaluate answers test/key.json answers-*.json            what the listeners said
     python -m ns2_jax.evaluate --task=recordings --data=data/default            the judges' own floor; needs no model

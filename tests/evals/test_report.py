@@ -127,6 +127,20 @@ def add(result, evaluator, measure, condition, rows):
         item.setdefault(evaluator, {})[condition] = row
 
 
+def test_what_is_made_stands_beside_its_ceilings(tmp_path):
+    results, _ = comparison.find([write(tmp_path / "a", (4, 5, 6))])
+    rows = {"codec": (2, 2, 4), "recording": (1, 2, 2)}
+    for condition, errors in rows.items():
+        line = next(line for line in results[0].lines if line["name"] == "wer_synthesis")
+        results[0].lines.append({**line, "name": f"wer_{condition}"})
+        for item, wrong in zip(results[0].items.values(), errors):
+            item["word_error"][condition] = {**item["word_error"]["synthesis"], "errors": wrong}
+    found = {(pair["a"], pair["b"]): pair["value"] for pair in comparison.paired(results)}
+    assert found == {("a synthesis", "a codec"): pytest.approx(70 / 3), ("a synthesis", "a recording"): pytest.approx(100 / 3)}
+    results[0].lines[:] = [line for line in results[0].lines if "synthesis" not in line["name"]]  # a codec's own result
+    assert [(pair["a"], pair["b"], pair["value"]) for pair in comparison.paired(results)] == [("a codec", "a recording", pytest.approx(10))]
+
+
 def test_pairs_are_counted_and_other_files_are_held_against_ours(tmp_path):
     results, _ = comparison.find([write(tmp_path / "a", (4, 5, 6)), write(tmp_path / "b", (1, 2, 3))])
     a, b = results
