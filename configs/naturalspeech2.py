@@ -94,7 +94,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.log_every = common.choose(size, smoke=5, small=50, base=100)
     config.train.save_every = common.choose(size, smoke=30, small=1000, base=5000)
     if "adapt" in words:
-        common.adapt(config, ("params/(prompt|duration|pitch|phase|denoiser)/.*",), "preserve" in words)
+        common.adapt(config, ("params/(denoiser|duration|phase|pitch|prompt|voice)/.*",), "preserve" in words)
     elif "preserve" in words:
         raise ValueError("variant 'preserve' is about what 'adapt' keeps: give both")
     return common.finish(config, overrides)

@@ -5,7 +5,7 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  8.8 M, float32, the first six levels of the codec: 16,000 steps, four hours on one fast CPU core. All but its decoder has the
+    small  7.8 M, float32, the first six levels of the codec: 16,000 steps, four hours on one fast CPU core. All but its decoder has the
            layout of NaturalSpeech 2 `small`, from which it may begin: results/soundstorm has the command.
     base   the paper's decoder (12 layers, 16 heads, 1024/4096, 353 M) on 12 levels at 50 Hz, codec `configs/codec.py:base,hop=320,levels=12`; the
            paper gives no batch and no rate, these are ours. For a pod or 16 GPUs; not trained here.
@@ -48,7 +48,7 @@ def model_numbers(size: str) -> dict:
         predictor = dict(every=3, width=128, heads=4, dropout=0.2, attention_dropout=0.1)
         return dict(
             levels=6, codec_levels=16, codes=1024, width=192, prenet=0, encoder_dropout=0.1, pitch_bins=256, phase_harmonics=4,
-            decoder=dict(layers=4, width=224, hidden=448, heads=4, kernel=5, expansion=1, dropout=0.1, level_vector=True, vector_head=True,
+            decoder=dict(layers=4, width=200, hidden=400, heads=4, kernel=5, expansion=1, dropout=0.1, level_vector=True, vector_head=True,
                          remat=False),
             phone_encoder=dict(layers=2, kernel=5, **encoder), prompt_encoder=dict(layers=1, kernel=3, **encoder), voice=dict(hidden=192, blocks=2),
             duration=dict(layers=6, kernel=3, **predictor), pitch=dict(layers=3, kernel=5, **predictor))
@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "codec": codec_numbers(size, hop), "condition": condition, "semantic": common.choose(size, smoke=16, small=256, base=1024),
         "level_law": "linear" if size == "base" else "first", "longest_prompt": 1.0 if size == "base" else 0.6, "infill": 0.15,
         "hide_text": 0.7, "drop_prompt": 0.1, "drop_text": 0.05, "drop_both": 0.1, "steps": 16,
-        "temperature": 1.0, "top_p": 0.95, "choice": 4.5, "unroll": 4 if size == "small" else 1})
+        "temperature": 1.0, "top_p": 0.95, "choice": 4.5, "whiten": 0.5 if size == "small" else 1.0, "unroll": 4 if size == "small" else 1})
     if condition == "semantic":
         for name in ("phone_encoder", "prompt_encoder", "duration", "pitch"):
             config.model[name] = ml_collections.ConfigDict()

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs.naturalspeech2 import get_config as naturalspeech2_config
 from configs.soundstorm import get_config
 from ns2_jax.maths import masking
 from ns2_jax.systems.soundstorm import System
@@ -122,6 +123,18 @@ def test_small_fits_an_int8_export_of_8_megabytes():
     assert 7e6 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 7.95e6 and one.levels == 6
 
 
+def test_small_may_begin_from_naturalspeech2():
+    """All but the decoder has its shapes, and hears the same latents."""
+    one, other = system("small"), make("naturalspeech2", naturalspeech2_config("small").model.to_dict())
+    mine, theirs = (jax.eval_shape(net.init, jax.random.key(0), shapes(net.fields, {"b": 2, "t": 32, "p": 8, "u": 8, **net.sizes}))[0]
+                    for net in (one, other))
+    shared = {"duration", "phase", "phones", "pitch", "prompt", "voice"}
+    assert set(mine) == shared | {"decoder"} and one.whiten == other.whiten
+    sizes = [{jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path({name: tree[name] for name in shared})}
+             for tree in (mine, theirs)]
+    assert len(sizes[0]) > 50 and sizes[0].items() <= sizes[1].items()  # which has a vector of no text besides
+
+
 # Loss -----------------------------------------------------------------------------------------------------------------
 
 
@@ -165,9 +178,10 @@ def test_the_loss_is_cross_entropy_of_the_hidden_tokens_by_hand():
                 "voicing": -np.log(np.where(f0 > 0, p, 1 - p)).mean() * len(hidden)}
         expected |= {name: expected[name] + more[name] for name in more}
         valid, net = np.arange(24) < data["frames"][row], one.codec_network
-        own = rest["codec"]["rest"]
-        z = sum(np.asarray(own["codebooks"])[j][data["codes"][row, :, j]] for j in range(one.levels))
-        z = (z - own["mean"]) / own["deviation"] * valid[:, None]
+        own, c = rest["codec"]["rest"], net.coarse_channels
+        books = np.asarray(own["codebooks"])[: min(one.levels, net.coarse), :, :c] @ net.axes
+        z = sum(book[data["codes"][row, :, j]] for j, book in enumerate(books)) - own["mean"][:c] @ net.axes
+        z = z / np.sqrt(books.var(1).sum(0)) * valid[:, None]
         (kept,) = coherence(z[None], np.where(valid, data["f0"][row], 0)[None], np.asarray(params["phase"]["reader"]), net.hop / net.rate)
         expected["phase"] += (1 - kept) * len(hidden)
     for name, value in expected.items():

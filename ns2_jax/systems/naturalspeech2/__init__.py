@@ -7,8 +7,7 @@ ones, listening to the prompt through 32 queries and FiLM; the frozen codec in `
 
 Choices where the paper is silent, or where we leave it; every one is a number of `System`:
   * Latents, target and prompt alike, are centred, turned to axes that are less correlated where the codec knows some (`layers.codec.Codec.axes`;
-    not the paper's codec), and divided by their deviations there to the power `whiten`. 1 makes every axis count alike, which drowns
-    a codec's few telling ones in its many faint ones; 0 keeps their proportions. Mean square 1 in any case.
+    not the paper's codec), and divided by their deviations there to the power `whiten` (`systems.latents`).
   * The score term is a second weight on the data loss (`maths.process.score_loss`); as printed it is 4e12 at t = 1e-5.
     The default `min_snr` caps it at 5; `literal`, `eps_l2` and `eps_l1` are there.
   * The network predicts clean latents (`prediction="x0"`, the paper) or velocity, `x0 = alpha z - sigma v` (`"v"`: ours,
@@ -47,6 +46,7 @@ from ns2_jax.layers.tacotron import VoiceEncoder
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder, Transformer
 from ns2_jax.layers.wavenet import WaveNet
 from ns2_jax.maths import alignment, process, prosody, samplers
+from ns2_jax.systems.latents import CoarseLatents
 from ns2_jax.systems.naturalspeech2 import cost
 from ns2_jax.systems.naturalspeech2.programs import Programs
 from ns2_jax.systems.naturalspeech2.rvq import ce_rvq
@@ -71,7 +71,7 @@ def _make(module: Any, given: Mapping[str, Any], **own: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class System(Programs, SingleLoss):
+class System(Programs, CoarseLatents, SingleLoss):
     """Numbers only. `codec` are the fields of `layers.codec.Codec`; the other mappings those of their layers."""
 
     codec: Mapping[str, Any]
@@ -214,13 +214,6 @@ class System(Programs, SingleLoss):
         """The frozen codec's codes."""
         return quantize.books(rest["codec"]["params"]["gen"], rest["codec"]["rest"])
 
-    def coarse(self, rest: Tree) -> tuple[quantize.Books, jax.Array, jax.Array]:
-        """Of the codec, what this model predicts: (its coarse levels' codes, mean and deviation of their channels `[c]`)."""
-        books, own, c = self.books(rest), rest["codec"]["rest"], self.sizes["c"]
-        if self.codec_network.coarse:
-            books = jax.tree.map(lambda x: x[: self.codec_network.coarse, :, :c], books)
-        return books, own["mean"][:c], jnp.maximum(own["deviation"][:c], 1e-4)
-
     def apply(self, params: Tree, name: str, *args: Any, rng: jax.Array | None = None) -> Any:
         """A network's forward pass; with a key it is in training mode and drops out."""
         rngs = None if rng is None else {"dropout": jax.random.fold_in(rng, KEYS.index(name))}
@@ -231,30 +224,6 @@ class System(Programs, SingleLoss):
         return self.networks[name].apply({"params": params[name]}, *args, method=method)
 
     # Conditions -------------------------------------------------------------------------------------------------------
-
-    def latents(self, rest: Tree, codes_btq: jax.Array, mask_bt: jax.Array) -> jax.Array:
-        """Codes -> sum of their vectors, centred and scaled, zero at padding, float32 `[b, t, c]`."""
-        books, mean, _ = self.coarse(rest)
-        z, axes = quantize.rvq_lookup(books.codes, codes_btq) - mean, self.codec_network.axes
-        return (z if axes is None else z @ axes) / self.scale(rest) * mask_bt[..., None]
-
-    def restore(self, rest: Tree, z_btc: jax.Array) -> jax.Array:
-        """The model's latents in the codec's units, the way back of `latents`."""
-        _, mean, _ = self.coarse(rest)
-        z, axes = z_btc * self.scale(rest), self.codec_network.axes
-        return (z if axes is None else z @ axes.T) + mean
-
-    def scale(self, rest: Tree) -> jax.Array:
-        """What latents are divided by along each axis, `[c]`: deviation ** whiten, times what makes their mean square 1.
-
-        The codec stores the deviations of its channels. Along other axes it is the codes' that count, as if all were used equally often and the
-        levels independent of one another.
-        """
-        books, _, deviation = self.coarse(rest)
-        if (axes := self.codec_network.axes) is not None:
-            around = (books.codes - books.codes.mean(1, keepdims=True)) @ axes
-            deviation = jnp.maximum(jnp.sqrt(jnp.square(around).mean(1).sum(0)), 1e-4)
-        return deviation**self.whiten * jnp.sqrt(jnp.mean(deviation ** (2 - 2 * self.whiten)))
 
     def prompts(
         self, params: Tree, rest: Tree, inputs: Batch, dropped_b: jax.Array, rng: jax.Array | None = None, window: int = 0,

@@ -47,6 +47,7 @@ from ns2_jax.layers.predictors import Predictor
 from ns2_jax.layers.tacotron import VoiceEncoder
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder
 from ns2_jax.maths import alignment, masking, prosody
+from ns2_jax.systems.latents import CoarseLatents
 from ns2_jax.systems.soundstorm.programs import Programs
 from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
 
@@ -57,7 +58,7 @@ KEYS = ("decoder", "duration", "phones", "pitch", "prompt", "semantic", "voice",
 
 
 @dataclasses.dataclass(frozen=True)
-class System(Programs, SingleLoss):
+class System(Programs, CoarseLatents, SingleLoss):
     """Numbers only. `codec` are the fields of `layers.codec.Codec`; the other mappings those of their layers."""
 
     codec: Mapping[str, Any]
@@ -80,6 +81,7 @@ class System(Programs, SingleLoss):
     pitch_range: tuple[float, float] = (50.0, 1100.0)  # Hz
     pitch_mean: float = 5.0  # of log F0 (148 Hz)
     pitch_deviation: float = 0.4
+    whiten: float = 1.0  # of the latents that prompt, voice and phase's reader hear
     phase_harmonics: int = 0  # of the pitch, whose phase the decoder is told; 0: none
     level_law: str = "linear"
     longest_prompt: float = 1.0
@@ -133,7 +135,7 @@ class System(Programs, SingleLoss):
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {"q": self.levels, "c": self.codec_network.channels}
+        return {"q": self.levels, "c": self.codec_network.coarse_channels}
 
     @property
     def audio(self) -> dict[str, int]:
@@ -172,7 +174,8 @@ class System(Programs, SingleLoss):
         nets, (first, *keys) = self.networks, jax.random.split(rng, 1 + len(KEYS))
         keys, c = dict(zip(KEYS, keys)), self.sizes["c"]
         ids, row, yes, no = jnp.ones((1, 2), jnp.int32), jnp.zeros((1, 2, self.width)), jnp.ones((1, 2), bool), jnp.zeros((1,), jnp.int32)
-        codes, books = jnp.zeros((1, 2, self.levels), jnp.int32), jnp.ones((self.levels, self.codes, c))
+        codes = jnp.zeros((1, 2, self.levels), jnp.int32)
+        books = jnp.ones((self.levels, self.codes, self.codec_network.channels))
         given = {
             "decoder": (codes, books, row, yes, yes, no), "semantic": (ids,), "phones": (ids, ids, jnp.zeros((1, 2, 3))),
             "duration": (row, yes, row, yes), "pitch": (row, yes, row, yes), "phase": (jnp.zeros((1, 2, c)), jnp.ones((1, 2)))}
@@ -196,12 +199,6 @@ class System(Programs, SingleLoss):
         return self.networks[name].apply({"params": params[name]}, *args, method=method)
 
     # Conditions -------------------------------------------------------------------------------------------------------
-
-    def latents(self, rest: Tree, codes_btq: jax.Array, mask_bt: jax.Array) -> jax.Array:
-        """Codes -> sum of their vectors at unit deviation, zero outside the mask, float32 `[b, t, c]`."""
-        own = rest["codec"]["rest"]
-        z = quantize.rvq_lookup(self.books(rest).codes, codes_btq)
-        return (z - own["mean"]) / jnp.maximum(own["deviation"], 1e-4) * mask_bt[..., None]
 
     def heard(self, params: Tree, rest: Tree, codes_btq: jax.Array, known_bt: jax.Array, rng: jax.Array | None = None) -> tuple:
         """What the predictors listen to: (encoded known frames, mask). Rows without any are one learned vector."""
@@ -325,7 +322,7 @@ class System(Programs, SingleLoss):
     def flops(self, sizes: Sizes) -> float:
         """Analytic forward FLOPs of one training batch: 2 per multiply-add of every matrix product and convolution."""
         nets, (b, t) = self.networks, (sizes["b"], sizes["t"])
-        net, w, c = nets["decoder"], self.width, self.sizes["c"]
+        net, w, c, every = nets["decoder"], self.width, self.sizes["c"], self.codec_network.channels
         d, inner = net.width, net.expansion * net.width
 
         def attention(length: float, keys: float, width: float, source: float) -> float:
@@ -340,11 +337,11 @@ class System(Programs, SingleLoss):
             return change + net.layers * length * net.kernel * net.width**2 + attended + length * net.width * net.outputs
 
         block = t * (4 * d * net.hidden + 3 * d * inner) + attention(t, t, d, d)
-        macs = net.layers * block + t * (w * d + d * self.codes) + net.vector_head * t * (c + 1) * (d + self.codes)
+        macs = net.layers * block + t * (w * d + d * self.codes) + net.vector_head * t * (every + 1) * (d + self.codes)
         if self.pools:
             v, times = nets["voice"], self.speaks + (self.condition != "phones")
             macs += times * (t * (c * v.hidden + v.blocks * v.kernel * v.hidden**2) + 2 * v.hidden * w)
-        tables = self.levels * self.codes * c * d  # once a batch
+        tables = self.levels * self.codes * every * d  # once a batch
         if self.speaks:
             p = sizes["p"]
             macs += encoder(self.phone_encoder, p) + self.prenet * p * 5 * w * w + p * t * w + 3 * t * w + encoder(self.prompt_encoder, t) + t * c * w
