@@ -107,7 +107,9 @@ def test_the_published_codec_codes_as_printed(tmp_path):
     said = [run([f"{tmp_path}/{word}" if ours.fullmatch(word) else word for word in words], ROOT) for words in whole]
     assert "8 levels of 1024 codes" in said[1] and "6.40 kbit/s" in said[1]
     again = [f"{tmp_path}/again.ns2" if word == "speech.ns2" else word for word in whole[0][3:]]  # in this process: the same bytes
-    assert commands.run("ns2_jax.codec", *again)[0] == 0 and (tmp_path / "again.ns2").read_bytes() == (tmp_path / "speech.ns2").read_bytes()
+    code, _, err = commands.run("ns2_jax.codec", *again)
+    assert code == 0, err
+    assert (tmp_path / "again.ns2").read_bytes() == (tmp_path / "speech.ns2").read_bytes()
     source, decoded = files.read(ROOT / whole[0][4], 16000), files.read(tmp_path / whole[2][5], 16000)
     assert len(source) == len(decoded) and np.corrcoef(source, decoded)[0, 1] > 0.5
 

@@ -7,7 +7,7 @@ ones, listening to the prompt through 32 queries and FiLM; the frozen codec in `
 
 Choices where the paper is silent, or where we leave it; every one is a number of `System`:
   * Latents, target and prompt alike, are centred, turned to axes that are less correlated where the codec knows some (`layers.codec.Codec.axes`;
-    not the paper's codec), and divided by their deviations there to the power `whiten` (`systems.latents`).
+    not the paper's codec), and divided by their deviations there to the power `whiten` (`layers.latents`).
   * The score term is a second weight on the data loss (`maths.process.score_loss`); as printed it is 4e12 at t = 1e-5.
     The default `min_snr` caps it at 5; `literal`, `eps_l2` and `eps_l1` are there.
   * The network predicts clean latents (`prediction="x0"`, the paper) or velocity, `x0 = alpha z - sigma v` (`"v"`: ours,
@@ -40,13 +40,13 @@ import jax.numpy as jnp
 from ns2_jax.layers import quantize
 from ns2_jax.layers.codec import Codec
 from ns2_jax.layers.guidance import Strength
+from ns2_jax.layers.latents import CoarseLatents
 from ns2_jax.layers.pitch_phase import PitchPhase
 from ns2_jax.layers.predictors import Predictor
 from ns2_jax.layers.tacotron import VoiceEncoder
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder, Transformer
 from ns2_jax.layers.wavenet import WaveNet
 from ns2_jax.maths import alignment, process, prosody, samplers
-from ns2_jax.systems.latents import CoarseLatents
 from ns2_jax.systems.naturalspeech2 import cost
 from ns2_jax.systems.naturalspeech2.programs import Programs
 from ns2_jax.systems.naturalspeech2.rvq import ce_rvq

@@ -42,12 +42,12 @@ from ns2_jax.layers import codec as codecs
 from ns2_jax.layers import quantize
 from ns2_jax.layers.conformer import TokenConformer
 from ns2_jax.layers.linear import Embed
+from ns2_jax.layers.latents import CoarseLatents
 from ns2_jax.layers.pitch_phase import PitchPhase
 from ns2_jax.layers.predictors import Predictor
 from ns2_jax.layers.tacotron import VoiceEncoder
 from ns2_jax.layers.transformer import PhoneEncoder, PromptEncoder
 from ns2_jax.maths import alignment, masking, prosody
-from ns2_jax.systems.latents import CoarseLatents
 from ns2_jax.systems.soundstorm.programs import Programs
 from ns2_jax.systems.system import Batch, Field, SingleLoss, Sizes, Tree, tuples
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from ns2_jax.layers import quantize
 from ns2_jax.layers.codec import Codec
-from ns2_jax.systems.system import Tree
+
+Tree = Any  # the state of a system, with the codec in it
 
 
 class CoarseLatents:
