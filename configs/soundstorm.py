@@ -5,7 +5,7 @@
 
 Sizes
     smoke  seconds on a laptop: for tests.
-    small  7.8 M, float32, the first six levels of the codec: 16,000 steps, four hours on one fast CPU core. All but its decoder has the
+    small  7.8 M, float32, the first six levels of the codec: 16,000 steps. All but its decoder has the
            layout of NaturalSpeech 2 `small`, from which it may begin: results/soundstorm has the command.
     base   the paper's decoder (12 layers, 16 heads, 1024/4096, 353 M) on 12 levels at 50 Hz, codec `configs/codec.py:base,hop=320,levels=12`; the
            paper gives no batch and no rate, these are ours. For a pod or 16 GPUs; not trained here.

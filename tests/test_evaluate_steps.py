@@ -95,7 +95,8 @@ def test_a_table_by_steps_and_sampler(model, corpus, tmp_path):
         assert marks[f"{first}-{condition}.flac"].items() <= beside.items() and len(beside["prompts"]) == 1
     (result,), _ = comparison.find([tmp_path / "o"])
     pairs = comparison.paired([result])
-    assert [pair["b"] for pair in pairs if pair["measure"] == "secs_own"] == [f"o {condition}" for condition in sorted(conditions[1:])]
+    assert [pair["b"] for pair in pairs if pair["measure"] == "secs_own"] == [
+        f"o {condition}" for condition in (*sorted(conditions[1:]), "codec", "recording")]
     assert run(NAME, "table", f"{tmp_path}/o", f"--out={tmp_path}/steps.md")[0] == 0
     table = (tmp_path / "steps.md").read_text()
     rows = [row.split(" | ")[1] for row in table.splitlines() if row.startswith("| o |")]

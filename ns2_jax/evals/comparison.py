@@ -144,20 +144,24 @@ PAIRED = {  # measure -> (evaluator, its words, unit, whether less is better, va
     "dnsmos_overall": ("dnsmos", "DNSMOS", "MOS", False, lambda row: row["dnsmos_overall"], lambda row: 1.0)}
 
 
+CEILINGS = ("codec", "recording")
+"""Conditions of a run that what it synthesises can hardly surpass."""
+
+
 def _sides(results: Sequence[Result], measure: str) -> list[tuple[tuple[Result, str], tuple[Result, str]]]:
     """Which (result, condition) are held against each other: what each two results made, codecs of the same levels too, and what a
     result made against the `wavs` that were scored beside it, against what it made with other steps, and against its ceilings: the codec and
-    the recordings of the same run."""
+    the recordings of the same run (but for voices that were to be changed)."""
     codec = PAIRED[measure][0] in ("codec_quality", "spectral_distance")
     fits = lambda c: c in ("codec" if codec else "synthesis", "wavs") or c.startswith("codec_" if codec else "synthesis_")
-    every = [[c for m, c in (scores.split(line["name"]) for line in result.last) if m == measure] for result in results]
+    every = [{c: line for line in result.last for m, c in [scores.split(line["name"])] if m == measure} for result in results]
     found = [sorted(filter(fits, mine), key=lambda c: (c == "wavs", c)) for mine in every]
     pairs = []
     for i, (a, mine) in enumerate(zip(results, found)):
         pairs += [((a, mine[0]), (a, c)) for c in mine[1:] if c == "wavs" or c.startswith("synthesis_")]
-        ceilings = [c for c in ("codec", "recording") if c in every[i]]
         made = mine[0] if mine else "codec"
-        pairs += [((a, made), (a, c)) for c in ceilings if made in every[i] and c != made]
+        changed = measure == "secs_own" and every[i].get(made, {}).get("fingerprint", {}).get("task") == "convert"
+        pairs += [((a, made), (a, c)) for c in CEILINGS if made in every[i] and c in every[i] and c != made and not changed]
         for b, other in zip(results[i + 1 :], found[i + 1 :]):
             same = [(c, c) for c in mine if c in other and c.startswith("codec_")]
             pairs += [((a, c), (b, d)) for c, d in dict.fromkeys([*zip(mine[:1], other[:1]), *same])]
@@ -166,7 +170,7 @@ def _sides(results: Sequence[Result], measure: str) -> list[tuple[tuple[Result, 
 
 def paired(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Differences on the utterances that both sides have, with paired intervals, and how many were `left` out because a side lacks
-    them; only where the fingerprints say that both were measured alike."""
+    them; only where the fingerprints say that both were measured alike. Those `within` a result are of it and its own codec or recordings."""
     out = []
     for measure, (evaluator, _, _, _, value, size) in PAIRED.items():
         for (a, c), (b, d) in _sides(results, measure):
@@ -179,8 +183,8 @@ def paired(results: Sequence[Result]) -> list[dict[str, Any]]:
             if rows:
                 one, two = ((a.name, b.name) if c == d == "synthesis" else (f"{a.name} {c}", f"{b.name} {d}"))
                 sides = ([value(pair[side]) for pair in rows] for side in (0, 1))
-                out.append({"a": one, "b": two, "measure": measure, "left": len(a.items | b.items) - len(rows),
-                            **statistics.paired(*sides, [size(pair[0]) for pair in rows])})
+                out.append({"a": one, "b": two, "measure": measure, "within": a is b and d in CEILINGS,
+                            "left": len(a.items | b.items) - len(rows), **statistics.paired(*sides, [size(pair[0]) for pair in rows])})
     return out
 
 

@@ -91,16 +91,17 @@ def table(folders: Sequence[str | os.PathLike], out: str | os.PathLike) -> tuple
         "## The systems", "", *(_system(result, head) for result, head in zip(results, heads)), "",
         "## The columns", "", *notes, "",
         "## Differences, paired", "",
-        *([f"* {safe(pair)}" for pair in pairs] or [f"No two systems have {comparison.FEWEST} utterances in common."]), ""]), skipped
+        *([f"* {safe(pair)}" for pair in pairs] or [f"No two have {comparison.FEWEST} utterances in common."]), ""]), skipped
 
 
 def differences(folders: Sequence[str | os.PathLike]) -> tuple[list[str], list[str]]:
-    """(a line for each paired difference of two results, however few utterances they share; what was skipped). Raises ValueError where no
-    two results were measured alike on the same utterances."""
+    """(a line for each paired difference of two results, or of a single one from its codec and recordings, however few utterances they share;
+    what was skipped). Raises ValueError where no two were measured alike on the same utterances."""
     results, skipped = comparison.find(folders)
-    found = [", ".join(filter(None, comparison.difference(pair))) for pair in comparison.paired(results)]
+    pairs = [pair for pair in comparison.paired(results) if len(folders) == 1 or not pair["within"]]
+    found = [", ".join(filter(None, comparison.difference(pair))) for pair in pairs]
     if not found:
-        raise ValueError("no differences: " + ("; ".join(skipped) or "no two results were measured alike on the same utterances"))
+        raise ValueError("no differences: " + ("; ".join(skipped) or "nothing was measured alike on the same utterances"))
     return found, skipped
 
 

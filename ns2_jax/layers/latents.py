@@ -17,7 +17,8 @@ class CoarseLatents:
     """Methods of a system whose codec is in `rest`.
 
     `whiten` is the power of the axes' deviations by which latents are divided. 1 makes every axis count alike, which drowns a codec's few
-    telling ones in its many faint ones; 0 keeps their proportions. Mean square 1 in any case.
+    telling ones in its many faint ones; 0 keeps their proportions. Mean square 1 in any case, of all coarse levels: a system that models
+    fewer hears them on a scale of their own.
     """
 
     codec_network: Codec

@@ -54,7 +54,7 @@ def test_columns_rows_notes_and_the_command(tmp_path, monkeypatch):
     assert "word error % <sup>1</sup> | word error % <sup>2</sup> |" in text and "<sup>3</sup>" not in text  # cer is no main measure
     assert "1. word error %: Not to be compared with column 2 (items). 2 utterances; evaluator judge 1; averaging pooled; data fff" in text
     assert "* [one](../one/README.md): model abcd; sampler steps 20; seeds 0 + index; 2 utterances in items.jsonl" in text
-    assert "No two systems have 100 utterances in common." in text
+    assert "No two have 100 utterances in common." in text
 
 
 def test_differences_from_a_hundred_utterances_on(tmp_path):
@@ -73,6 +73,6 @@ def test_no_result_and_no_file_are_refused(tmp_path):
     assert not (tmp_path / "t.md").exists()
     assert "no differences: " in refused("ns2_jax.evaluate", "table", str(tmp_path))
     write(tmp_path / "a", (1,))
-    assert "no two results were measured alike" in refused("ns2_jax.evaluate", "table", str(tmp_path / "a"))
+    assert "nothing was measured alike" in refused("ns2_jax.evaluate", "table", str(tmp_path / "a"))
     assert "is not a Markdown file" in refused("ns2_jax.evaluate", "table", str(tmp_path / "a"), f"--out={tmp_path}")
     json.loads((tmp_path / "a" / "items.jsonl").read_text())  # untouched

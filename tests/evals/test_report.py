@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from ns2_jax.audio import files
-from ns2_jax.evals import comparison, report, scores, statistics
+from ns2_jax.evals import comparison, markdown, report, scores, statistics
 
 TEXTS = {"u1": "A quiet <morning> & more.", "u2": "Two old friends.", "u3": "Nobody knew."}
 ABOUT = {"evaluator": "judge 1", "averaging": "pooled", "items": "abc"}
@@ -135,10 +135,36 @@ def test_what_is_made_stands_beside_its_ceilings(tmp_path):
         results[0].lines.append({**line, "name": f"wer_{condition}"})
         for item, wrong in zip(results[0].items.values(), errors):
             item["word_error"][condition] = {**item["word_error"]["synthesis"], "errors": wrong}
-    found = {(pair["a"], pair["b"]): pair["value"] for pair in comparison.paired(results)}
+    pairs = comparison.paired(results)
+    assert all(pair["within"] for pair in pairs)
+    found = {(pair["a"], pair["b"]): pair["value"] for pair in pairs}
     assert found == {("a synthesis", "a codec"): pytest.approx(70 / 3), ("a synthesis", "a recording"): pytest.approx(100 / 3)}
     results[0].lines[:] = [line for line in results[0].lines if "synthesis" not in line["name"]]  # a codec's own result
     assert [(pair["a"], pair["b"], pair["value"]) for pair in comparison.paired(results)] == [("a codec", "a recording", pytest.approx(10))]
+
+
+def test_two_results_that_do_not_compare_are_refused_though_each_has_its_ceilings(tmp_path):
+    for name, judge in (("a", "judge 1"), ("b", "judge 2")):
+        (line,), rows = scores.read(write(tmp_path / name, (4, 5, 6), evaluator=judge)), [
+            json.loads(row) for row in (tmp_path / name / "items.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["word_error"]["codec"] = row["word_error"]["synthesis"]
+        scores.write(tmp_path / name, [line, {**line, "name": "wer_codec"}], rows)
+    assert markdown.differences([tmp_path / "a"])[0] == ["a synthesis minus a codec: 0.0 points of word error (0.0 to 0.0), 3 utterances "
+                                                         "(under 100: no verdict)"]
+    with pytest.raises(ValueError, match="nothing was measured alike"):
+        markdown.differences([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_changed_voice_is_not_to_be_that_of_its_source(tmp_path):
+    (result,), _ = comparison.find([write(tmp_path / "a", (4, 5, 6))])
+    for condition in ("synthesis", "recording"):
+        for item in result.items.values():
+            item.setdefault("speaker_similarity", {})[condition] = {"own": 0.8}
+    for task, expected in (("convert", []), ("enhance", [("a synthesis", "a recording")])):
+        result.lines[:] = [statistics.score(f"secs_own_{c}", [0.8] * 3, unit="cosine", evaluator="ear", **({"task": task} if c == "synthesis" else {}))
+                           for c in ("synthesis", "recording")]
+        assert [(pair["a"], pair["b"]) for pair in comparison.paired([result])] == expected
 
 
 def test_pairs_are_counted_and_other_files_are_held_against_ours(tmp_path):

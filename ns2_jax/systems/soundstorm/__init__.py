@@ -23,6 +23,8 @@ Where the paper is silent, or where we leave it; each is a number of `System`:
     learned vector, and the phones that lie in them are not encoded.
   * `voice` pools the known frames into one vector (`layers.tacotron.VoiceEncoder`), which joins every phone or token: ours, off in the paper's
     layout. A small model learns voices by attention alone long after words (`results/naturalspeech2`).
+  * What prompt, voice and phase's reader hear of the codec are its coarse levels (all, where it has no coarse ones), turned to axes that are less
+    correlated and divided by their deviations to the power `whiten` (`layers.latents`), as in NaturalSpeech 2; finer levels they do not hear.
   * `phase_harmonics` tells the decoder where in the pitch's period a frame begins (`layers.pitch_phase`): ours, off in the paper's layout.
   * Phones bring their place and log duration to every frame, and the F0 of the frame in bins where `pitch` is given.
   * Temperature, nucleus and noise of the choice are ours; the paper names none.
@@ -41,8 +43,8 @@ import jax.numpy as jnp
 from ns2_jax.layers import codec as codecs
 from ns2_jax.layers import quantize
 from ns2_jax.layers.conformer import TokenConformer
-from ns2_jax.layers.linear import Embed
 from ns2_jax.layers.latents import CoarseLatents
+from ns2_jax.layers.linear import Embed
 from ns2_jax.layers.pitch_phase import PitchPhase
 from ns2_jax.layers.predictors import Predictor
 from ns2_jax.layers.tacotron import VoiceEncoder
