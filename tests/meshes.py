@@ -18,9 +18,9 @@ from ns2_jax.runtime import mesh as runtime_mesh
 from ns2_jax.systems import system as systems
 
 MESHES = (
-    dict(data=8, fsdp=1), dict(fsdp=8), dict(data=2, fsdp=4), dict(data=4, fsdp=1, tensor=2), dict(fsdp=2, tensor=4),
+    dict(data=8, fsdp=1), dict(fsdp=8), dict(data=2, fsdp=4), dict(fsdp=2, tensor=4),
     dict(data=2, fsdp=2, tensor=2), dict(fsdp=4, sequence=2))
-"""Seven shapes of eight devices; `batch_sharding` cuts rows into data x fsdp parts, so a batch needs eight rows."""
+"""Six shapes of eight devices; `batch_sharding` cuts rows into data x fsdp parts, so a batch needs eight rows."""
 
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -409,7 +409,7 @@ def test_two_hosts_share_the_work_and_count_as_one(corpus, tmp_path):
     """Five utterances over two processes that follow a run which has ended; the second writes its audio and nothing else: the scores
     of one process."""
     folder = tiny.write_run("naturalspeech2", tmp_path / "run", step=60)
-    args = [f"--workdir={folder}", f"--data={corpus}", "--steps=1", "--save_audio", "--evals=word_error,speaker_similarity,prosody"]
+    args = [f"--workdir={folder}", f"--data={corpus}", "--steps=1", "--save_audio", "--evals=speaker_similarity,prosody"]
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "NS2_JAX_CACHE": str(tmp_path / "cache")}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -427,7 +427,7 @@ def test_two_hosts_share_the_work_and_count_as_one(corpus, tmp_path):
     code, _, err = run(NAME, *args, f"--out={tmp_path}/one")
     assert code == 0, err
     one, two = (scores.read(tmp_path / name) for name in ("one", "two"))
-    assert [line["name"] for line in one] == [line["name"] for line in two] and len(one) > 15
+    assert [line["name"] for line in one] == [line["name"] for line in two] and len(one) == 13
     for a, b in zip(one, two):
         assert a["interval"] == pytest.approx(b["interval"], rel=1e-3, abs=1e-3)  # the same rows in the same order
         assert a["fingerprint"] == b["fingerprint"] and a["n"] == b["n"] and a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3)
