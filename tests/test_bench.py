@@ -121,6 +121,7 @@ def test_a_language_model_with_and_without_its_cache():
     assert report["programs"]["rows 2"]["cache_bytes"] == 2 * 2 * 2 * slots * 32 * 4 and report["cache_bytes"] == 4 * 2 * 2 * 2 * slots * 32 * 4
 
 
+@pytest.mark.slow  # nearly a minute of a core
 def test_passes_beside_one_code_at_a_time():
     buckets = "--config.data.buckets=[{'b':8,'t':16,'p':8,'u':8}]"
     done = call("sample", "--config=configs/soundstorm.py:smoke", buckets, "--rows=2", "--flattened", "--repeats=2", "--json")

@@ -28,7 +28,6 @@ from ns2_jax.runtime import state as states
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "precompile"
-SHORT = ("aligner",)  # the others compile for minutes of a core each: with --slow; how they are cut over these chips is seen always
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common"))
 LITTLE = {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1.0"}
 
@@ -117,31 +116,31 @@ def test_how_the_compiler_refuses(text, expected):
 
 
 CUT = """
-import json, sys
+import json
 from ns2_jax.runtime import cluster
 cluster.pretend(1)
 from ns2_jax.precompile import __main__ as command, fit
 from ns2_jax.runtime import state
 for config in command.bases():
-    if config.system not in sys.argv[1:]:
-        program = fit.make(config, "v5e:4x4")
-        lowered = config.system != "naturalspeech2" or "mhlo.num_partitions = 16" in program.lower(program.abstract_batch()).as_text()
-        parts = [fit.shard_bytes(program.shapes[key], program.where[key]) for key in ("params", "opt", "ema", "rest")]
-        print(json.dumps([config.system, state.count(program.shapes["params"]), sum(parts), lowered]))
+    program = fit.make(config, "v5e:4x4")
+    lowered = config.system != "naturalspeech2" or "mhlo.num_partitions = 16" in program.lower(program.abstract_batch()).as_text()
+    parts = [fit.shard_bytes(program.shapes[key], program.where[key]) for key in ("params", "opt", "ema", "rest")]
+    print(json.dumps([config.system, state.count(program.shapes["params"]), sum(parts), lowered]))
 """
 
 
-def test_every_other_base_is_cut_over_sixteen_v5e_chips_as_it_was():
+def test_every_base_is_cut_over_sixteen_v5e_chips_as_it_was():
     """Without the compiler's minutes: params and the state of a chip are the golden's to the byte, and NaturalSpeech 2's step lowers."""
-    done = call(*SHORT, code=CUT)
+    done = call(code=CUT)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     golden = {name: json.loads((GOLDEN / f"{name}.json").read_text()) for name, *_ in found}
-    assert sorted(golden) == sorted(set(CONFIGS) - set(SHORT))
+    assert sorted(golden) == CONFIGS
     assert found == [[name, golden[name]["parameters"], golden[name]["state_bytes_per_chip"], True] for name, *_ in found]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in SHORT)) for name in CONFIGS])
+@pytest.mark.slow  # minutes of a core each
+@pytest.mark.parametrize("name", CONFIGS)
 def test_base_on_sixteen_v5e_chips_is_as_it_was(name):
     """The whole train step at low compiler effort; nothing that a chip holds or sends has changed by more than 3 %."""
     path = GOLDEN / f"{name}.json"

@@ -160,6 +160,7 @@ def test_every_leaf_learns_and_the_discriminator_waits(started):
         assert np.isfinite(g).all() and float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow  # a minute of a core
 def test_every_leaf_of_the_modern_codec_learns():
     one = system("smoke,modern")
     with few_periods():

@@ -253,7 +253,7 @@ def test_rows_are_the_same_alone_and_padded(arg):
     assert value(wide, wide_draw) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("arg", ["smoke,unet", "smoke,align"])
+@pytest.mark.parametrize("arg", [pytest.param("smoke,unet", marks=pytest.mark.slow), "smoke,align"])
 def test_every_leaf_learns(arg):
     params, rest = started(arg)
     got, stats, metrics = grads(arg)(params, rest, batch(system(arg)), KEY, 40)

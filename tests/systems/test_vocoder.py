@@ -157,6 +157,7 @@ def test_the_judges_wait_and_then_every_leaf_learns(started, grads):
         assert np.isfinite(g).all() and float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow  # a minute of a core
 def test_every_leaf_of_hifi_gan_learns():
     one = system("smoke,hifigan", judge_sizes=(1, 4))
     params, rest = jit(one.init)(jax.random.key(0), batch(2))
