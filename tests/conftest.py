@@ -29,6 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes longer than a few seconds; run with --slow")
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning")
+    if config.getoption("--slow"):
+        from tests import meshes
+
+        meshes.checked = meshes.MESHES
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

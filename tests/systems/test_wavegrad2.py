@@ -236,8 +236,7 @@ def test_only_the_rows_that_are_dropped_lose_voice_or_text():
 
 
 def test_loss_and_gradients_are_those_of_one_device_on_every_mesh():
-    which = [mesh for mesh in meshes.MESHES if mesh != dict(data=2, fsdp=4)]  # six: each compiles for long
-    meshes.check_system(system(), started(), {}, batch(), jax.random.key(3), meshes=which, tolerance=5e-4)  # ranges: sums of Gaussians that cancel
+    meshes.check_system(system(), started(), {}, batch(), jax.random.key(3), tolerance=5e-4)  # ranges: sums of Gaussians that cancel
 
 
 def test_every_parameter_has_a_finite_gradient_that_is_not_zero():
