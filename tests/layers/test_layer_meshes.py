@@ -180,7 +180,8 @@ def test_the_same_on_every_mesh(name, monkeypatch):
     monkeypatch.setattr(nn, "leaky_relu", without_a_kink)
     monkeypatch.setattr(discriminators, "PERIODS", (2, 5))  # the others differ by a number, and take a minute to compile
     one, params, batch = started(name)
-    which = [*meshes.checked] + [dict(data=2, fsdp=2, sequence=2), dict(fsdp=2, sequence=4)] * name.startswith("conv")  # where time is cut as well as kernels
+    both = [dict(data=2, fsdp=2, sequence=2), dict(fsdp=2, sequence=4)] * name.startswith("conv")  # where time is cut as well as kernels
+    which = [*meshes.checked, *both]
     meshes.check_system(one, params, {}, batch, jax.random.key(0), meshes=which)
 
 

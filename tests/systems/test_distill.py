@@ -276,7 +276,9 @@ def test_one_step_trains_the_denoiser_and_the_strength_alone():
     assert metrics["match"] > 0 and metrics["grad_norm"] > 0 and not metrics["halted"]
 
 
-@pytest.mark.parametrize("arg, changes", [pytest.param("smoke,rectified", {}, marks=pytest.mark.slow), pytest.param("smoke", SMALLER, marks=pytest.mark.slow), ("smoke,grad_stylespeech", {})], ids=str)
+@pytest.mark.parametrize("arg, changes", [
+    pytest.param("smoke,rectified", {}, marks=pytest.mark.slow), pytest.param("smoke", SMALLER, marks=pytest.mark.slow),
+    ("smoke,grad_stylespeech", {})], ids=str)
 def test_every_objective_and_kind_has_finite_gradients(arg, changes):
     """Of a student that learns everything in every network, of the others where they learn."""
     one = system(arg, **changes)
