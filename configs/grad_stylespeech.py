@@ -18,10 +18,11 @@ Variants, as words in the argument:
                prompt. Without: another recording of the speaker, or another part of a speaker's only one.
     cut        the style is of another part of the same recording, always.
     unstyled   the ablation without style in the average mel.
+    hifigan    a vocoder of `configs/vocoder.py:small,hifigan` in `smoke` and `small` (`base` has HiFi-GAN anyway).
     adapt      fine-tunes a trained model on some twenty recordings of a voice, all but text encoder and aligner, for 100 steps;
     preserve   beside it: every second batch is of the old corpus, `--config.data.path=VOICE,CORPUS`.
 
-    python -m data_pipelines.voice --data=runs/data/default --split=heldout --speaker=NAME --train=10 --out=VOICE
+    python -m data_pipelines.voice --data=runs/data/default --split=heldout --speaker='awb.*' --train=20 --out=VOICE
     python -m ns2_jax.train --config=configs/grad_stylespeech.py:small,adapt --config.data.path=VOICE --workdir=runs/adapted \
         --config.init_from='{"params": "results/grad_stylespeech/model", "rest/vocoder": "results/vocoder/model"}'
 
@@ -35,7 +36,7 @@ import ml_collections
 from configs import common
 from configs.vocoder import vocoder_numbers
 
-WORDS = ("align", "exact", "flow", "unet", "own_style", "cut", "unstyled", "adapt", "preserve")
+WORDS = ("align", "exact", "flow", "unet", "own_style", "cut", "unstyled", "hifigan", "adapt", "preserve")
 
 
 def model_numbers(size: str, words: tuple[str, ...]) -> dict:
@@ -59,7 +60,7 @@ def model_numbers(size: str, words: tuple[str, ...]) -> dict:
                        score=dict(kind="unet", width=8, multipliers=(1, 2)) if "unet" in words else dict(kind="frames", width=16, blocks=1),
                        crop=32, given="y", mel_mean=-5.0, prediction="eps", weighting="eps")
         aligner, binarise_from = dict(width=32, blocks=1, text_width=16, channels=16), 30
-    return numbers | dict(aligner=aligner if learned else {}, binarise_from=binarise_from, vocoder=vocoder_numbers(size), drop_style=0.1,
+    return numbers | dict(aligner=aligner if learned else {}, binarise_from=binarise_from, vocoder=vocoder_numbers(size, words), drop_style=0.1,
                           own_style="own_style" in words, styled_prior="unstyled" not in words, stop_prior=False, temperature=1 / 1.5)
 
 

@@ -18,7 +18,9 @@ Overrides worth knowing: `score_loss=literal|eps_l2|eps_l1|min_snr`, and the pap
 Variants: `flow` trains the same networks by flow matching (32 evaluations with F5-TTS's warp of time), to be compared with the paper's objective at
 equal training. `adapt` fine-tunes a trained model on a voice of its own, all but the text encoder; `preserve` beside it mixes in the old corpus:
 
-    python -m ns2_jax.train --config=configs/naturalspeech2.py:small,adapt --config.data.path=DATA --workdir=runs/adapted \
+    python -m data_pipelines.voice --data=runs/data/default --split=heldout --speaker='awb.*' --train=20 --out=VOICE
+    python -m data_pipelines.encode --data=VOICE --codec=results/codec/model              # unless the corpus has its codes, which are copied
+    python -m ns2_jax.train --config=configs/naturalspeech2.py:small,adapt --config.data.path=VOICE --workdir=runs/adapted \
         --config.init_from='{"params": "results/naturalspeech2/model", "rest/codec": "results/codec/model"}'
 
 `--config.train.frozen` has the regex of what is not trained: `'("(?!params/denoiser/).*",)'` trains the denoiser alone.

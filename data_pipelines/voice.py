@@ -2,7 +2,7 @@
 
 So many of its recordings, by a fixed draw, become the split `train`, to fit a model to the voice (variant `adapt` of the configs); the others
 become `test`, to score it before and after on what it has not been fitted to. `--speaker` is a regex of whole names: `rms.*` is one synthesiser
-with every warp, of which a corpus of a single voice for a training from scratch is made. Records are copied as they are.
+with every warp, of which a corpus of a single voice for a training from scratch is made. Records are copied as they are, codes too.
 """
 
 from __future__ import annotations
@@ -46,18 +46,20 @@ def build(data: str | os.PathLike, split: str, speaker: str, train: int, out: st
     dataset = Dataset.open(data)
     for group in ("align", "f0"):
         dataset.check_group(group)
+    groups = [*remade.GROUPS, *(group for group in dataset.groups if group.startswith("codes-"))]
     for name, rows in choose(dataset, split, speaker, train).items():
         total = shards.shards_for(len(rows))
-        for group in remade.GROUPS:
+        for group in groups:
+            about = dataset.manifest["groups"][group]
+            info = {"period": dataset.f0_period} if group == "f0" else {key: about[key] for key in ("codec", "hop", "levels", "bits") if key in about}
             for shard in range(total):
-                info = {"period": dataset.f0_period} if group == "f0" else None
                 with shards.ShardWriter(out, group, name, shard, total, inputs={"fingerprint": dataset.fingerprint}, info=info) as writer:
                     for i in rows[shard::total]:
                         record = dict(dataset.read(split, group, i))
                         samples = record.pop("num_samples")
                         writer.write(record, samples)
     return shards.write_manifest(out, name=f"{dataset.manifest['name']}, {speaker}", sample_rate=dataset.sample_rate, base_hop=dataset.base_hop,
-                                 f0_period=dataset.f0_period, phones=dataset.manifest["phones"], needed=["align", "f0"])  # fmt: skip
+                                 f0_period=dataset.f0_period, phones=dataset.manifest["phones"], needed=groups[2:])  # fmt: skip
 
 
 def main(argv: list[str]) -> None:

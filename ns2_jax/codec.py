@@ -1,10 +1,11 @@
-"""Recordings <-> code files, through a trained codec.
+"""Recordings <-> code files, through a trained codec, or <-> mels, through a vocoder.
 
     python -m ns2_jax.codec encode speech.wav speech.ns2                  WAV, FLAC, OGG or MP3 of any rate and channel count
     python -m ns2_jax.codec encode speech.wav speech.ns2 --levels=8       half the bits of a codec with 16 levels
     python -m ns2_jax.codec decode speech.ns2 speech.wav                  or .flac, at the codec's rate; --levels=4 from fewer levels
     python -m ns2_jax.codec encode recordings codes                       a folder: every recording in it, the tree mirrored
     python -m ns2_jax.codec info speech.ns2                               what it holds, every checksum read
+    python -m ns2_jax.codec decode mel.npy speech.wav --model=results/vocoder/model       a vocoder's log-mels, float32 [frames, bands]
 
 A code file names its codec by hash and is decoded by that codec only (`--model`). Channels are coded one by one. Hours of audio take the
 memory of minutes. A file is written whole or not at all, and one that exists is not replaced without `--overwrite`; in a folder, those that
@@ -54,7 +55,7 @@ def plan(source: Path, out: Path, reads: tuple[str, ...], measure: Measure, suff
     if source.is_dir():
         if out.exists() and not out.is_dir():
             raise ValueError(f"{out} is a file; {source} is a folder, and its tree needs a folder")
-        if suffix != recordings.SUFFIX and out.resolve() == source.resolve():
+        if suffix in recordings.WRITTEN and out.resolve() == source.resolve():
             raise ValueError(f"{out}: decoded there, recordings that lie beside their codes would be taken for decoded copies; give another folder")
         return [(path, (out / path.relative_to(source)).with_suffix(suffix)) for path in listed(source, reads)]
     check_name(source)
@@ -135,7 +136,7 @@ def finish(failed: list[str], files: int) -> None:
 
 def define_flags() -> None:
     """Flags belong to the command: a program that imports this module keeps its own."""
-    flags.DEFINE_string("model", None, "The codec: a run or an export; results/codec/model of the repository if left out.")
+    flags.DEFINE_string("model", None, "The codec or vocoder: a run or an export; results/codec/model of the repository if left out.")
     flags.DEFINE_integer("levels", None, "How many of the codec's levels to store, or to decode from; all if left out.", lower_bound=1)
     flags.DEFINE_enum("format", "wav", ["wav", "flac"], "What decoding a folder writes.")
     flags.DEFINE_bool("overwrite", False, "Replace files that exist.")
@@ -149,16 +150,16 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"{verb or '(nothing)'} is not a word of this command: expected encode, decode or info (see --help)")
     if len(words) != 2 or not all(words):
         raise ValueError(f"{verb} takes IN and OUT, not {' '.join(word or '(an empty word)' for word in words) or '(nothing)'}")
-    codes = (recordings.SUFFIX,)
-    if verb == "encode":
-        measure = recordings.seconds_of_audio
-        jobs = plan(Path(words[0]), Path(words[1]), recordings.READ, measure, recordings.SUFFIX, codes)
-    else:
-        measure = recordings.seconds_of_codes
-        jobs = plan(Path(words[0]), Path(words[1]), codes, measure, f".{FLAGS.format}", recordings.WRITTEN)
     cluster.start(lambda line: None)
     cluster.end_tidily()
-    files = recordings.CodeFiles(inference.load(FLAGS.model or MODEL), FLAGS.levels)
+    model = inference.load(FLAGS.model or MODEL)
+    files = (recordings.MelFiles if model.config["system"] == "vocoder" else recordings.CodeFiles)(model, FLAGS.levels)
+    if verb == "encode":
+        measure = recordings.seconds_of_audio
+        jobs = plan(Path(words[0]), Path(words[1]), recordings.READ, measure, files.suffix, (files.suffix,))
+    else:
+        measure = files.seconds
+        jobs = plan(Path(words[0]), Path(words[1]), (files.suffix,), measure, f".{FLAGS.format}", recordings.WRITTEN)
     if Path(words[0]).is_dir():
         Path(words[1]).mkdir(parents=True, exist_ok=True)  # where that can't be, it is told once
     work, made = (files.encode, files.encoded) if verb == "encode" else (files.decode, files.decoded)

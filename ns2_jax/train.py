@@ -127,12 +127,16 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any, workdir
         return state
     # 2. From scratch, on the real first batch, born in its shards ...
     weights.check_borrowed(config, getattr(program.system, "borrowed", {}))
+    weights.check_frozen(config, program.target["params"], getattr(program.system, "idle", ()))
     first = meshes.put_batch(program.mesh, next(batches(config, program, 0)))
     state = program.create(first)
     # 3. ... with the parts that other runs or exports give.
     if len(config.init_from):
         say(f"init_from {dict(config.init_from)}")
         state = checkpoints.fill(state, dict(config.init_from), getattr(program.system, "fresh", ()))
+        whole = config.init_from.get("params")
+        for line in folder.changes(whole, config, "model.") if whole else ():
+            say(f"not as in {whole}: {line}")
     return state
 
 

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny
+from commands import run
 
 from data_pipelines import encode, shards
 from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.inference import aligning
+from ns2_jax.runtime import state
 from ns2_jax.text import front, phones
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -128,3 +132,26 @@ def test_soundstorm_goes_on_as_it_learned_in_the_voice_of_the_prompt(place, monk
     inference.continue_all(model, recordings, seconds=seconds, temperature=0.0, choice=0.0)
     scores = [same(found, codes_of(place, model, i)[2 * FRAMES :]) for i, found in enumerate(made)]
     assert len(made) == 4 and min(scores) > 0.9, scores
+
+
+@pytest.mark.parametrize("name", ["grad_stylespeech", pytest.param("naturalspeech2", marks=pytest.mark.slow)])
+def test_one_command_shape_adapts_to_a_voice(place, tmp_path, name):
+    """An int8 export is fitted to one recording of `ann`, every second batch of the old corpus: what the pattern keeps from training is bit for
+    bit what the export has."""
+    code, _, err = run("data_pipelines.voice", f"--data={place}/data", "--split=train", "--speaker=ann", "--train=1", f"--out={tmp_path}/ann")
+    assert code == 0, err
+    part, given = {"grad_stylespeech": ("vocoder", tiny.write_model("vocoder", tmp_path / "vocoder")), "naturalspeech2": ("codec", f"{place}/codec")}[name]
+    start = tiny.write_model(name, tmp_path / "start")
+    words = [f"--config=configs/{name}.py:smoke,adapt,preserve", f"--config.data.path={tmp_path}/ann,{place}/data", f"--workdir={tmp_path}/run",
+             f'--config.init_from={{"params": "{start}", "rest/{part}": "{given}"}}', "--config.train.steps=2",
+             "--config.data.buckets=[{'b':4,'t':64,'p':12,'u':32}]"]
+    done = subprocess.run([sys.executable, "-m", "ns2_jax.train", *words], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "JAX_PLATFORMS": "cpu", "NS2_JAX_CACHE": "off"})
+    assert done.returncode == 0, done.stderr
+    run_of, begun = inference.load(tmp_path / "run"), inference.load(start)
+    (frozen,) = run_of.config["train"]["frozen"]
+    after, before = (state.flatten(jax.device_get(model.params), "params/") for model in (run_of, begun))
+    moved = {path for path in after if np.any(after[path] != before[path])}
+    kept = {path for path in after if re.fullmatch(frozen, path)}
+    assert kept and moved and not kept & moved and len(moved) > 0.9 * len(set(after) - kept)
+    assert run_of.config["data"]["weights"] == [[0, [1, 1]]]

@@ -311,3 +311,28 @@ def test_the_published_codec_is_the_default(tmp_path):
 def test_help_teaches():
     code, out, _ = run(NAME, "--help")
     assert code == 0 and "python -m ns2_jax.codec encode" in out and "--levels: " in out and "--model: " in out
+
+
+def test_mels_of_a_vocoder_there_and_back(tmp_path):
+    vocoder = tiny.write_model("vocoder", tmp_path / "vocoder")
+    one, bands = inference.load(vocoder), 20
+    soundfile.write(tmp_path / "a.wav", speech(44100, 2, 1.003), 44100)
+    assert "encoded 1 of 1 files, 1.0 s of audio" in done("encode", f"{tmp_path}/a.wav", f"{tmp_path}/a.npy", f"--model={vocoder}")
+    mel = np.load(tmp_path / "a.npy")
+    assert mel.dtype == np.float32 and mel.shape == (81, bands)  # the last frame is begun
+    mono = files.resample(speech(44100, 2, 1.003).mean(1), 44100, 16000)
+    np.testing.assert_allclose(mel[:80], one.encode(np.pad(mono, (0, 81 * 200 - len(mono))))[:80], atol=0.05)  # 16 bits a sample, in quiet bins
+    done("decode", f"{tmp_path}/a.npy", f"{tmp_path}/b.wav", f"--model={vocoder}")
+    audio, rate = soundfile.read(tmp_path / "b.wav", dtype="int16")
+    assert rate == 16000 and len(audio) == 81 * 200
+    expected = np.clip(np.rint(np.clip(one.decode(mel), -1, 1) * 32768), -32768, 32767)
+    assert np.abs(expected - audio).max() <= 1
+    assert "1 were there already" in done("decode", str(tmp_path), f"{tmp_path}/wavs", f"--model={vocoder}") + done(
+        "decode", str(tmp_path), f"{tmp_path}/wavs", f"--model={vocoder}")
+    for bad, said in ((np.zeros((4, bands - 1), np.float32), f"holds float32 [4, {bands - 1}]; expected a log-mel, float32 [frames, {bands}]"),
+                      (np.full((4, bands), np.nan, np.float32), f"{4 * bands} numbers are not finite"), (np.zeros((0, bands)), "holds float64 [0,"),
+                      (np.array([{}]), "is no array in NumPy's format")):
+        np.save(tmp_path / "bad.npy", bad, allow_pickle=True)
+        assert said in refused(NAME, "decode", f"{tmp_path}/bad.npy", f"{tmp_path}/bad.wav", f"--model={vocoder}")
+        assert not (tmp_path / "bad.wav").exists()
+    assert "whose mels have none" in refused(NAME, "decode", f"{tmp_path}/a.npy", f"{tmp_path}/c.wav", "--levels=2", f"--model={vocoder}")

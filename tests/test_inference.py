@@ -328,3 +328,12 @@ def test_write_scales_down_what_is_too_loud(tmp_path):
     np.testing.assert_allclose(audio, sound * files.PEAK / 4, atol=1e-4)
     inference.write(tmp_path / "b.flac", (sound / 8, 16000))
     np.testing.assert_allclose(files.read(tmp_path / "b.flac", 16000), sound / 8, atol=1e-4)
+
+
+def test_no_prompt_is_a_voice_by_chance(tmp_path):
+    """Nothing was heard, in the unit of the model: what it says then is in the style that it learned for nobody."""
+    one = inference.load(tiny.write_model("grad_stylespeech", tmp_path))
+    heard = one.hear(None)
+    assert heard.codes.shape == (0, 20) and heard.codes.dtype == np.float32
+    audio = one.speak("Hi.", None, steps=2).audio
+    assert len(audio) and np.isfinite(audio).all()

@@ -163,8 +163,9 @@ def text_counts(groups: Mapping[str, str], dataset: Dataset, split: str) -> np.n
 
 
 def check(
-    dataset: Dataset, data: Mapping[str, Any], groups: Mapping[str, str], constants: Mapping[str, int], inventory: str | None
-) -> None:
+    dataset: Dataset, data: Mapping[str, Any], groups: Mapping[str, str], fields: Mapping[str, Any], constants: Mapping[str, int],
+    inventory: str | None,
+) -> None:  # fmt: skip
     """Refuses a data set that is not what the config says. Raises ValueError."""
     if data["sample_rate"] != dataset.sample_rate:
         raise ValueError(
@@ -188,6 +189,12 @@ def check(
                 f"{dataset.root} was made with phone inventory {dataset.manifest['phones']!r}, "
                 f"this code has {inventory!r}; make the data set again"
             )
+        if kind == "align" and about.get("aligner") == "none":  # `data_pipelines.learned_align` without an aligner
+            made_up = f"{dataset.root}/align has evenly spaced phone times, to train an aligner on"
+            if {"durations", "prompt_durations"} & set(fields) or data["transform"] in ("cut_prompt", "speaker_prefix"):
+                raise ValueError(f"{made_up}; for this, make real ones: python -m data_pipelines.learned_align --data={dataset.root} --aligner=DIR")
+            if data["transform"] in ALIGNED:
+                logging.warning("%s: the prompt of a speaker's only utterance is cut where nobody knows what is said", made_up)
 
 
 class StepSource:
@@ -402,7 +409,7 @@ def make_feed(
     for dataset in datasets:
         dataset.check_split(split)
         groups = groups_for(fields, data, dataset)
-        check(dataset, data, groups, constants, inventory)
+        check(dataset, data, groups, fields, constants, inventory)
     if epochs is not None and weights:
         raise ValueError("a weighted mixture (config.data.weights) has no common epoch: its data sets come round at different times")
     buckets = [{axis: int(length) for axis, length in bucket.items()} for bucket in data["buckets"]]

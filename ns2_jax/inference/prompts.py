@@ -114,7 +114,8 @@ def voice(model: Model, prompt: Prompt | None) -> Heard:
     if isinstance(prompt, Heard):
         return prompt
     if prompt is None:
-        return Heard(np.zeros((0, int(model.system.sizes["q"])), np.int32))
+        width = model.hop if model.unit == "audio" else int(model.system.sizes["q" if model.unit == "codes" else "c"])
+        return Heard(np.zeros((0, width), np.int32 if model.unit == "codes" else np.float32))
     windows = "window" in model.programs["durations"].options if model.speaks else False
     most = max(model.longest_prompt, int(HEARD_PROMPT * model.rate / model.hop)) if windows else model.longest_prompt
     found, seconds, digests, notes = [], 0.0, [], []

@@ -1,4 +1,4 @@
-"""Recordings to code files and back, block by block: memory does not grow with their length, and no file is left half-written."""
+"""Recordings to files of codes or mels and back, block by block: memory does not grow with their length, and no file is left half-written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from ns2_jax.audio import codes, files
 from ns2_jax.inference.model import Model
@@ -19,6 +20,7 @@ SUFFIX = codes.SUFFIX
 READ = (".wav", ".flac", ".ogg", ".mp3")
 WRITTEN = files.STREAMS
 ABOUT = 0.01  # of a second of a recording, in which headers (an MP3's guesses) may differ from what was read
+MEL_BLOCK = 4096  # frames in memory
 Progress = Callable[[float], Any]  # is told the seconds of audio done since it was last told
 
 
@@ -35,6 +37,8 @@ def codec_hash(model: Model) -> str:
 
 class CodeFiles:
     """Files through one codec. Raises ValueError when `model` is not a codec, or has not so many `levels` (default: all)."""
+
+    suffix = codes.SUFFIX
 
     def __init__(self, model: Model, levels: int | None = None):
         if model.config["system"] != "codec":
@@ -116,6 +120,89 @@ class CodeFiles:
         except (ValueError, FileNotFoundError):
             return False
 
+    def seconds(self, path: str | os.PathLike) -> float:
+        """How long the recording in a code file is, by its header and end. Raises as `codes.Reader`."""
+        with codes.Reader(path) as reader:
+            return reader.seconds
+
+
+class MelFiles:
+    """Files through one vocoder: recordings of one voice (channels are averaged) <-> log-mels float32 `[t, bands]` in NumPy's format, in nats, as
+    another acoustic model may write them. Raises ValueError where `levels` are asked for, which only codecs have."""
+
+    suffix = ".npy"
+
+    def __init__(self, model: Model, levels: int | None = None):
+        if levels is not None:
+            raise ValueError(f"--levels={levels}: {model.name} is a vocoder, whose mels have none")
+        self.model, self.bands = model, int(model.system.sizes["c"])
+
+    def encode(self, source: str | os.PathLike, target: str | os.PathLike, progress: Progress = lambda seconds: None) -> None:
+        """A recording of any rate and channel count (WAV, FLAC, OGG, MP3) -> its log-mel, the last frame completed with silence. Raises as
+        `CodeFiles.encode`."""
+        with files.Recording(source) as recording, files.replacing(target, (self.suffix,)) as temporary:
+            samples = 0
+
+            def blocks():
+                nonlocal samples
+                for block in recording.blocks(self.model.rate):
+                    samples += block.shape[1]
+                    yield block.mean(0)
+                    progress(block.shape[1] / self.model.rate)
+                if not samples:
+                    raise files.AudioError("short", f"{source}: shorter than one sample at {self.model.rate} Hz")
+
+            np.save(temporary, np.concatenate(list(self.model.encode_stream(blocks()))))
+
+    def decode(self, source: str | os.PathLike, target: str | os.PathLike, progress: Progress = lambda seconds: None) -> None:
+        """A log-mel -> .wav or .flac at the vocoder's rate, a hop of samples for every frame; samples beyond [-1, 1] are clipped.
+
+        Raises ValueError for a file that is none, or has other bands or numbers that are not finite.
+        """
+        mel = self.read(source)
+        with files.create(target, self.model.rate, 1) as write:
+            for audio in self.model.decode_stream(self.checked(source, mel[i : i + MEL_BLOCK]) for i in range(0, len(mel), MEL_BLOCK)):
+                write(audio[None])
+                progress(len(audio) / self.model.rate)
+
+    def read(self, path: str | os.PathLike) -> np.ndarray:
+        """A log-mel `[t, bands]` that stays on disk. Raises ValueError for what is none."""
+        try:
+            mel = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: no such file") from error
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{path}: is no array in NumPy's format: {error}") from error
+        if not isinstance(mel, np.ndarray) or mel.ndim != 2 or mel.shape[1] != self.bands or not len(mel) or mel.dtype.kind != "f":
+            found = f"{mel.dtype} {list(mel.shape)}" if isinstance(mel, np.ndarray) else "several arrays"
+            raise ValueError(f"{path}: holds {found}; expected a log-mel, float32 [frames, {self.bands}]")
+        return mel
+
+    @staticmethod
+    def checked(path: str | os.PathLike, mel: np.ndarray) -> np.ndarray:
+        if not np.isfinite(mel).all():
+            raise ValueError(f"{path}: {int((~np.isfinite(mel)).sum())} numbers are not finite")
+        return np.asarray(mel, np.float32)
+
+    def encoded(self, source: str | os.PathLike, target: str | os.PathLike) -> bool:
+        """Whether `target` is a log-mel as long as the recording `source`."""
+        try:
+            return abs(self.seconds(target) - seconds_of_audio(source)) < self.model.hop / self.model.rate + ABOUT * self.seconds(target)
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def decoded(self, source: str | os.PathLike, target: str | os.PathLike) -> bool:
+        """Whether `target` is a recording with the length and rate of what is in `source`."""
+        try:
+            with files.Recording(target) as recording:
+                return recording.rate == self.model.rate and round(recording.seconds * recording.rate) == len(self.read(source)) * self.model.hop
+        except (ValueError, FileNotFoundError):
+            return False
+
+    def seconds(self, path: str | os.PathLike) -> float:
+        """How long the recording of a log-mel is. Raises as `read`."""
+        return len(self.read(path)) * self.model.hop / self.model.rate
+
 
 def describe(path: str | os.PathLike) -> dict[str, Any]:
     """What a code file says of itself, every checksum read: the fields of `codes.Header`, seconds, frames, samples, kbit/s, bytes.
@@ -135,9 +222,3 @@ def seconds_of_audio(path: str | os.PathLike) -> float:
     """How long a recording is, by its header. Raises AudioError for what can't be read."""
     with files.Recording(path) as recording:
         return recording.seconds
-
-
-def seconds_of_codes(path: str | os.PathLike) -> float:
-    """How long the recording in a code file is, by its header and end. Raises as `codes.Reader`."""
-    with codes.Reader(path) as reader:
-        return reader.seconds

@@ -23,6 +23,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ns2_jax.runtime.optim import matches
 from ns2_jax.runtime.state import flatten, nest
 
 FILE = "params.safetensors"
@@ -248,3 +249,14 @@ def check_borrowed(config: Any, borrowed: Mapping[str, str]) -> None:
             part = name.rsplit(".", 1)[-1]
             raise ValueError(f"""system {config.system!r} has a {part} of another run: say whose, with --config.init_from='{{"{path}": "EXPORT"}}'""")
         check_same(config, name, source)
+
+
+def check_frozen(config: Any, params: Any, idle: Iterable[str] = ()) -> None:
+    """That `config.init_from` gives those of `params` which `config.train.frozen` leaves as they are: untrained they would be noise for ever.
+    The regexes `idle` name what no loss of the system reaches anyway. Raises ValueError."""
+    given = tuple(dict(config.init_from))
+    noise = [path for path in flatten(params, "params/") if matches(config.train.frozen, path) and not matches(idle, path)
+             and not any(path == key or path.startswith(key + "/") for key in given)]
+    if noise:
+        raise ValueError(f"config.train.frozen keeps {noise[0]} and {len(noise) - 1} more from training, and no init_from fills them: they would "
+                         f"""stay random; say whose they are, with --config.init_from='{{"params": "EXPORT"}}'""")

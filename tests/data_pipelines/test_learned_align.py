@@ -13,7 +13,7 @@ from configs import aligner as aligner_config
 from data_pipelines import learned_align, shards
 from ns2_jax import inference
 from ns2_jax.audio import files
-from ns2_jax.data import frames
+from ns2_jax.data import feed, frames
 from ns2_jax.data.dataset import Dataset
 from ns2_jax.evaluate import job
 from ns2_jax.inference import aligning
@@ -68,6 +68,17 @@ def test_provisional_times_offer_pauses_and_add_up(data_set):
     for row, n in zip(rows(data_set), SAMPLES):
         assert row["ends"][-1] == n and (np.diff(row["ends"], prepend=0) > 0).all() and np.ptp(np.diff(row["ends"], prepend=0)) <= 1
     assert phones.names(rows(data_set)[0]["phones"]) == ["sil", "g", "ow", "sil", "aa", "n", "sil"]
+
+
+def test_provisional_times_are_for_aligners_alone(data_set):
+    learned_align.align(data_set)
+    made = lambda config, **fields: feed.make_feed(
+        config.data, {name: systems.Field(axes, "int32") for name, axes in fields.items()}, {}, seed=0, start_step=0, epochs=1)
+    config = aligner_config.get_config("smoke")
+    config.data.path, config.data.buckets = str(data_set), (dict(b=1, t=64, p=64),)
+    assert next(iter(made(config, phones="bp", frames="b", weight="b")))["phones"].any()
+    with pytest.raises(ValueError, match="evenly spaced phone times.*make real ones: python -m data_pipelines.learned_align"):
+        made(config, durations="bp", frames="b", weight="b")
 
 
 def test_times_of_an_aligner(data_set, model):

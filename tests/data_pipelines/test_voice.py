@@ -15,7 +15,7 @@ from ns2_jax.data.dataset import Dataset
 from ns2_jax.systems.system import make
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
-from noise_corpus import write_corpus  # noqa: E402
+from noise_corpus import CODEC, write_corpus  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def records(root, split: str) -> dict[str, dict]:
     dataset = Dataset.open(root)
     found = {}
     for i in range(dataset.records(split)):
-        parts = {group: dataset.read(split, group, i) for group in ("meta", "audio", "align", "f0")}
+        parts = {group: dataset.read(split, group, i) for group in ("meta", "audio", "align", "f0", f"codes-{CODEC}")}
         found[parts["meta"]["utt_id"]] = parts
     return found
 
@@ -47,6 +47,8 @@ def test_records_of_one_speaker_are_copied_and_can_be_trained_on(corpus, tmp_pat
             for key, value in values.items():
                 np.testing.assert_array_equal(value, old[name][group][key])
                 assert getattr(value, "dtype", None) == getattr(old[name][group][key], "dtype", None)
+    about = lambda root: {k: v for k, v in Dataset.open(root).manifest["groups"][f"codes-{CODEC}"].items() if k in ("codec", "hop", "levels")}
+    assert about(tmp_path / "one") == about(corpus) == {"codec": CODEC, "hop": 200, "levels": 8}
     config = get_config("smoke,adapt")
     config.data.path, config.data.buckets = str(tmp_path / "one"), (dict(b=4, t=320, p=40, u=32),)
     one = make(config.system, config.model.to_dict())

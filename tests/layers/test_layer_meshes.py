@@ -100,6 +100,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "vocoder_istft": (vocoder.Vocoder("istft", rate=16000, hop=200, size=800, mels=C, fmax=0.0, width=16, blocks=1), (FRAMES,)),
     "style_encoder": (style.StyleEncoder(16, dropout=0.0), (FRAMES, MASK, np.arange(B) == 2)),
     "styled_transformer": (style.StyledTransformer(2, 16, 32, 4, kernel=3), (FRAMES, MASK, PROMPT[:, 0])),
+    "unet_small": (unet.UNet(8, (1, 1)), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "unet": (unet.UNet(16, (1, 2), style_channel=True), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "frame_net": (unet.FrameNet(16, 2), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "lstm": (Lstm(), (FRAMES,)),

@@ -104,6 +104,23 @@ def test_how_much_a_texture_shrinks(name, steps, expected):
     assert gain[-1] * np.sqrt(z**2 + fresh) == pytest.approx(expected, abs=6e-4)
 
 
+@pytest.mark.parametrize("steps, texture", [(4, 0.340), (10, 0.463), (20, 0.484), (50, 0.494), (100, 0.497)])
+def test_what_euler_to_the_letter_makes_of_a_texture(steps, texture):
+    """The same deviation after Euler steps of the ODE at mid-points, the last of them plain."""
+    rows = exact("euler_literal", VP, steps)
+    gain = VP.alpha(rows["t"]) * 0.25 / (VP.alpha(rows["t"]) ** 2 * 0.25 + VP.sigma(rows["t"]) ** 2)
+    assert np.prod(rows["keep"] + rows["jump"] * gain) == pytest.approx(texture, abs=6e-4)
+
+
+@pytest.mark.parametrize("steps, mean, left", [(5, 0.900, 0.458), (10, 0.718, 0.203), (50, 0.700, 0.028), (100, 0.700, 0.012)])
+def test_what_euler_to_the_letter_leaves_on_a_point(steps, mean, left):
+    """Mean and deviation of samples of the point 0.7 round an average of -0.4: hiss, which the samplers below do not leave."""
+    rows, z = exact("euler_literal", VP, steps), 0.0
+    for keep, jump in zip(rows["keep"], rows["jump"]):
+        z = keep * z + jump * (0.7 + 0.4)
+    assert z - 0.4 == pytest.approx(mean, abs=2e-3) and abs(np.prod(rows["keep"])) == pytest.approx(left, abs=6e-4)
+
+
 @pytest.mark.parametrize("name", ["ml", "dpm", "ddim"])
 @pytest.mark.parametrize("steps", [5, 10, 50])
 def test_a_point_comes_out_as_a_point(name, steps):

@@ -142,3 +142,18 @@ def test_a_frozen_codec_is_never_rounded_again(tmp_path):
     kept = {path: leaf for path, leaf in flatten(inside).items() if path.startswith("rest/codec/")}
     assert kept and all(np.array_equal(read[path], leaf) for path, leaf in kept.items())
     assert any(not np.array_equal(read[path], leaf) for path, leaf in flatten(inside).items() if path.startswith("params/"))
+
+
+def test_what_is_neither_trained_nor_given_is_refused():
+    """A frozen leaf that no init_from fills would stay random."""
+    params = {"text": {"kernel": np.zeros(2)}, "score": {"kernel": np.zeros(2)}}
+    config = ml_collections.ConfigDict({"train": {"frozen": ("params/text/.*",)}, "init_from": {"rest/codec": "x"}})
+    with pytest.raises(ValueError, match=r"keeps params/text/kernel and 0 more from training, and no init_from fills them.*\"params\": \"EXPORT\""):
+        weights.check_frozen(config, params)
+    weights.check_frozen(config, params, idle=("params/text/.*",))
+    for key in ("params", "params/text"):
+        config.init_from = ml_collections.ConfigDict({key: "x"})
+        weights.check_frozen(config, params)
+    config.init_from = ml_collections.ConfigDict({"params/score": "x"})
+    with pytest.raises(ValueError, match="no init_from fills"):
+        weights.check_frozen(config, params)

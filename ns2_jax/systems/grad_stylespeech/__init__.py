@@ -14,15 +14,19 @@ Choices where sources are silent, or where we leave them; each is a number of `S
   * The style is of another recording of the speaker, or of another cut (`configs/grad_stylespeech.py`). The paper's is of the target
     itself, which then carries its words and melody: `own_style`.
   * Rows lose their style to a learned one with `drop_style`. The null style goes into mu too, so that guidance has a null average of its own
-    (ZET-Speech, 2305.13831); both branches are asked about one and the same noisy mel, see `Programs.sample`.
+    (ZET-Speech, 2305.13831). Both branches are asked about one and the same alpha Y_0 + sigma eps (`Programs._denoiser`), where theirs share Y_t, which
+    has (1 - alpha) times an average in it that is not the same for both.
   * `prediction="eps"` is the paper's score times -sigma; `"v"` velocity with `weighting="v"` counts low and high noise more alike: ours, for small
     networks with little time.
   * `objective="flow"` replaces process, prediction and weighting: the same network learns the velocity of flow matching, `u = eps - R` on
     `R_t = (1 - t) R + t eps`, with the mean square as its loss. `guided` tells it the guidance factor: for students of `systems.distill`.
   * The score network is a 2-D U-Net (`score.kind="unet"`) or, for CPUs, blocks over frames ("frames"). How the paper lets s into it is not
     known; here it joins the embedding of time.
-  * The aligner is the repository's (`maths.alignment.objective`; scores over frames, no blank), trained jointly where `aligner` has numbers;
-    without, durations are the data's, exact. Its durations are used from the first step, its binarisation loss from `binarise_from` on.
+  * The aligner is the repository's (`layers.aligner`, `maths.alignment.objective`), trained jointly where `aligner` has numbers; without, durations
+    are the data's, exact. It is not RADTTS': `systems.aligner` names how it differs (ConvNeXt blocks, its own phone embedding, scores over frames, no
+    blank), its loss has `align_weight` 1 for 0.1 and is a frame's for a phone's, its durations are used from the first step for the 6,000th, and its
+    binarisation loss from `binarise_from` on, the 6,000th for the 18,000th.
+  * Times are stratified over the batch's rows, for uniform. The style encoder's attention divides by the root of a head's width, for the whole's.
   * The duration predictor hears the style, and the text without sending gradients back (One TTS Alignment); its target is log(1 + frames).
   * Diffusion sees a random crop of `crop` frames (Grad-TTS), everything else whole utterances. `stop_prior` keeps its gradient from mu.
   * Mels are shifted and scaled by constants (`mel_mean`, `mel_deviation`). In sampling, predictions of clean mels are kept between the floor's

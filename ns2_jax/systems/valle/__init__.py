@@ -100,6 +100,11 @@ class System(Programs, SingleLoss):
         return fields | {name: Field("bp", "int32") for name in ("durations", "prompt_durations") if self.guide_weight}
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        """Regexes of the params that no loss of this configuration reaches."""
+        return tuple(f"params/{part}/.*" for part in PARTS if part not in self.parts)
+
+    @property
     def audio(self) -> dict[str, int]:
         """What `config.data` must say about the recordings."""
         return {"sample_rate": self.codec_network.rate, "hop": self.codec_network.hop}
