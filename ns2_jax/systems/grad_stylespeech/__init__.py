@@ -14,8 +14,8 @@ Choices where sources are silent, or where we leave them; each is a number of `S
   * The style is of another recording of the speaker, or of another cut (`configs/grad_stylespeech.py`). The paper's is of the target
     itself, which then carries its words and melody: `own_style`.
   * Rows lose their style to a learned one with `drop_style`. The null style goes into mu too, so that guidance has a null average of its own
-    (ZET-Speech, 2305.13831). Both branches are asked about one and the same alpha Y_0 + sigma eps (`Programs._denoiser`), where theirs share Y_t, which
-    has (1 - alpha) times an average in it that is not the same for both.
+    (ZET-Speech, 2305.13831). Both branches are asked about one and the same alpha Y_0 + sigma eps (`Programs._denoiser`); theirs share Y_t, which has
+    (1 - alpha) times an average in it that is not the same for both.
   * `prediction="eps"` is the paper's score times -sigma; `"v"` velocity with `weighting="v"` counts low and high noise more alike: ours, for small
     networks with little time.
   * `objective="flow"` replaces process, prediction and weighting: the same network learns the velocity of flow matching, `u = eps - R` on

@@ -52,7 +52,7 @@ class Programs:
         """Program: phones, durations and a prompt -> audio, log-mel (nats), frames.
 
         `guidance` is the total factor (1: one evaluation a step, else two; of a `guided` system always one); `temperature` the standard deviation
-        of the start, Grad-TTS's 1 / tau, which samplers that add noise (`ml`, `euler_maruyama`, `renoise`) have forgotten by their end; `window` that of
+        of the start, Grad-TTS's 1 / tau, which samplers that add noise (`ml`, `euler_maruyama`, `renoise`) forget on the way; `window` that of
         `styles`. Frames past `sizes["t"]` are cut: callers choose a bucket that holds the durations' sum.
         """
         denoise, mu, mask = self._denoiser(params, inputs, sizes["t"], guidance, window)
