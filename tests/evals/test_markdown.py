@@ -1,4 +1,4 @@
-"""The one table: results/README.md is what the tool makes of results/, and it keeps the report's rule."""
+"""The tables: results/README.md and each system's scores.md are what the tool makes of results/, and keep the report's rule."""
 
 from __future__ import annotations
 
@@ -25,17 +25,31 @@ def write(folder, errors, items="abc", **about):
     return folder
 
 
-def test_the_committed_table_is_what_the_tool_makes_of_the_committed_results(monkeypatch):
+PAGES = [ROOT / "results" / "README.md", *sorted(ROOT.glob("results/*/scores.md"))]
+
+
+def command(page: pathlib.Path) -> tuple[list[str], str]:
+    """(the folders, the page) of the command that a committed table says it is made by."""
+    words = shlex.split(re.search(r"`(python -m ns2_jax.evaluate table [^`]*)`", page.read_text(encoding="utf8"))[1])
+    return words[4:-1], words[-1].removeprefix("--out=")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.parent.name for page in PAGES])
+def test_a_committed_table_is_what_the_tool_makes_of_the_committed_results(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    there = (ROOT / "results" / "README.md").read_text(encoding="utf8")
-    words = shlex.split(re.search(r"`(python -m ns2_jax.evaluate table [^`]*)`", there)[1])
-    folders, out = words[4:-1], words[-1].removeprefix("--out=")
-    assert sorted(folders) == sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("results/**/scores.jsonl"))
+    there, (folders, out) = page.read_text(encoding="utf8"), command(page)
     text, skipped = markdown.table(folders, out)
-    assert out == "results/README.md" and not skipped
-    assert there == text, "results/README.md is made by the command in its third line: run that instead of editing it"
+    assert out == page.relative_to(ROOT).as_posix() and not skipped
+    assert there == text, f"{out} is made by the command in its third line: run that instead of editing it"
     for target in re.findall(r"\]\(([^)]+)\)", there):
-        assert (ROOT / "results" / target).is_file() and not target.startswith("/")
+        assert (page.parent / target).is_file() and not target.startswith("/")
+
+
+def test_everything_that_was_scored_is_in_a_committed_table():
+    """Each system's own folder in the table of all, each of what else it was asked in the table of its folder."""
+    where = lambda pattern: {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)}
+    assert set(command(PAGES[0])[0]) == where("results/*/scores.jsonl")
+    assert {folder for page in PAGES for folder in command(page)[0]} == where("results/**/scores.jsonl")
 
 
 def test_columns_rows_notes_and_the_command(tmp_path, monkeypatch):
