@@ -65,10 +65,19 @@ def put(path: pathlib.Path, text: str) -> None:
     os.replace(part, path)
 
 
+def short(value: Any) -> Any:
+    """JSON's `value` with six digits of every number in it."""
+    if isinstance(value, Mapping):
+        return {name: short(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [short(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def write(out: pathlib.Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
-    """The three files, each whole or not at all."""
-    dump = lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files = {"scores.jsonl": dump(lines), "items.jsonl": dump(items), "summary.json": json.dumps(summarise(lines), indent=1) + "\n"}
+    """The three files, each whole or not at all; of the items six digits of every number."""
+    dump = lambda rows, **how: "".join(json.dumps(row, ensure_ascii=False, **how) + "\n" for row in rows)
+    files = {"scores.jsonl": dump(lines), "items.jsonl": dump(map(short, items), separators=(",", ":")), "summary.json": json.dumps(summarise(lines), indent=1) + "\n"}
     for name, text in files.items():
         put(out / name, text)
 

@@ -100,7 +100,6 @@ LAYERS: dict[str, tuple[nn.Module, tuple[np.ndarray, ...]]] = {
     "vocoder_istft": (vocoder.Vocoder("istft", rate=16000, hop=200, size=800, mels=C, fmax=0.0, width=16, blocks=1), (FRAMES,)),
     "style_encoder": (style.StyleEncoder(16, dropout=0.0), (FRAMES, MASK, np.arange(B) == 2)),
     "styled_transformer": (style.StyledTransformer(2, 16, 32, 4, kernel=3), (FRAMES, MASK, PROMPT[:, 0])),
-    "unet_small": (unet.UNet(8, (1, 1)), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "unet": (unet.UNet(16, (1, 2), style_channel=True), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "frame_net": (unet.FrameNet(16, 2), (FRAMES, TIMES, FRAMES[::-1].copy(), PROMPT[:, 0], MASK)),
     "lstm": (Lstm(), (FRAMES,)),
@@ -172,7 +171,7 @@ def without_a_kink(x: jax.Array, slope: float = 0.01) -> jax.Array:
     return x * (slope + (1 - slope) * jax.nn.sigmoid(10 * x))
 
 
-LONG = ("judge_2d", "judge_dac", "judge_scale", "unet", "vocoder_hifigan")
+LONG = ("judge_2d", "judge_dac", "judge_scale", "vocoder_hifigan")
 """A minute of compiling each: with --slow."""
 
 
