@@ -109,7 +109,8 @@ def remake_shard(out: str, settings: tuple[str, int, Change, dict[str, str]], sp
     if shards.committed(out, GROUPS, split, shard, total, inputs=made_of) and shards.listed(out, "meta", split, shard, total):
         return
     rows = np.random.default_rng([0, len(split)]).permutation(dataset.records(split))[:count][shard::total]
-    info = {"f0": {"period": dataset.f0_period}}
+    times = dataset.manifest["groups"]["align"]
+    info = {"f0": {"period": dataset.f0_period}, "align": {key: times[key] for key in ("aligner", "lexicon") if key in times}}
     writers = {group: shards.ShardWriter(out, group, split, shard, total, inputs=made_of, info=info.get(group)) for group in GROUPS}
     with records.committing(writers):
         for i in sorted(rows.tolist()):

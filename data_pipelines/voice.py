@@ -51,7 +51,7 @@ def build(data: str | os.PathLike, split: str, speaker: str, train: int, out: st
         total = shards.shards_for(len(rows))
         for group in groups:
             about = dataset.manifest["groups"][group]
-            info = {"period": dataset.f0_period} if group == "f0" else {key: about[key] for key in ("codec", "hop", "levels", "bits") if key in about}
+            info = {key: value for key, value in about.items() if key not in ("bytes", "rejects", "tools")}  # codec and hop, period, aligner
             for shard in range(total):
                 with shards.ShardWriter(out, group, name, shard, total, inputs={"fingerprint": dataset.fingerprint}, info=info) as writer:
                     for i in rows[shard::total]:

@@ -5,7 +5,8 @@
     python -m ns2_jax.codec decode speech.ns2 speech.wav                  or .flac, at the codec's rate; --levels=4 from fewer levels
     python -m ns2_jax.codec encode recordings codes                       a folder: every recording in it, the tree mirrored
     python -m ns2_jax.codec info speech.ns2                               what it holds, every checksum read
-    python -m ns2_jax.codec decode mel.npy speech.wav --model=results/vocoder/model       a vocoder's log-mels, float32 [frames, bands]
+    python -m ns2_jax.codec decode mel.npy speech.wav --model=results/vocoder/model       log-mels: float32 [frames, bands] in nats, of
+                                                                          80 bands, 16 kHz and hop 200 for that one (maths.spectral.log_mel)
 
 A code file names its codec by hash and is decoded by that codec only (`--model`). Channels are coded one by one. Hours of audio take the
 memory of minutes. A file is written whole or not at all, and one that exists is not replaced without `--overwrite`; in a folder, those that
@@ -51,7 +52,7 @@ def check_name(path: Path) -> None:
 
 
 def plan(source: Path, out: Path, reads: tuple[str, ...], measure: Measure, suffix: str, writes: tuple[str, ...]) -> list[Job]:
-    """What is made of what; raises ValueError or FileNotFoundError for names that can't be, before anything slow starts."""
+    """What is made of what; raises ValueError or FileNotFoundError for names that can't be, before anything is made."""
     if source.is_dir():
         if out.exists() and not out.is_dir():
             raise ValueError(f"{out} is a file; {source} is a folder, and its tree needs a folder")
@@ -154,6 +155,9 @@ def main(argv: list[str]) -> None:
     cluster.end_tidily()
     model = inference.load(FLAGS.model or MODEL)
     files = (recordings.MelFiles if model.config["system"] == "vocoder" else recordings.CodeFiles)(model, FLAGS.levels)
+    kinds = {recordings.CodeFiles.suffix: "a code file, which its codec decodes", recordings.MelFiles.suffix: "a mel, which a vocoder decodes"}
+    if verb == "decode" and (kind := Path(words[0]).suffix.lower()) in kinds and kind != files.suffix:
+        raise ValueError(f"{words[0]} is named as {kinds[kind]}, and {model.name} is no such model: give it with --model=DIR")
     if verb == "encode":
         measure = recordings.seconds_of_audio
         jobs = plan(Path(words[0]), Path(words[1]), recordings.READ, measure, files.suffix, (files.suffix,))

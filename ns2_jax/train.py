@@ -133,10 +133,11 @@ def begin(program: Program, saved: checkpoints.Checkpoints, config: Any, workdir
     # 3. ... with the parts that other runs or exports give.
     if len(config.init_from):
         say(f"init_from {dict(config.init_from)}")
-        state = checkpoints.fill(state, dict(config.init_from), getattr(program.system, "fresh", ()))
-        whole = config.init_from.get("params")
-        for line in folder.changes(whole, config, "model.") if whole else ():
-            say(f"not as in {whole}: {line}")
+        state = checkpoints.fill(state, dict(config.init_from), getattr(program.system, "fresh", ()), config.train.frozen)
+        differ = folder.changes(whole, config) if (whole := config.init_from.get("params")) else []
+        if not any(line.startswith("config.system ") for line in differ):  # a student has its teacher's params, and numbers of its own
+            for line in (line for line in differ if line.startswith("config.model.")):
+                say(f"not as in {whole}: {line}")
     return state
 
 

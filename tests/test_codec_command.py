@@ -329,10 +329,19 @@ def test_mels_of_a_vocoder_there_and_back(tmp_path):
     assert np.abs(expected - audio).max() <= 1
     assert "1 were there already" in done("decode", str(tmp_path), f"{tmp_path}/wavs", f"--model={vocoder}") + done(
         "decode", str(tmp_path), f"{tmp_path}/wavs", f"--model={vocoder}")
-    for bad, said in ((np.zeros((4, bands - 1), np.float32), f"holds float32 [4, {bands - 1}]; expected a log-mel, float32 [frames, {bands}]"),
-                      (np.full((4, bands), np.nan, np.float32), f"{4 * bands} numbers are not finite"), (np.zeros((0, bands)), "holds float64 [0,"),
-                      (np.array([{}]), "is no array in NumPy's format")):
-        np.save(tmp_path / "bad.npy", bad, allow_pickle=True)
+    for bad, said in ((np.zeros((4, bands - 1), np.float32), f"holds float32 [4, {bands - 1}]; expected a log-mel"),
+                      (np.full((4, bands), np.nan, np.float32), "goes from nan to nan"), (np.zeros((0, bands)), "expected a log-mel"),
+                      (np.full((4, bands), 1e300), "goes from inf to inf"), (np.full((4, bands), -80.0), "goes from -80 to -80"),
+                      (np.array([{}]), "is damaged, empty or of Python's objects"), (b"PK\x03\x04 cut", "is no .npy file"), (b"text", "is no .npy file"),
+                      (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 20), }", "is damaged")):
+        (tmp_path / "bad.npy").write_bytes(bad) if isinstance(bad, bytes) else np.save(tmp_path / "bad.npy", bad, allow_pickle=True)
         assert said in refused(NAME, "decode", f"{tmp_path}/bad.npy", f"{tmp_path}/bad.wav", f"--model={vocoder}")
         assert not (tmp_path / "bad.wav").exists()
     assert "whose mels have none" in refused(NAME, "decode", f"{tmp_path}/a.npy", f"{tmp_path}/c.wav", "--levels=2", f"--model={vocoder}")
+    # In a folder, those that can be used are decoded and the other is named; a file of the other kind says whose model it wants.
+    done("encode", str(tmp_path / "a.wav"), str(tmp_path / "good.npy"), f"--model={vocoder}")
+    assert "1 of 3 files can't be used" in run(NAME, "decode", str(tmp_path), f"{tmp_path}/more", f"--model={vocoder}")[2]
+    assert (tmp_path / "more" / "good.wav").exists() and not (tmp_path / "more" / "bad.wav").exists()
+    assert "which a vocoder decodes" in refused(NAME, "decode", f"{tmp_path}/a.npy", f"{tmp_path}/c.wav")
+    (tmp_path / "a.ns2").write_bytes(b"x")
+    assert "which its codec decodes" in refused(NAME, "decode", f"{tmp_path}/a.ns2", f"{tmp_path}/c.wav", f"--model={vocoder}")

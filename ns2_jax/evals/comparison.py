@@ -88,7 +88,8 @@ def find(folders: Iterable[str | os.PathLike]) -> tuple[list[Result], list[str]]
     short = [pathlib.Path(result.name).resolve() for result in found]
     for result, path in zip(found, short):
         alone = lambda depth: sum(other.parts[-depth:] == path.parts[-depth:] for other in short) == 1
-        least = 2 if path.parent in short else 1  # results/a/hard beside results/a
+        above = [k for k, parent in enumerate(path.parents, 2) if parent in short]
+        least = max(above, default=1)  # results/a/voices/hard beside results/a
         depth = next((d for d in range(least, len(path.parts)) if alone(d)), len(path.parts))
         result.name = "/".join(path.parts[-depth:])
     return found, skipped

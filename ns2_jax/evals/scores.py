@@ -66,7 +66,7 @@ def put(path: pathlib.Path, text: str) -> None:
 
 
 def short(value: Any) -> Any:
-    """JSON's `value` with six digits of every number in it."""
+    """JSON's `value` with six digits of every number in it that is not whole."""
     if isinstance(value, Mapping):
         return {name: short(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -77,7 +77,8 @@ def short(value: Any) -> Any:
 def write(out: pathlib.Path, lines: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> None:
     """The three files, each whole or not at all; of the items six digits of every number."""
     dump = lambda rows, **how: "".join(json.dumps(row, ensure_ascii=False, **how) + "\n" for row in rows)
-    files = {"scores.jsonl": dump(lines), "items.jsonl": dump(map(short, items), separators=(",", ":")), "summary.json": json.dumps(summarise(lines), indent=1) + "\n"}
+    files = {"scores.jsonl": dump(lines), "items.jsonl": dump(map(short, items), separators=(",", ":")),
+             "summary.json": json.dumps(summarise(lines), indent=1) + "\n"}
     for name, text in files.items():
         put(out / name, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import tempfile
@@ -11,9 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.lib import format as npy
 
 from ns2_jax.audio import codes, files
 from ns2_jax.inference.model import Model
+from ns2_jax.layers.vocoder import LOUDEST
 from ns2_jax.runtime import state, weights
 
 SUFFIX = codes.SUFFIX
@@ -21,6 +24,7 @@ READ = (".wav", ".flac", ".ogg", ".mp3")
 WRITTEN = files.STREAMS
 ABOUT = 0.01  # of a second of a recording, in which headers (an MP3's guesses) may differ from what was read
 MEL_BLOCK = 4096  # frames in memory
+UNDERSHOOT = 5.0  # nats below the floor of silence, to which a model's predictions may go
 Progress = Callable[[float], Any]  # is told the seconds of audio done since it was last told
 
 
@@ -42,7 +46,7 @@ class CodeFiles:
 
     def __init__(self, model: Model, levels: int | None = None):
         if model.config["system"] != "codec":
-            raise ValueError(f"{model.name} is not a codec; give the run or export of a codec")
+            raise ValueError(f"{model.name} is not a codec; give the run or export of a codec, or of a vocoder for mels")
         self.model, known = model, int(model.system.sizes["q"])
         if levels is not None and not 1 <= levels <= known:
             raise ValueError(f"{levels} levels: {model.name} has 1 to {known}")
@@ -136,11 +140,12 @@ class MelFiles:
         if levels is not None:
             raise ValueError(f"--levels={levels}: {model.name} is a vocoder, whose mels have none")
         self.model, self.bands = model, int(model.system.sizes["c"])
+        self.lowest = math.log(model.system.network.floor) - UNDERSHOOT
 
     def encode(self, source: str | os.PathLike, target: str | os.PathLike, progress: Progress = lambda seconds: None) -> None:
         """A recording of any rate and channel count (WAV, FLAC, OGG, MP3) -> its log-mel, the last frame completed with silence. Raises as
         `CodeFiles.encode`."""
-        with files.Recording(source) as recording, files.replacing(target, (self.suffix,)) as temporary:
+        with files.Recording(source) as recording:
             samples = 0
 
             def blocks():
@@ -152,12 +157,20 @@ class MelFiles:
                 if not samples:
                     raise files.AudioError("short", f"{source}: shorter than one sample at {self.model.rate} Hz")
 
-            np.save(temporary, np.concatenate(list(self.model.encode_stream(blocks()))))
+            head = lambda frames: {"descr": "<f4", "fortran_order": False, "shape": (frames, self.bands)}
+            with files.replacing(target, (self.suffix,)) as temporary, open(temporary, "wb") as out:
+                npy.write_array_header_1_0(out, head(0))  # which has room for any number of frames
+                frames = 0
+                for mel in self.model.encode_stream(blocks()):
+                    out.write(np.ascontiguousarray(mel, "<f4").tobytes())
+                    frames += len(mel)
+                out.seek(0)
+                npy.write_array_header_1_0(out, head(frames))
 
     def decode(self, source: str | os.PathLike, target: str | os.PathLike, progress: Progress = lambda seconds: None) -> None:
         """A log-mel -> .wav or .flac at the vocoder's rate, a hop of samples for every frame; samples beyond [-1, 1] are clipped.
 
-        Raises ValueError for a file that is none, or has other bands or numbers that are not finite.
+        Raises ValueError for a file that is none, has other bands, or numbers that no log-mel has.
         """
         mel = self.read(source)
         with files.create(target, self.model.rate, 1) as write:
@@ -167,22 +180,27 @@ class MelFiles:
 
     def read(self, path: str | os.PathLike) -> np.ndarray:
         """A log-mel `[t, bands]` that stays on disk. Raises ValueError for what is none."""
+        expected = f"expected a log-mel in NumPy's format (.npy), float32 [frames, {self.bands}] in nats"
+        with open(path, "rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+                raise ValueError(f"{path}: is no .npy file; {expected}")
         try:
             mel = np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path}: no such file") from error
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{path}: is no array in NumPy's format: {error}") from error
-        if not isinstance(mel, np.ndarray) or mel.ndim != 2 or mel.shape[1] != self.bands or not len(mel) or mel.dtype.kind != "f":
-            found = f"{mel.dtype} {list(mel.shape)}" if isinstance(mel, np.ndarray) else "several arrays"
-            raise ValueError(f"{path}: holds {found}; expected a log-mel, float32 [frames, {self.bands}]")
+        except (ValueError, EOFError, OverflowError, SyntaxError, TypeError) as error:
+            raise ValueError(f"{path}: is damaged, empty or of Python's objects; {expected}") from error
+        if mel.ndim != 2 or mel.shape[1] != self.bands or not len(mel) or mel.dtype.kind != "f":
+            raise ValueError(f"{path}: holds {mel.dtype} {list(mel.shape)}; {expected}")
         return mel
 
-    @staticmethod
-    def checked(path: str | os.PathLike, mel: np.ndarray) -> np.ndarray:
-        if not np.isfinite(mel).all():
-            raise ValueError(f"{path}: {int((~np.isfinite(mel)).sum())} numbers are not finite")
-        return np.asarray(mel, np.float32)
+    def checked(self, path: str | os.PathLike, mel: np.ndarray) -> np.ndarray:
+        """As float32. Raises ValueError for what no log-mel of a recording holds."""
+        with np.errstate(over="ignore"):
+            mel = np.asarray(mel, np.float32)
+        low, high = float(mel.min()), float(mel.max())
+        if not self.lowest <= low <= high <= LOUDEST:
+            raise ValueError(f"{path}: goes from {low:.4g} to {high:.4g}, and log-mels of recordings from {self.lowest:.3g} to {LOUDEST:g}: expected "
+                             "natural logarithms of magnitudes, as `encode` writes them (no decibels, no powers)")
+        return mel
 
     def encoded(self, source: str | os.PathLike, target: str | os.PathLike) -> bool:
         """Whether `target` is a log-mel as long as the recording `source`."""
@@ -192,10 +210,11 @@ class MelFiles:
             return False
 
     def decoded(self, source: str | os.PathLike, target: str | os.PathLike) -> bool:
-        """Whether `target` is a recording with the length and rate of what is in `source`."""
+        """Whether `target` is a recording with the length, rate and one channel of what is in `source`."""
         try:
             with files.Recording(target) as recording:
-                return recording.rate == self.model.rate and round(recording.seconds * recording.rate) == len(self.read(source)) * self.model.hop
+                same = (recording.rate, recording.channels) == (self.model.rate, 1)
+                return same and round(recording.seconds * recording.rate) == len(self.read(source)) * self.model.hop
         except (ValueError, FileNotFoundError):
             return False
 

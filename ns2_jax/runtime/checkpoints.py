@@ -26,6 +26,7 @@ from etils import epath  # Orbax's own path type, for gs:// too
 from jax.experimental import multihost_utils
 
 from ns2_jax.runtime import cluster, weights
+from ns2_jax.runtime.optim import matches
 from ns2_jax.runtime.state import flatten, nest
 
 Tree = Any
@@ -302,13 +303,13 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
     return {"params": model.get("ema", {}), "rest": model.get("rest", {})}, config
 
 
-def fill(state: dict[str, Tree], sources: Mapping[str, str], fresh: Sequence[str] = ()) -> dict[str, Tree]:
+def fill(state: dict[str, Tree], sources: Mapping[str, str], fresh: Sequence[str] = (), frozen: Sequence[str] = ()) -> dict[str, Tree]:
     """`config.init_from`: leaves of `state` replaced by those of runs or exports, keeping shards and dtypes.
 
     `{"rest/codec": DIR}` puts DIR's `params/**` and `rest/**` below `rest/codec`; `{"params": DIR}` or
     `{"params/encoder": DIR}` takes the leaves of the same path. Every leaf below a key must be found with its shape, but for those whose
-    paths match one of the regexes `fresh`, which stay as they are where DIR has none; what DIR has besides is ignored. The
-    average starts from the new params. Raises Mismatch listing every path.
+    paths match one of the regexes `fresh`, which stay as they are where DIR has none, unless they are `frozen` and would stay random; what DIR has
+    besides is ignored. The average starts from the new params. Raises Mismatch listing every path.
     """
     flat = flatten({"params": state["params"], "rest": state["rest"]})
     for prefix, path in sources.items():
@@ -321,7 +322,7 @@ def fill(state: dict[str, Tree], sources: Mapping[str, str], fresh: Sequence[str
         for name in inside:
             below = name[len(prefix) + 1 :]
             found = source.get(below if below.startswith(("params/", "rest/")) else name)
-            if found is None and any(re.fullmatch(pattern, name) for pattern in fresh):
+            if found is None and matches(fresh, name) and not matches(frozen, name):
                 continue
             if found is None or tuple(found.shape) != tuple(flat[name].shape):
                 lines.append(f"{name} {_describe(flat[name])} " + ("not found" if found is None else f"found as {list(found.shape)}"))

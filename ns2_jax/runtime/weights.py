@@ -254,7 +254,7 @@ def check_borrowed(config: Any, borrowed: Mapping[str, str]) -> None:
 def check_frozen(config: Any, params: Any, idle: Iterable[str] = ()) -> None:
     """That `config.init_from` gives those of `params` which `config.train.frozen` leaves as they are: untrained they would be noise for ever.
     The regexes `idle` name what no loss of the system reaches anyway. Raises ValueError."""
-    given = tuple(dict(config.init_from))
+    given = tuple(key for key, source in dict(config.init_from).items() if source)
     noise = [path for path in flatten(params, "params/") if matches(config.train.frozen, path) and not matches(idle, path)
              and not any(path == key or path.startswith(key + "/") for key in given)]
     if noise:

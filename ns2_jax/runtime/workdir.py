@@ -70,15 +70,15 @@ def plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict(), default=list))
 
 
-def changes(workdir: str, config: Any, part: str = "") -> list[str]:
-    """Every field, of those that begin with `part`, in which `config` differs from the config.json of a run or export; empty without one."""
+def changes(workdir: str, config: Any) -> list[str]:
+    """Every field in which `config` differs from the config.json of a run or export; empty without one."""
     path = os.path.join(workdir, "config.json")
     if not os.path.exists(path):
         return []
     with open(path, encoding="utf8") as f:
         old = _fields(json.load(f))
     new = _fields(plain(config))
-    differ = [name for name in sorted(set(old) | set(new)) if name.startswith(part) and old.get(name) != new.get(name)]
+    differ = [name for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name)]
     return [f"config.{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}" for name in differ]
 
 

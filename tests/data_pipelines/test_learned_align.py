@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import aligner as aligner_config
-from data_pipelines import learned_align, shards
+from data_pipelines import learned_align, shards, voice
 from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.data import feed, frames
@@ -79,6 +79,17 @@ def test_provisional_times_are_for_aligners_alone(data_set):
     assert next(iter(made(config, phones="bp", frames="b", weight="b")))["phones"].any()
     with pytest.raises(ValueError, match="evenly spaced phone times.*make real ones: python -m data_pipelines.learned_align"):
         made(config, durations="bp", frames="b", weight="b")
+
+
+def test_a_voice_keeps_what_its_times_are(data_set, tmp_path):
+    """Of a corpus whose times are made up, so are those of one of its voices."""
+    learned_align.align(data_set)
+    with shards.ShardWriter(data_set, "f0", "train", 0, 1, info={"period": 160}) as writer:
+        for n in SAMPLES:
+            writer.write({"f0": np.zeros(n // 160, np.float16)}, n)
+    shards.write_manifest(data_set, name="noise", phones=phones.inventory_hash(), f0_period=160)
+    made = voice.build(data_set, "train", "s", 1, tmp_path / "voice")
+    assert made["groups"]["align"]["aligner"] == "none" and made["groups"]["f0"]["period"] == 160
 
 
 def test_times_of_an_aligner(data_set, model):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 import numpy as np
 import pytest
 
-from ns2_jax.evals import statistics
+from ns2_jax.evals import scores, statistics
 
 
 def test_interval_of_a_mean_is_the_normal_one():
@@ -74,3 +75,11 @@ def test_paired_rates_are_pooled_and_lists_must_agree():
     assert statistics.paired([2, 0], [1, 1], [10, 30])["value"] == 0 and statistics.paired([4, 0], [0, 0], [10, 30])["value"] == 0.1
     with pytest.raises(ValueError, match="over 3 and 2 items"):
         statistics.paired([1, 2, 3], [1, 2])
+
+
+def test_items_have_six_digits_of_what_is_not_whole(tmp_path):
+    row = {"id": "a", "n": 1234567, "yes": True, "none": None, "x": [0.123456789, [2.0, {"y": np.float64(123456.789)}]]}
+    scores.write(tmp_path, [statistics.score("x_synthesis", [0.123456789], unit="%", evaluator="e", averaging="a")], [row])
+    text = (tmp_path / "items.jsonl").read_text()
+    assert text == '{"id":"a","n":1234567,"yes":true,"none":null,"x":[0.123457,[2.0,{"y":123457.0}]]}\n'
+    assert json.loads((tmp_path / "scores.jsonl").read_text())["value"] == 0.123456789

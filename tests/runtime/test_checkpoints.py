@@ -219,6 +219,17 @@ def test_init_from_params_also_starts_the_average(tmp_path):
     same(filled["params"]["disc"], state["params"]["disc"])
 
 
+def test_what_an_older_model_lacks_stays_fresh_unless_it_would_stay_random(tmp_path):
+    saved(program(dict(fsdp=1), Toy()), tmp_path, 1)
+    write_config(tmp_path)
+    params, rest = Toy().init(jax.random.key(0), batch())
+    state = {"params": params | {"more": {"kernel": np.ones(2, np.float32)}}, "rest": rest}
+    filled = checkpoints.fill(state, {"params": str(tmp_path)}, fresh=("params/more/.*",))
+    np.testing.assert_array_equal(filled["params"]["more"]["kernel"], 1)
+    with pytest.raises(checkpoints.Mismatch, match="params/more/kernel .* not found"):
+        checkpoints.fill(state, {"params": str(tmp_path)}, fresh=("params/more/.*",), frozen=("params/more/.*",))
+
+
 def test_init_from_lists_what_does_not_fit(tmp_path):
     saved(program(dict(fsdp=1), Toy(inputs=9)), tmp_path, 1)
     write_config(tmp_path)

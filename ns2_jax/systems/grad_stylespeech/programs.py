@@ -7,11 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ns2_jax.layers.vocoder import LOUDEST
 from ns2_jax.maths import alignment, prosody, samplers
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
-
-LOUDEST = 3.0
-"""Log-mel in nats that no recording reaches: a sine at full scale has at most 2.1 at 16 kHz and 2.3 at 22.05 kHz, a square wave 2.3 and 2.6."""
 
 
 class Programs:
