@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 
 from ns2_jax.audio import codes, files
 from ns2_jax.inference.model import Model
-from ns2_jax.layers.vocoder import LOUDEST
+from ns2_jax.maths.spectral import LOUDEST
 from ns2_jax.runtime import state, weights
 
 SUFFIX = codes.SUFFIX

@@ -21,9 +21,6 @@ from ns2_jax.layers.conv import Conv1D, ConvTranspose1D, receptive
 from ns2_jax.layers.linear import Dense, rms_norm
 from ns2_jax.maths import spectral
 
-LOUDEST = 3.0
-"""Log-mel in nats that no recording reaches: a sine at full scale has at most 2.1 at 16 kHz and 2.3 at 22.05 kHz, a square wave 2.3 and 2.6."""
-
 
 class ResidualStack(nn.Module):
     """HiFi-GAN's ResBlock1: per dilation a dilated convolution and a plain one, each after a leaky ReLU, added to the input."""

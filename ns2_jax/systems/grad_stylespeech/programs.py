@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ns2_jax.layers.vocoder import LOUDEST
 from ns2_jax.maths import alignment, prosody, samplers
+from ns2_jax.maths.spectral import LOUDEST
 from ns2_jax.systems.system import Batch, Field, Program, Sizes, Tree
 
 
