@@ -6,7 +6,8 @@
 Sizes
     smoke  seconds on a laptop: for tests.
     small  7.7 M (8 MB as int8), 16 kHz, hop 200, the data's exact durations, a score network over frames: 20,000 steps, 1.3 to 1.6 s each on
-           one slow CPU core. results/grad_stylespeech has what 4,000 of them gave in an hour and a half: it speaks.
+           one slow CPU core. results/grad_stylespeech has what 4,000 of them gave in an hour and a half: it speaks,
+           and what it does with unheard voices, noise, other solvers, and 20 recordings to adapt to.
     base   the layout of the paper's parts, 55.4 M: four transformer blocks of width 256 for text and four for the average mel, a U-Net
            of width 128, an aligner learned on the way; 22.05 kHz, hop 256, HiFi-GAN. Wants a data set made at 22.05 kHz. Not trained here.
 
