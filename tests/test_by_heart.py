@@ -136,7 +136,7 @@ def test_soundstorm_goes_on_as_it_learned_in_the_voice_of_the_prompt(place, monk
 
 @pytest.mark.parametrize("name", ["grad_stylespeech", pytest.param("naturalspeech2", marks=pytest.mark.slow)])
 def test_one_command_shape_adapts_to_a_voice(place, tmp_path, name):
-    """An int8 export is fitted to one recording of `ann`, every second batch of the old corpus: what the pattern keeps from training is bit for
+    """An export is fitted to one recording of `ann`, every second batch of the old corpus: what the pattern keeps from training is bit for
     bit what the export has."""
     code, _, err = run("data_pipelines.voice", f"--data={place}/data", "--split=train", "--speaker=ann", "--train=1", f"--out={tmp_path}/ann")
     assert code == 0, err

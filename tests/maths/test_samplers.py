@@ -114,11 +114,12 @@ def test_what_euler_to_the_letter_makes_of_a_texture(steps, texture):
 
 @pytest.mark.parametrize("steps, mean, left", [(5, 0.900, 0.458), (10, 0.718, 0.203), (50, 0.700, 0.028), (100, 0.700, 0.012)])
 def test_what_euler_to_the_letter_leaves_on_a_point(steps, mean, left):
-    """Mean and deviation of samples of the point 0.7 round an average of -0.4: hiss, which the samplers below do not leave."""
+    """Mean and deviation of samples of the point 0.7 round an average of -0.4: hiss, which the samplers below do not leave. (The fact sheet's
+    mean of 5 steps is 0.0015 above what its own formula gives.)"""
     rows, z = exact("euler_literal", VP, steps), 0.0
     for keep, jump in zip(rows["keep"], rows["jump"]):
         z = keep * z + jump * (0.7 + 0.4)
-    assert z - 0.4 == pytest.approx(mean, abs=2e-3) and abs(np.prod(rows["keep"])) == pytest.approx(left, abs=6e-4)
+    assert z - 0.4 == pytest.approx(mean, abs=2e-3 if steps == 5 else 6e-4) and abs(np.prod(rows["keep"])) == pytest.approx(left, abs=6e-4)
 
 
 @pytest.mark.parametrize("name", ["ml", "dpm", "ddim"])
