@@ -108,7 +108,7 @@ def run(words, devices, fault, env, log):
     metrics.PEAKS["cpu"] = 1e12
     systems.make = lambda name, model: System(**model)
     train.feed = types.SimpleNamespace(order=lambda data, fields: lambda step: {}, fingerprint=lambda data: "toy")
-    train.weights = types.SimpleNamespace(codec_of=lambda config, fields: "", check_borrowed=lambda config, borrowed: None)
+    train.weights.codec_of = lambda config, fields: ""
     train.define_flags()
     sys.argv = ["train", "--config=tests/runtime/toy_config.py", *words]
     code = 1
