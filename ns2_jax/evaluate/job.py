@@ -237,7 +237,7 @@ def prepare(ask: Ask, path: str | None, model: inference.Model | None, out: Path
 def score(ask: Ask, path: str | None, model: inference.Model | None, out: Path | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All that is asked for, on one model: (score lines, rows of the items), printed and not yet written. Audio is written to
     OUT/audio where it is asked for, by the host that made it."""
-    if model and "align" in model.programs and not model.speaks and not ask.task:
+    if model and "align" in model.programs and not ask.task and (not model.speaks or ask.evals == ("boundaries",)):
         return score_alignment(ask, path, model)
     if denoising.EVALS.keys() & set(ask.evals):
         return score_denoising(ask, path, model, out)

@@ -20,7 +20,7 @@ from ns2_jax.runtime import cluster
 EVALS = (
     "word_error", "speaker_similarity", "robustness", "acoustic_distance", "prosody", "dnsmos", "drift", "room", "style", "diversity",
     "codec_quality", "spectral_distance", "predictability", "voice_change", "intonation", "turns", "speed", "schedule_search",
-    "window_mismatch")
+    "window_mismatch", "boundaries")
 DEFAULTS = {"recordings": EVALS[:2], "codec": (*EVALS[:2], "codec_quality", "spectral_distance", "predictability"), "tts": EVALS[:2],
             "convert": (*EVALS[:2], "voice_change"), "enhance": (*EVALS[:2], "codec_quality"), "sing": (*EVALS[:2], "intonation")}
 TABLE_FILL, TABLE_TEST = 240, 80  # utterances of the predictability table
@@ -51,6 +51,8 @@ def check(evals: Sequence[str], task: str, model: inference.Model | None, datase
         raise ValueError("--evals=intonation compares with a score; it needs --task=sing")
     if "turns" in evals:
         raise ValueError("--evals=turns is about conversations; it needs --task=dialogue")
+    if "boundaries" in evals:
+        raise ValueError("--evals=boundaries is scored alone, of a model that aligns: an aligner's, or one with an aligner learned on the way")
     for group in ("align", "f0") if task == "sing" else ("align",) if "prosody" in evals else ():
         dataset.check_group(group)
     if "word_error" in evals:

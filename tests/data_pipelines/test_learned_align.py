@@ -19,6 +19,7 @@ from ns2_jax.evaluate import job
 from ns2_jax.inference import aligning
 from ns2_jax.systems import system as systems
 from ns2_jax.text import espeak, phones
+from tests import tiny
 
 TEXTS = ["go on", "we sing", "an old and heavy thing that nobody could ever say in so little time"]
 SAMPLES = [9000, 12150, 4900]
@@ -150,6 +151,16 @@ def test_evaluation_compares_with_the_times_of_the_data_set(data_set, model):
         assert len(items) == 2 and "score" in items[0]["boundaries"]["aligner"]
     assert values["own"] == {"boundary_median_aligner": 0.0, "boundary_within_20_aligner": 1.0, "boundary_within_50_aligner": 1.0}
     assert values["even"]["boundary_median_aligner"] > 10 and values["even"]["boundary_within_20_aligner"] < 1
+
+
+def test_so_do_the_boundaries_of_a_speaker_whose_aligner_was_learned_on_the_way(data_set, model, tmp_path):
+    learned_align.align(data_set, "")
+    path = tiny.write_model("grad_stylespeech", tmp_path / "speaker", size="smoke,align")
+    ask = job.Ask(data=str(data_set), split="train", limit=2, seed=1, evals=("boundaries",))
+    lines, items = job.score(ask, path, inference.load(path), None)
+    assert {line["name"] for line in lines} >= {"boundary_median_aligner", "boundary_within_20_aligner"} and len(items) == 2
+    with pytest.raises(ValueError, match="alone, of a model that aligns"):
+        job.score(ask, "runs/toy", tiny.toy(rate=16000), None)
 
 
 @pytest.mark.parametrize(("row", "longest"), [("", 0), ("0", 0), ("1", 1), ("0110111", 3), ("1101", 2), ("111", 3)])
