@@ -189,12 +189,17 @@ def check(
                 f"{dataset.root} was made with phone inventory {dataset.manifest['phones']!r}, "
                 f"this code has {inventory!r}; make the data set again"
             )
-        if kind == "align" and about.get("aligner") == "none":  # `data_pipelines.learned_align` without an aligner
-            made_up = f"{dataset.root}/align has evenly spaced phone times, to train an aligner on"
+        if kind == "align" and made_up_times(dataset, group):
+            made_up = f"{dataset.root}/{group} has evenly spaced phone times, to train an aligner on"
             if {"durations", "prompt_durations"} & set(fields) or data["transform"] in ("cut_prompt", "speaker_prefix"):
                 raise ValueError(f"{made_up}; for this, make real ones: python -m data_pipelines.learned_align --data={dataset.root} --aligner=DIR")
             if data["transform"] in ALIGNED:
-                logging.warning("%s: the prompt of a speaker's only utterance is cut where nobody knows what is said", made_up)
+                logging.warning("%s: a speaker's only utterance has no prompt, since nobody knows where to cut one out of it", made_up)
+
+
+def made_up_times(dataset: Dataset, group: str) -> bool:
+    """Whether phone times are only spread evenly, as `data_pipelines.learned_align` leaves them without an aligner."""
+    return dataset.manifest["groups"][group].get("aligner") == "none"
 
 
 class StepSource:
@@ -276,6 +281,8 @@ class StepSource:
                     if prompt is not None and "durations" not in prompt:
                         prompt = None  # nobody knows what it says
                     yield transforms.speaker_prefix(utterance, prompt, bucket["u"], bucket["p"], self.hop, least, rng)
+                elif prompt is None and made_up_times(dataset, self.groups["align"]):
+                    yield transforms.unprompted(utterance, self.hop)
                 elif prompt is None:
                     yield transforms.cut_prompt(utterance, bucket["u"], self.hop, least, rng)
                 else:

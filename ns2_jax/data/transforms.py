@@ -115,6 +115,11 @@ def speaker_prompt(utterance: Utterance, other: Utterance, u: int, hop: int, rng
     return {**utterance, **_prompt(other, start, min(start + u, other["frames"]), hop)}
 
 
+def unprompted(utterance: Utterance, hop: int) -> dict[str, Any]:
+    """The utterance whole, with a prompt of no frames."""
+    return {**utterance, **_prompt(utterance, 0, 0, hop)}
+
+
 def speaker_prefix(
     utterance: Utterance, other: Utterance | None, u: int, p: int, hop: int, least: int, rng: np.random.Generator
 ) -> dict[str, Any]:

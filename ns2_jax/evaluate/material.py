@@ -59,6 +59,14 @@ class Material:
         """Phone ids and their ends in samples, of the recordings (`index`) or the prompts (`prompt_index`)."""
         return [self.dataset.read(self.split, "align", item[key]) for item in self.items]
 
+    def counts(self) -> tuple[list[int], list[int]] | None:
+        """How many phones are said in the prompts and in the recordings, pauses apart; None where nobody knows."""
+        if not self.dataset or "align" not in self.dataset.groups or any("prompt_indices" in i or "prompt_index" not in i for i in self.items):
+            return None
+        pause = inference.inventory.IDS[inference.inventory.SILENCE]
+        prompts, recordings = ([int((a["phones"] != pause).sum()) for a in self.aligned(key)] for key in ("prompt_index", "index"))
+        return prompts, recordings
+
     @property
     def said(self) -> list[str | inference.Score]:
         """What is to be said: the texts, or of `timed` material the phones of the recordings, each as long as there, at a pitch that is left to

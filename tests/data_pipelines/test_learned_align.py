@@ -82,6 +82,24 @@ def test_provisional_times_are_for_aligners_alone(data_set):
         made(config, durations="bp", frames="b", weight="b")
 
 
+def test_of_a_text_without_times_no_prompt_is_cut(data_set):
+    """Where would it be cut? A speaker's only utterance stays whole and has no prompt."""
+    with shards.ShardWriter(data_set, "meta", "train", 0, 1) as writer:
+        for i, (text, n) in enumerate(zip(TEXTS, SAMPLES)):
+            writer.write({"utt_id": f"u{i}", "speaker": f"s{min(i, 1)}", "source": "noise", "voice": "v", "text": text, "text_norm": text}, n)
+    shards.write_manifest(data_set, name="noise", phones=phones.inventory_hash())
+    learned_align.align(data_set)
+    config = aligner_config.get_config("smoke")
+    config.data.update(path=str(data_set), buckets=(dict(b=3, t=64, p=64, u=16),), transform="speaker_prompt")
+    axes = {"audio": "bs", "phones": "bp", "frames": "b", "prompt_audio": "bv", "prompt_frames": "b", "weight": "b"}
+    fields = {name: systems.Field(axis, "float32" if "audio" in name else "int32") for name, axis in axes.items()}
+    batch = next(iter(feed.make_feed(config.data, fields, {}, seed=0, start_step=0, epochs=1)))
+    alone = batch["frames"] == SAMPLES[0] // 200
+    assert alone.sum() == 1 and batch["prompt_frames"][alone] == 0 and not batch["prompt_audio"][alone].any()
+    assert (batch["prompt_frames"][~alone] == 16).all() and batch["weight"].all()
+    np.testing.assert_array_equal((batch["phones"] > 0).sum(1)[alone], len(rows(data_set)[0]["phones"]))
+
+
 def test_a_voice_keeps_what_its_times_are(data_set, tmp_path):
     """Of a corpus whose times are made up, so are those of one of its voices."""
     learned_align.align(data_set)

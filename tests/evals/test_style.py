@@ -41,6 +41,18 @@ def test_scores_tell_who_keeps_the_range_from_who_does_not():
     assert lines[0]["fingerprint"]["missing"] == 1 and lines[0]["fingerprint"]["without"] == 1
 
 
+def test_pace_is_phones_over_the_time_between_first_and_last_sound():
+    quiet = np.zeros(RATE // 2, np.float32)
+    prompts = [np.concatenate([quiet, glide(100, 120, seconds), quiet, quiet]) for seconds in (1.0, 2.0, 1.5) * 2]
+    outputs = [glide(100, 120, seconds) for seconds in (2.0, 4.0, 3.0) * 2]
+    rows = style.measure(prompts, outputs, RATE, phones=([10] * 6, [20, 24, 20] * 2))
+    assert [row["pace_prompt"] for row in rows] == pytest.approx([10, 5, 20 / 3] * 2, rel=0.05)
+    assert [row["pace"] for row in rows] == pytest.approx([10, 6, 20 / 3] * 2, rel=0.05)
+    lines = {line["name"]: line for line in style.summarise("x", rows)}
+    assert lines["pace_error_x"]["value"] == pytest.approx(1 / 3, abs=0.2) and lines["pace_error_x"]["unit"] == "phones/s"
+    assert lines["pace_kept_x"]["value"] > 0.9 and not any("pace" in name for name in style.measure(prompts, outputs, RATE)[0])
+
+
 @pytest.fixture(scope="module")
 def speech():
     from pathlib import Path
