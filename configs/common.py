@@ -54,6 +54,13 @@ def parse(arg: str | None, variants: Sequence[str] = ()) -> tuple[str, tuple[str
     return size or "base", tuple(chosen), overrides
 
 
+def check_needed(arg: str, words: Sequence[str], anyway: Sequence[str]) -> None:
+    """Raises ValueError for a word that says what the size is `anyway`."""
+    idle = [word for word in words if word in anyway]
+    if idle:
+        raise ValueError(f"config argument {arg!r}: without {idle[0]!r} it is the same; leave the word out")
+
+
 def choose(size: str, **choices: Any) -> Any:
     """`choices[size]`: the numbers of one size, `choose(size, smoke=..., small=..., base=...)`."""
     if size not in choices:

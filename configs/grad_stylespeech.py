@@ -12,7 +12,7 @@ Sizes
            of width 128, an aligner learned on the way; 22.05 kHz, hop 256, HiFi-GAN. Wants a data set made at 22.05 kHz. Not trained here.
 
 Variants, as words in the argument:
-    align      learn the alignment where `smoke` and `small` take the data's durations (base: `exact` for the contrary).
+    align      learn the alignment where `smoke` and `small` take the data's durations; of `base`, which learns it, `exact` is the contrary.
     flow       the same networks by flow matching on the residual, sampled with F5-TTS's warp of time.
     unet       the U-Net in `smoke` and `small` (width 32), which have blocks over frames.
     own_style  the paper's training: the style is that of the target itself, which then carries words and melody and fails with another
@@ -70,6 +70,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     for one, other in (("align", "exact"), ("own_style", "cut")):
         if one in words and other in words:
             raise ValueError(f"config argument {arg!r}: {one!r} and {other!r} exclude each other")
+    common.check_needed(arg, words, ("align", "unet", "hifigan") if size == "base" else ("exact",))
     config = common.defaults(system="grad_stylespeech", size=size)
     config.model = ml_collections.ConfigDict(model_numbers(size, words))
     if "flow" in words:

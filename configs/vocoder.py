@@ -38,6 +38,7 @@ def vocoder_numbers(size: str, words: tuple[str, ...] = ()) -> dict:
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     size, words, overrides = common.parse(arg, ("hifigan",))
+    common.check_needed(arg, words, ("hifigan",) if size == "base" else ())
     config = common.defaults(system="vocoder", size=size)
     config.model = common.choose(
         size,

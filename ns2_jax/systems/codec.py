@@ -199,7 +199,7 @@ class System(Base):
         if self.network.coarse:
             alone = drawn < self.quantiser_dropout / 2
             depth = jnp.where(alone, self.network.coarse, depth)
-        judged = step >= self.adversarial_from
+        judged = self.adversarial_from <= 0 or step >= self.adversarial_from
 
         def generator(gen: Tree):
             z = self.network.apply({"params": gen}, audio, method="encode")

@@ -3,8 +3,10 @@
     L_G = adversarial + 2 features + 45 |mel(x) - mel(x_hat)|_1 (equation 5), L_D least squares (equation 1),
     both sums over the judges: five periods and three scales ("hifigan"), or cheaper ones (`layers.discriminators`)
 
-Deviations: the scale discriminators' convolutions are dense (`layers.discriminators.Scale`). Ours, values in `configs/vocoder.py`:
-several resolutions in the mel loss, which reaches to half the sampling rate as in the published code whatever the input's `fmax`;
+Deviations: the scale discriminators' convolutions are dense (`layers.discriminators.Scale`); feature matching compares the maps of all their
+layers but the last, the scores, which the published code has among them; strided convolutions pad as "SAME" does. The generator learns from
+recordings' mels alone: fine-tuning it on those that an acoustic model makes (the paper's end-to-end experiment) is not built.
+Ours, values in `configs/vocoder.py`: several resolutions in the mel loss, which reaches to half the sampling rate as in the published code whatever the input's `fmax`;
 `adversarial_from`, before which the judges wait.
 `grads` returns generator and discriminators under the keys `gen` and `disc`, which have optimisers of their own.
 """
@@ -76,7 +78,7 @@ class System(Base):
         """Sums over rows, to be divided by their number; the discriminators judge what the generator made before its update."""
         del rest, rng
         audio, weight = batch["audio"], batch["weight"]
-        mel, judged = self.network.encode(audio), step >= self.adversarial_from
+        mel, judged = self.network.encode(audio), self.adversarial_from <= 0 or step >= self.adversarial_from
         judge = lambda disc, x: self.judges.apply({"params": disc}, x)
 
         def generator(gen: Tree):

@@ -121,6 +121,9 @@ def test_wrong_numbers_are_named():
         get_config("small,align,exact")
     with pytest.raises(ValueError, match="give both"):
         get_config("small,preserve")
+    for arg in ("base,unet", "base,hifigan", "base,align", "small,exact"):
+        with pytest.raises(ValueError, match="leave the word out"):
+            get_config(arg)
     with pytest.raises(ValueError, match="20 bands are not a multiple of 8"):
         unet.UNet(8, (1, 2, 2, 2)).init(KEY, *[jnp.zeros((1, 4, 20)), jnp.zeros(1), jnp.zeros((1, 4, 20)), None, jnp.ones((1, 4), bool)])
 

@@ -10,7 +10,8 @@ Meta-StyleSpeech, Grad-TTS and One TTS Alignment.
 The residual R = Y - mu follows the plain variance-preserving process, `maths.process.VP`: the network is given R_t, so that the shared samplers
 serve as they are. In Grad-TTS it is given Y_t = R_t + mu, with mu beside it: the same information (`given="y"`).
 
-Choices where sources are silent, or where we leave them; each is a number of `System`:
+Choices where sources are silent, or where we leave them; each is a number of `System` (one that `configs/grad_stylespeech.py` leaves at its default
+is set there):
   * The style is of another recording of the speaker, or of another cut (`configs/grad_stylespeech.py`). The paper's is of the target
     itself, which then carries its words and melody: `own_style`.
   * Rows lose their style to a learned one with `drop_style`. The null style goes into mu too, so that guidance has a null average of its own
