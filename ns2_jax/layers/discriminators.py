@@ -216,8 +216,8 @@ def discrimination(real: Judged, fake: Judged) -> jax.Array:
 def opinion(judge: Judge, real_bs: jax.Array, fake_bs: jax.Array, judged: jax.Array | bool, relative: bool = False) -> tuple[jax.Array, jax.Array]:
     """(`adversarial`, `feature_matching`) of what a generator made, each `[b]`: zero, and no work, unless `judged`.
 
-    XLA for CPU computes the gradients of convolutions inside a conditional by plain loops, 50 times slower than outside (measured: 32
-    channels, 41 taps). So what is known beforehand, `judged` True, is none.
+    XLA for CPU is slow at convolutions in a conditional, at their gradients 20 to 50 times (`layers.conv.Conv1D` has a way round it), so what is
+    known beforehand, `judged` True, is not in one.
     """
     none = jnp.zeros(real_bs.shape[:1])
 
