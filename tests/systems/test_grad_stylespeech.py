@@ -180,6 +180,12 @@ def given_loss(arg: str = "smoke"):
     return jit(system(arg).loss_given)
 
 
+def scores(one):
+    """The score network itself, `(params, state, t, mu, style, mask)`: what the state is, is the caller's business."""
+    run = jit(lambda params, *given: one.apply(params, "score", *given))
+    return lambda *given: np.asarray(run(*given))
+
+
 def test_losses_by_hand():
     """L_prior, L_diff and the duration term in numpy from what the networks say, each row's mean times its frames."""
     one, (params, rest), data = system(crop=0), started(), batch(system())
@@ -202,14 +208,67 @@ def test_losses_by_hand():
     np.testing.assert_allclose(got["prior"], ((mu - y) ** 2).mean(-1).sum(), rtol=1e-4)
     t = draws["t"][:, None, None]
     integral = 0.05 * t + 0.5 * 19.95 * t * t
-    z = (np.exp(-0.5 * integral) * (y - mu) + np.sqrt(1 - np.exp(-integral)) * draws["noise"]) * mask[..., None]
-    predicted = np.asarray(jit(one.heard)(params, z, draws["t"], mu, s, jnp.asarray(mask)))
+    g = np.exp(-0.5 * integral)
+    noisy = (g * y + (1 - g) * mu + np.sqrt(1 - g * g) * draws["noise"]) * mask[..., None]  # Y_t, which the score network of this size hears
+    predicted = scores(one)(params, noisy, draws["t"], mu, s, jnp.asarray(mask))
     error = ((predicted - draws["noise"]) ** 2).mean(-1) * mask
     np.testing.assert_allclose(got["diffusion"], error.sum(), rtol=1e-4)
     there = data["phones"] > 0
     off = ((log_duration - np.log1p(data["durations"])) ** 2 * there).sum(-1) / there.sum(-1)
     np.testing.assert_allclose(got["duration"], (off * frames).sum(), rtol=1e-4)
     assert float(got["weight"]) == frames.sum()
+
+
+def test_the_network_is_given_what_the_forward_equation_makes(monkeypatch):
+    """dY = 1/2 (mu - Y) beta dt + sqrt(beta) dW from one value, in 1000 steps of 20,000 samples: mean and deviation of Y_t in training."""
+    y0, mu, steps, given = 0.7, -0.4, 1000, []
+    rng, one, times = np.random.default_rng(0), system(crop=0), np.float32([0.1, 0.5, 1.0])
+    y, found = np.full(20_000, y0), {}
+    for i in range(steps):
+        beta = 0.05 + 19.95 * (i + 0.5) / steps
+        y = y + 0.5 * (mu - y) * beta / steps + np.sqrt(beta / steps) * rng.normal(size=y.shape)
+        found[(i + 1) / steps] = y.mean(), y.std()
+
+    monkeypatch.setattr(type(one), "apply", lambda self, params, name, state, t, mu, *rest: (given.append((state, mu)), state)[1])
+    noise = rng.normal(size=(3, 100, MELS)).astype(np.float32)
+    noise = (noise - noise.mean((1, 2), keepdims=True)) / noise.std((1, 2), keepdims=True)
+    data, average = np.full(noise.shape, y0, np.float32), np.full(noise.shape, mu, np.float32)
+    one.diffusion({}, data, average, None, np.full(3, 100), {"t": times, "noise": noise, "start": np.zeros(3, np.float32)})
+    state, beside = np.asarray(given[0])
+    np.testing.assert_allclose(beside, mu, rtol=1e-6)
+    for row, t in zip(state, (0.1, 0.5, 1.0)):
+        np.testing.assert_allclose((row.mean(), row.std()), found[t], atol=0.02)
+
+
+def test_crops_cut_mels_and_averages_in_the_same_place():
+    """L_diff of 8 frames against slices in numpy: from within long rows, their ends, and of rows that have no more, or fewer."""
+    one, (params, _) = system(crop=8), started()
+    assert one.draws(KEY, 8, 24)["noise"].shape == (8, 8, MELS)
+    rng, draws, frames = np.random.default_rng(1), fixed_draws(one, 8, 24), np.array([24, 24, 24, 20, 13, 9, 8, 5])
+    (y, mu), s = rng.normal(size=(2, 8, 24, MELS)).astype(np.float32), rng.normal(size=(8, 16)).astype(np.float32)
+    draws["start"] = np.float32([0.1, 0.5, 0.99, 0.4, 0.7, 0.6, 0.9, 0.9])
+    found = jit(lambda y, mu, draws: one.diffusion(params, y, mu, s, frames, draws))(y, mu, {k: v for k, v in draws.items() if k != "dropout"})
+    at = [1, 8, 16, 5, 4, 1, 0, 0]  # of 17, 17, 17, 13, 6, 2, 1, 1 places
+    cut = lambda x: np.stack([row[a : a + 8] for row, a in zip(x, at)])
+    mask = np.arange(8) < frames[:, None]
+    y, mu = cut(y) * mask[..., None], cut(mu) * mask[..., None]
+    t = draws["t"][:, None, None]
+    g = np.exp(-0.5 * (0.05 * t + 0.5 * 19.95 * t * t))
+    noisy = (g * y + (1 - g) * mu + np.sqrt(1 - g * g) * draws["noise"]) * mask[..., None]
+    error = np.square(scores(one)(params, noisy, draws["t"], mu, s, mask) - draws["noise"]).mean(-1)
+    np.testing.assert_allclose(found, [row[:n].mean() for row, n in zip(error, frames)], rtol=1e-4)
+
+
+def test_the_binarisation_loss_begins_at_its_step():
+    """The loss of the step before and of the step differ by that term and nothing else; and by hand, with its weight."""
+    one, (params, rest) = system("smoke,align"), started("smoke,align")
+    data, draws = batch(one), fixed_draws(one, 8, 24)
+    (before, (_, m)), (after, _) = (given_loss("smoke,align")(params, rest, data, draws, one.binarise_from + i) for i in (-1, 0))
+    assert float(m["binarisation"]) > 0.01 * float(before)
+    np.testing.assert_allclose(after - before, m["binarisation"], rtol=1e-3)
+    terms = {"forward_sum": 1.0, "binarisation": 20.0, "duration": 300.0, "prior": 4000.0, "diffusion": 50_000.0}
+    one = system(align_weight=0.25, duration_weight=2.0, prior_weight=3.0, binarise_from=7)
+    assert [float(one.weighed(terms, step)) for step in (0, 6, 7, 8)] == [62_600.25, 62_600.25, 62_605.25, 62_605.25]
 
 
 @pytest.mark.parametrize("prediction, weighting, weight", [("v", "v", lambda alpha: 1), ("v", "eps", lambda alpha: alpha**2)])
@@ -425,17 +484,23 @@ def test_samples_do_not_depend_on_the_bucket():
     np.testing.assert_allclose(wide["audio"][:, : 16 * HOP], narrow["audio"], atol=1e-3)
 
 
-@pytest.mark.parametrize("sampler, number", [("dpm", 8), ("ml", 20)])
-def test_a_network_that_knows_a_gaussian_samples_it_round_the_average(sampler, number, monkeypatch):
-    """Residuals of deviation 1/2 with the exact predictor: mels are mu plus what the solver makes of it, and temperature 0 leaves mu alone."""
-    one, (params, rest) = system(), started()
-    given = prompted(one, batch(one))
+@pytest.mark.parametrize("sampler, number, prediction, heard", [("dpm", 8, "eps", "y"), ("dpm", 8, "v", "r"), ("ml", 20, "eps", "y")])
+def test_a_network_that_knows_a_gaussian_samples_it_round_the_average(sampler, number, prediction, heard, monkeypatch):
+    """Residuals of deviation 1/2 and a score network that says their exact noise, or velocity, from what it hears: mels are mu plus what the solver
+    makes of it, and temperature 0 leaves mu alone."""
+    one, (params, rest) = system(prediction=prediction, given=heard), started()
+    given, plain = prompted(one, batch(one)), type(one).apply
 
-    def exact(self, params, z, t, mu, s, mask):
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        return alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * z * mask[..., None]
+    def knows(self, params, name, *args, rng=None):
+        if name != "score":
+            return plain(self, params, name, *args, rng=rng)
+        state, t, mu, _, mask = args
+        integral = (0.05 * t + 0.5 * 19.95 * t * t)[:, None, None]
+        alpha, sigma = jnp.exp(-0.5 * integral), jnp.sqrt(-jnp.expm1(-integral))
+        z = (state - mu if heard == "y" else state) / (alpha**2 * 0.25 + sigma**2)
+        return {"eps": sigma, "v": 0.75 * alpha * sigma}[prediction] * z * mask[..., None]  # x0 is alpha z / 4, v alpha eps - sigma x0
 
-    monkeypatch.setattr(type(one), "_clean", exact)
+    monkeypatch.setattr(type(one), "apply", knows)
     run = lambda temperature: jit(one.programs()["sample"].bind(SIZES, steps=number, sampler=sampler, temperature=temperature))(
         params, rest, given, jax.random.key(3))["mel"]
     mask = np.arange(24) < batch(one)["frames"][:, None]
