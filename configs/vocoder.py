@@ -13,9 +13,10 @@ Sizes
     base   HiFi-GAN V1 (13.9 M), 22.05 kHz, hop 256, mel to 8 kHz, with its losses, rates and decays (batch 16 clips of 8,192 samples, AdamW
            2e-4 with b1 0.8; the paper lowers the rate by 0.999 an epoch, we along a cosine). Wants a data set made at 22.05 kHz. Not trained here.
 
-Variant `hifigan`: HiFi-GAN's generator and judges at the rate and hop of `smoke` and `small` (strides 5-5-4-2, a quarter of its width), the judges from
-the first step on as in the paper. The losses keep `small`'s weights, 15 : 0.3 : 0.6 for the paper's 45 : 1 : 2, and its mels at four resolutions. One
-core of a slow CPU decodes 14 s with it in a second, and 100 s with `small`; what an hour and a half of training gave is in results/vocoder.
+Variant `hifigan`: HiFi-GAN's generator and judges at the rate and hop of `smoke` and `small` (strides 5-5-4-2, a quarter of its width), the
+judges from the first step on as in the paper. The losses keep `small`'s weights, 15 : 0.3 : 0.6 for the paper's 45 : 1 : 2, and its mels at four
+resolutions. One core of a slow CPU decodes 14 s with it in a second, and 100 s with `small`; what an hour and a half of training gave is in
+results/vocoder.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 VALL-E (section 4) claims that the emotion of the prompt is kept, and shows examples only; what can be measured of it is how lively the pitch is.
 Range: semitones between the 10th and the 90th percentile of F0 over voiced frames of 10 ms; height: their median, in semitones over 55 Hz. Both
-sides are tracked here (`maths.pitch`). Pace: phones a second from the first sound to the last, pauses included. A prompt and an output say different words, so a system that keeps everything does not read 0: the
-same numbers between two recordings of one speaker are the floor, and the correlation over items tells whether anything is kept.
+sides are tracked here (`maths.pitch`). Pace: phones a second from the first sound to the last, pauses included. A prompt and an output say
+different words, so a system that keeps everything does not read 0: the same numbers between two recordings of one speaker are the floor, and
+the correlation over items tells whether anything is kept.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def measure(prompts: Sequence[np.ndarray | None], audios: Sequence[np.ndarray | 
     sides = [of(f0) or {} for f0 in pitch.track_all(there, RATE)]
     if phones is not None:
         seconds = [len(files.trim_silence(audio, RATE, margin=0.0)) / RATE for audio in there]
-        sides = [side | ({"pace": count / length} if length else {}) for side, count, length in zip(sides, (*phones[0], *phones[1]), seconds, strict=True)]
+        sides = [side | ({"pace": count / length} if length else {})
+                 for side, count, length in zip(sides, (*phones[0], *phones[1]), seconds, strict=True)]
     for one, two, audio in zip(sides[: len(prompts)], sides[len(prompts) :], audios, strict=True):
         row: dict[str, Any] = {} if recognisers.has_signal(audio) else {"missing": True}
         for name in (name for name in NAMES if not row.get("missing") and (name != "pace" or phones is not None)):

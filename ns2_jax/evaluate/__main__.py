@@ -6,7 +6,8 @@
     python -m ns2_jax.evaluate --model=exports/naturalspeech2 --data=data/default --by_steps=2,4,8,16 --samplers=euler,dpm --out=scores
     python -m ns2_jax.evaluate --model=exports/codec --levels=1,2,4,8,16 --rivals=opus --out=scores      a codec at its rates
     python -m ns2_jax.evaluate --task=convert --model=exports/naturalspeech2 --data=data/default    voices changed; also enhance and sing
-    python -m ns2_jax.evaluate --model=runs/aligner --data=data/default --limit=0    an aligner's boundaries against exact ones (--evals=boundaries: of a speaker with one)
+    python -m ns2_jax.evaluate --model=runs/aligner --data=data/default --limit=0    an aligner's boundaries against exact ones
+    python -m ns2_jax.evaluate --model=runs/gradstyle --data=data/default --evals=boundaries      those of an aligner that it learned on the way
     python -m ns2_jax.evaluate --model=runs/wavegrad2 --evals=schedule_search --out=scores      schedules of 50, 25, 12 and 6 steps (or --by_steps)
     python -m ns2_jax.evaluate --model=SOUNDSTORM,TOKENIZER,WRITER --out=scores     speech by semantic tokens; `true_tokens` are the recordings'
     python -m ns2_jax.evaluate --task=dialogue --model=DIR --data=TALKS --clean=data/default --at_once      conversations: who speaks when

@@ -377,6 +377,9 @@ def score_denoising(ask: Ask, path: str | None, model: inference.Model | None, o
 
 def score_alignment(ask: Ask, path: str, model: inference.Model) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The phone boundaries that an aligner finds, against those of the data set: (score lines, rows of the items), printed."""
+    other = [name for name in ask.evals if name != "boundaries"]
+    if other:
+        raise ValueError(f"--evals={other[0]} judges audio, and {model.name} makes none: leave it out, and its phone boundaries are scored")
     material = cluster.together(gather, ask, path, model.config)
     if not material.dataset or "align" not in material.dataset.groups:
         raise ValueError(f"{ask.list or material.dataset.root} has no phone times to compare with; give a --data with the group 'align'")

@@ -6,8 +6,8 @@
 Deviations: the scale discriminators' convolutions are dense (`layers.discriminators.Scale`); feature matching compares the maps of all their
 layers but the last, the scores, which the published code has among them; strided convolutions pad as "SAME" does. The generator learns from
 recordings' mels alone: fine-tuning it on those that an acoustic model makes (the paper's end-to-end experiment) is not built.
-Ours, values in `configs/vocoder.py`: several resolutions in the mel loss, which reaches to half the sampling rate as in the published code whatever the input's `fmax`;
-`adversarial_from`, before which the judges wait.
+Ours, values in `configs/vocoder.py`: several resolutions in the mel loss, which reaches to half the sampling rate as in the published code
+whatever the input's `fmax`; `adversarial_from`, before which the judges wait.
 `grads` returns generator and discriminators under the keys `gen` and `disc`, which have optimisers of their own.
 """
 

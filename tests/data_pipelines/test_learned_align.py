@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -177,6 +178,8 @@ def test_so_do_the_boundaries_of_a_speaker_whose_aligner_was_learned_on_the_way(
     ask = job.Ask(data=str(data_set), split="train", limit=2, seed=1, evals=("boundaries",))
     lines, items = job.score(ask, path, inference.load(path), None)
     assert {line["name"] for line in lines} >= {"boundary_median_aligner", "boundary_within_20_aligner"} and len(items) == 2
+    with pytest.raises(ValueError, match="--evals=word_error judges audio"):
+        job.score(dataclasses.replace(ask, evals=("word_error",)), "runs/toy", model, None)
     with pytest.raises(ValueError, match="alone, of a model that aligns"):
         job.score(ask, "runs/toy", tiny.toy(rate=16000), None)
 
