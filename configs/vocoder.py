@@ -15,7 +15,7 @@ Sizes
 
 Variant `hifigan`: HiFi-GAN's generator and judges at the rate and hop of `smoke` and `small` (strides 5-5-4-2, a quarter of its width), the
 judges from the first step on as in the paper. The losses keep `small`'s weights, 15 : 0.3 : 0.6 for the paper's 45 : 1 : 2, and its mels at four
-resolutions. One core of a slow CPU decodes 14 s with it in a second, and 100 s with `small`; what an hour and a half of training gave is in
+resolutions. One core of a slow CPU decodes 20 s with it in a second, and 120 s with `small`; what an hour and a half of training gave is in
 results/vocoder.
 """
 
