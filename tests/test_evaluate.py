@@ -196,7 +196,7 @@ def test_what_the_judges_lack_is_said_before_the_synthesis(codec, corpus, monkey
     dataset = Dataset.open(corpus)
     items = material.choose(dataset, "test", 0, seed=0)
     model = inference.load(codec)
-    others = ("prosody", "diversity", "voice_change", "intonation", "turns")  # of what speaks
+    others = ("prosody", "diversity", "voice_change", "intonation", "turns", "boundaries")  # of what speaks, or aligns
     judges.check([name for name in judges.EVALS if name not in others], "codec", model, dataset, items)
     with pytest.raises(ValueError, match="test-bob-0 has no words in its text '...'"):
         judges.check(["word_error"], "codec", model, dataset, [{"id": "test-bob-0", "text": "..."}])
