@@ -60,7 +60,8 @@ def read(folder: str) -> dict[str, Any]:
         raise ValueError(f"config argument teacher={folder} is of system {about.get('system')!r}; expected naturalspeech2 or grad_stylespeech (a run "
                          "of distill is exported first)")
     codec = about.get("codec")
-    refers = {f"rest/{codec.get('at', 'codec')}": os.path.normpath(os.path.join(folder, codec["path"]))} if isinstance(codec, Mapping) else {}
+    beside = lambda path: os.path.relpath(os.path.realpath(os.path.join(folder, path)))  # `folder` may be a link
+    refers = {f"rest/{codec.get('at', 'codec')}": beside(codec["path"])} if isinstance(codec, Mapping) else {}
     parts = {key: value for key, value in about.get("init_from", {}).items() if key in ("rest/codec", "rest/vocoder")}
     return about | {"init_from": {"rest/teacher": folder, "params": folder} | parts | refers}
 

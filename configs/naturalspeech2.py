@@ -11,9 +11,11 @@ Sizes
            of the paper (16 x 6,000 frames, AdamW 5e-4, 32 K warm-up, inverse square root, 300 K steps). For a pod or 16
            GPUs; not trained here.
 
-Overrides worth knowing: `score_loss=literal|eps_l2|eps_l1|min_snr`, and the paper's ablations `prompt_in_denoiser=false`,
+Overrides worth knowing: `score_loss=literal|min_snr`, and the paper's ablations `prompt_in_denoiser=false`,
 `prompt_in_predictors=false`, `ce_weight=0`, `queries=0`. `small` leaves the paper in
-`prediction`, `whiten`, `phone_position`, `phase_harmonics` (0 is the paper), `voice` (`voice.hidden=0` is the paper) and `temperature`.
+`prediction`, `whiten`, `phone_position`, `phase_harmonics` (0 is the paper), `voice` (`voice.hidden=0` is the paper), `ce_levels` (0),
+`ce_by_signal`, `temperature`, the latents (the coarse levels of its codec, not all) and the prompt encoder's kernel; every size in `ce_scaled`
+(false is the paper).
 
 Variants: `flow` trains the same networks by flow matching (32 evaluations with F5-TTS's warp of time), to be compared with the paper's objective at
 equal training. `adapt` fine-tunes a trained model on a voice of its own, all but the text encoder; `preserve` beside it mixes in the old corpus:
@@ -46,7 +48,7 @@ def model_numbers(size: str) -> dict:
                         dropout=0.2, time_hidden=2048, time_scale=1000.0, remat=("gate",))
         return dict(
             levels=16, codes=1024, width=512, prenet=2, encoder_dropout=0.2, pitch_bins=512, phase_harmonics=0, phone_position=False,
-            ce_weight=0.1, ce_levels=0, ce_by_signal=False, score_loss="min_snr", phone_encoder=encoder, prompt_encoder=encoder,
+            ce_weight=0.1, ce_levels=0, ce_by_signal=False, ce_scaled=True, score_loss="min_snr", phone_encoder=encoder, prompt_encoder=encoder,
             duration=dict(kernel=3, **predictor), pitch=dict(kernel=5, **predictor), denoiser=denoiser)
     if size == "small":
         encoder = dict(hidden=320, heads=4)
@@ -55,7 +57,7 @@ def model_numbers(size: str) -> dict:
                         dropout=0.0, time_hidden=512, time_scale=1000.0, remat=())
         return dict(
             levels=16, codes=1024, width=192, prenet=0, encoder_dropout=0.1, pitch_bins=256, phase_harmonics=4, phone_position=True,
-            ce_weight=0.1, ce_levels=4, ce_by_signal=True, score_loss="min_snr", phone_encoder=dict(layers=2, kernel=5, **encoder),
+            ce_weight=0.1, ce_levels=4, ce_by_signal=True, ce_scaled=True, score_loss="min_snr", phone_encoder=dict(layers=2, kernel=5, **encoder),
             prompt_encoder=dict(layers=1, kernel=3, **encoder), voice=dict(hidden=192, blocks=2),
             duration=dict(layers=6, kernel=3, **predictor),
             pitch=dict(layers=3, kernel=5, **predictor), denoiser=denoiser)  # pitch runs at frame rate: two groups cost a third of a step
@@ -65,7 +67,8 @@ def model_numbers(size: str) -> dict:
                     time_hidden=64, time_scale=1000.0, remat=("gate",))
     return dict(
         levels=4, codes=32, width=32, prenet=1, encoder_dropout=0.1, pitch_bins=32, phase_harmonics=2, phone_position=True, ce_weight=0.1,
-        ce_levels=0, ce_by_signal=False, score_loss="min_snr", phone_encoder=encoder, prompt_encoder=encoder, voice=dict(hidden=16, blocks=1),
+        ce_levels=0, ce_by_signal=False, ce_scaled=True, score_loss="min_snr", phone_encoder=encoder, prompt_encoder=encoder,
+        voice=dict(hidden=16, blocks=1),
         duration=predictor, pitch=predictor, denoiser=denoiser)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SCORE_LOSSES = ("literal", "eps_l2", "eps_l1", "min_snr")
+SCORE_LOSSES = ("literal", "min_snr")
 
 
 def _library(t):
@@ -184,16 +184,13 @@ def score_loss(kind: str, error: jax.Array, alpha: jax.Array, sigma: jax.Array, 
     """The score term of equation 6, elementwise, from `error = x0_hat - x0`.
 
     The score's error is `(alpha / sigma^2) error`, so the term is a weight on the data loss:
-    `literal` alpha^2/sigma^4 (as printed; 4e12 at t = 1e-5), `eps_l2` alpha^2/sigma^2 (the score times sigma, Grad-TTS),
-    `eps_l1` the same in L1, `min_snr` min(alpha^2/sigma^2, cap) (Hang et al. 2023). Raises ValueError for another kind.
+    `literal` alpha^2/sigma^4 (as printed; 4e12 at t = 1e-5), `min_snr` min(alpha^2/sigma^2, cap) (Hang et al. 2023). Raises ValueError for
+    another kind.
     """
     if kind not in SCORE_LOSSES:
         raise ValueError(f"score_loss={kind!r}; expected one of {SCORE_LOSSES}")
-    if kind == "eps_l1":
-        return alpha / sigma * jnp.abs(error)
     snr = jnp.square(alpha / sigma)
-    weight = {"literal": snr / jnp.square(sigma), "eps_l2": snr, "min_snr": jnp.minimum(snr, cap)}[kind]
-    return weight * jnp.square(error)
+    return (snr / jnp.square(sigma) if kind == "literal" else jnp.minimum(snr, cap)) * jnp.square(error)
 
 
 def stratified(rng: jax.Array, rows: int, lowest: float = 1e-5) -> jax.Array:

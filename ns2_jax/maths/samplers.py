@@ -51,8 +51,8 @@ def _even_logsnr(process: Process, steps: int) -> np.ndarray:
 def euler(process: Process, steps: int, last_x0: bool = True) -> Table:
     """Euler steps of the probability-flow ODE (equation 5) from t = 1 to 0 at the centres of `steps` equal intervals.
 
-    The last row returns x0_hat: a plain last step would multiply the distance from it by up to -1 at few steps, and
-    at 50 or more it makes no difference. `last_x0=False` is the paper to the letter.
+    The last row returns x0_hat: a plain last step multiplies the distance from it by up to -1 at few steps, and leaves
+    0.028 of a point's deviation at 50, 0.012 at 100 where x0_hat leaves none. `last_x0=False` is the paper to the letter.
     """
     t = 1.0 - (np.arange(steps) + 0.5) / steps
     (alpha, sigma), (rise, spread) = (process.alpha(t), process.sigma(t)), process.slopes(t)

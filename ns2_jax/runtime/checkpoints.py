@@ -280,7 +280,7 @@ def read_model(path: str, step: int | None = None) -> tuple[dict[str, Tree], dic
         codec = config.get("codec")
         at = codec.get("at", "codec") if isinstance(codec, Mapping) else "codec"
         if isinstance(codec, Mapping) and codec.get("path") and at not in tree["rest"]:
-            folder = os.path.normpath(os.path.join(path, codec["path"]))
+            folder = os.path.realpath(os.path.join(path, codec["path"]))  # from where `path` really is, if it is a link
             if not os.path.exists(os.path.join(folder, weights.FILE)):
                 raise FileNotFoundError(f"{path} needs codec {codec['hash']}, and there is no export at {folder}; put that codec's there")
             if weights.weights_hash(folder) != codec["hash"]:

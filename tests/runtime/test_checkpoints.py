@@ -167,6 +167,9 @@ def test_a_model_from_an_export_with_its_codec_beside(tmp_path):
     tree, _ = checkpoints.read_model(model)
     same(tree["params"], state["params"])
     same(tree["rest"]["codec"], {"params": state["params"], "rest": state["rest"]})
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "far" / "away" / "link").symlink_to(model)
+    same(checkpoints.read_model(tmp_path / "far" / "away" / "link")[0]["rest"]["codec"], tree["rest"]["codec"])
     weights.write_weights(codec, {"params": state["params"]})
     with pytest.raises(ValueError, match=f"needs codec {name}"):
         checkpoints.read_model(model)

@@ -189,19 +189,25 @@ def test_ce_rvq_with_true_codes_is_exact_at_the_last_level_and_nearly_so_above()
     assert agree[-1] < 0.8 < accuracy.min()
 
 
-def test_ce_rvq_equals_numpy():
+def numpy_ce(z, codes, books, level: int, scaled: bool = True):
+    """Cross entropy of one level's codes `[b, t]`, given latents `z [b, t, c]` in the codec's units."""
+    book = np.asarray(books[level], np.float64)
+    gaps = [np.sort(np.square(one - book).sum(-1))[1] for one in book[:64]]
+    residual = z - sum((books[j][codes[..., j]] for j in range(level)), np.zeros_like(z))
+    logits = -np.square(residual[..., None, :] - book).sum(-1) / (np.mean(gaps) if scaled else 1.0)
+    log_p = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
+    return -np.take_along_axis(log_p, codes[..., level, None].astype(int), -1)[..., 0]
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_ce_rvq_equals_numpy(scaled):
     books, ids = quantised()
     rng = np.random.default_rng(3)
     z = rng.normal(size=(2, 5, 16)).astype(np.float32)
     codes = ids[:10].reshape(2, 5, -1)
-    loss, _ = rvq.ce_rvq(jnp.asarray(z), jnp.asarray(codes, jnp.uint16), euclidean(books))
-    for level, book in enumerate(books.astype(np.float64)):
-        gaps = [np.sort(np.square(book[i] - book).sum(-1))[1] for i in range(len(book))]
-        residual = z - sum((books[j][codes[..., j]] for j in range(level)), np.zeros_like(z))
-        logits = -np.square(residual[..., None, :] - book).sum(-1) / np.mean(gaps)
-        log_p = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(-1, keepdims=True)
-        expected = -np.take_along_axis(log_p, codes[..., level, None].astype(int), -1)[..., 0]
-        np.testing.assert_allclose(loss[level], expected, rtol=1e-4, atol=1e-4)
+    loss, _ = rvq.ce_rvq(jnp.asarray(z), jnp.asarray(codes, jnp.uint16), euclidean(books), scaled=scaled)
+    for level in range(len(books)):
+        np.testing.assert_allclose(loss[level], numpy_ce(z, codes, books, level, scaled), rtol=1e-4, atol=1e-4)
 
 
 def test_ce_rvq_of_factorised_codes_equals_numpy():
@@ -237,10 +243,11 @@ def test_ce_rvq_pulls_the_prediction_towards_the_codes():
 # Loss -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction, whiten", [("x0", 1.0), ("v", 0.5)])
-def test_loss_terms_are_the_papers_equations(prediction, whiten):
+@pytest.mark.parametrize("prediction, whiten, ce", [
+    ("x0", 1.0, {}), ("v", 0.5, {"ce_by_signal": True, "ce_levels": 1})], ids=["paper", "small"])
+def test_loss_terms_are_the_papers_equations(prediction, whiten, ce):
     """Every term recomputed in numpy from what the networks predict."""
-    changes = {"prediction": prediction, "whiten": whiten}
+    changes = {"prediction": prediction, "whiten": whiten} | ce
     one = still(**changes)
     data, (params, rest) = batch(one), started()
     draws = fixed_draws(one, 8, 24)
@@ -283,9 +290,13 @@ def test_loss_terms_are_the_papers_equations(prediction, whiten):
     kept = coherence(x0, np.where(valid, data["f0"], 0), np.asarray(params["phase"]["reader"]), one.codec_network.hop / one.codec_network.rate)
     assert min(kept) > 0.05
     expected["phase"] = ((1 - np.asarray(kept)) * data["frames"]).sum()
+    said = (x0_hat * scale * np.sqrt(np.mean((own["deviation"] / scale) ** 2))) @ own["axes"].T + own["mean"]
+    levels = range(one.codec_network.coarse)[: ce.get("ce_levels")]
+    entropy = np.mean([numpy_ce(said, data["codes"], own["codebooks"], level) for level in levels], 0)
+    expected["ce"] = (entropy * valid * (alpha[..., 0] ** 2 if ce else 1.0)).sum()
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
-    total = sum(expected[k] for k in ("data", "score", "duration", "pitch", "voicing", "phase")) + 0.1 * metrics["ce"]
+    total = sum(expected[k] for k in ("data", "score", "duration", "pitch", "voicing", "phase")) + 0.1 * expected["ce"]
     assert loss == pytest.approx(total, rel=1e-3)
 
 
@@ -352,8 +363,8 @@ def test_conditions_are_dropped_as_often_as_they_should_be():
 
 @pytest.mark.parametrize("changes", [
     {"prompt_in_denoiser": False}, {"prompt_in_predictors": False}, {"denoiser": {"queries": 0}}, {"ce_weight": 0.0},
-    {"score_loss": "eps_l1"}, {"score_loss": "eps_l2"}, {"score_loss": "literal"}, {"phone_position": False},
-    {"voice": {"hidden": 0}}, {"phase_harmonics": 0}, {"ce_levels": 2, "ce_by_signal": True}, {"objective": "flow"}], ids=str)
+    {"score_loss": "literal"}, {"phone_position": False}, {"voice": {"hidden": 0}}, {"phase_harmonics": 0},
+    {"ce_levels": 1}, {"ce_by_signal": True}, {"ce_scaled": False}, {"objective": "flow"}], ids=str)
 def test_ablations_are_values(changes):
     """Each builds, and computes something else than the default."""
 
@@ -365,12 +376,15 @@ def test_ablations_are_values(changes):
     assert text(still(**changes)) != text(still())
 
 
-def test_a_prompt_taken_away_has_no_say():
-    one = still(prompt_in_denoiser=False, prompt_in_predictors=False)
+@pytest.mark.parametrize("deaf, terms", [
+    ("prompt_in_denoiser", {"data", "score", "ce"}), ("prompt_in_predictors", {"duration", "pitch", "voicing"})])
+def test_a_prompt_taken_from_one_listener_is_heard_by_the_other(deaf, terms):
+    one = still(**{deaf: False})
     data, run = batch(one), jax.jit(one.loss_given)
-    loss = lambda x: float(run(*started(), x, fixed_draws(one, 8, 24))[0])
-    assert loss(data | {"prompt_codes": np.roll(data["prompt_codes"], 1, 1)}) == loss(data)
-    assert loss(data | {"phones": np.roll(data["phones"], 1, 0)}) != loss(data)
+    metrics = lambda x: jax.device_get(run(*started(), x, fixed_draws(one, 8, 24))[1][1])
+    plain, other = metrics(data), metrics(data | {"prompt_codes": np.roll(data["prompt_codes"], 1, 0)})
+    for name in ("data", "score", "ce", "duration", "pitch", "voicing"):
+        assert (other[name] == plain[name]) == (name in terms), name
 
 
 @pytest.mark.parametrize("whiten", [0.0, 0.5, 1.0])
@@ -616,8 +630,10 @@ def test_conversion_to_the_same_voice_gives_the_source_back():
     valid = (np.arange(24) < data["frames"][:, None])[..., None]
     off = [np.sqrt(np.mean(np.square((run(steps) - source) * valid))) / np.std(source) for steps in (20, 100)]
     assert off[1] < 0.04 and off[1] < 0.3 * off[0], off
-    moved = np.abs(run(20, target_codes=np.roll(p["prompt_codes"], 1, 0)) - run(20)).max()
-    assert moved > 1e-3
+    away = lambda **other: np.sqrt(np.mean(np.square((run(20, **other) - source) * valid))) / np.std(source)
+    assert away(target_codes=np.roll(p["prompt_codes"], 1, 0)) > 1.01 * off[0], "the way back hears the target"
+    assert away(prompt_codes=np.roll(p["prompt_codes"], 1, 0)) > 1.01 * off[0], "the way to the noise hears the source's prompt,"
+    assert away(f0=np.where(p["f0"] > 0, 1.5 * p["f0"], 0)) > 1.01 * off[0], "and has the source's pitch"
 
 
 def test_conversion_keeps_the_offset_of_the_sources_phase_and_synthesis_has_none():
@@ -651,6 +667,19 @@ def test_guidance_moves_samples_and_one_is_the_plain_model():
     assert np.abs(plain["latents"] - guided["latents"]).max() > 1e-3
     nearly = sampled(FEW + (("guidance", 1.0 + 1e-6),))
     np.testing.assert_allclose(nearly["latents"], plain["latents"], atol=1e-3)
+
+
+def test_guidance_goes_from_the_model_that_hears_and_reads_nothing():
+    """The total factor: 0 is the null model, of which neither prompt nor phones are a part; one step is linear in it."""
+    one, data = system(), batch(system())
+    inputs = {name: data[name] for name in ("phones", "durations", "f0", "prompt_codes", "prompt_frames")}
+    programs = {factor: jax.jit(one.programs()["sample"].bind(SIZES, steps=1, guidance=factor)) for factor in (0.0, 1.0, 3.0)}
+    run = lambda factor, **other: np.asarray(programs[factor](*started(), inputs | other, jax.random.key(0))["latents"])
+    null, plain = run(0.0), run(1.0)
+    for other in ({"prompt_codes": np.roll(data["prompt_codes"], 1, 0)}, {"phones": np.roll(data["phones"], 1, 1)}):
+        np.testing.assert_allclose(run(0.0, **other), null, atol=1e-5)
+        assert np.abs(run(1.0, **other) - plain).max() > 1e-3
+    np.testing.assert_allclose(run(3.0), null + 3.0 * (plain - null), atol=1e-4)
 
 
 def test_snapping_lands_on_the_nearest_codes():

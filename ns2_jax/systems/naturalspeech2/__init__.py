@@ -5,17 +5,21 @@ ones, listening to the prompt through 32 queries and FiLM; the frozen codec in `
 
     L = data + score + 0.1 CE-RVQ (equation 6) + duration + pitch (equation 7)   [+ phase, ours]
 
-Choices where the paper is silent, or where we leave it; every one is a number of `System`:
+Choices where the paper is silent, or where we leave it; all but those marked (fixed) are numbers of `System`:
+  * What is diffused are the channels of the codec's coarse levels, where it has such: `small`'s 6 levels of 16 in 44 channels of 76, whose decoder
+    makes up the rest. With a codec without coarse levels, as `base`'s, it is the sum of all levels, as in the paper.
   * Latents, target and prompt alike, are centred, turned to axes that are less correlated where the codec knows some (`layers.codec.Codec.axes`;
     not the paper's codec), and divided by their deviations there to the power `whiten` (`layers.latents`).
   * The score term is a second weight on the data loss (`maths.process.score_loss`); as printed it is 4e12 at t = 1e-5.
-    The default `min_snr` caps it at 5; `literal`, `eps_l2` and `eps_l1` are there.
+    The default `min_snr` caps it at 5; `literal` is the paper's.
   * The network predicts clean latents (`prediction="x0"`, the paper) or velocity, `x0 = alpha z - sigma v` (`"v"`: ours,
     the same losses on the same x0). A small network with little time learns to copy what noise left intact too slowly.
   * Sampling starts from N(0, temperature^2); the paper's is 1 / 1.2. A model that is far from converged speaks much more
     clearly from less, at the price of variety.
-  * CE-RVQ divides squared distances by a scale per level; fine levels would otherwise see a uniform distribution.
-  * Pitch is standardised log F0 on voiced frames (L1) and a voicing logit on all. Duration is log(1 + frames).
+  * CE-RVQ divides squared distances by a scale per level; fine levels would otherwise see a uniform distribution. `ce_scaled=False` is the paper
+    as printed. `ce_levels` and `ce_by_signal` leave out deep levels and weigh by alpha^2; neither is the paper's.
+  * Pitch is standardised log F0 on voiced frames (L1) and a voicing logit on all. Duration is log(1 + frames), its mean over an utterance's phones
+    counts as often as the utterance has frames; times are stratified over the rows of a batch (fixed).
   * Rows lose prompt, text or both with `drop_*` for classifier-free guidance.
   * `voice` pools the prompt into one vector too (`layers.tacotron.VoiceEncoder`), which joins every phone and frame: ours, off in the paper's
     layout. A small network that hears the prompt through its 32 queries alone learns words long before voices.
@@ -109,6 +113,7 @@ class System(Programs, CoarseLatents, SingleLoss):
     ce_weight: float = 0.1
     ce_levels: int = 0  # the first so many levels; 0 is all
     ce_by_signal: bool = False  # weigh CE-RVQ by alpha^2: at high noise the deep codes cannot be predicted
+    ce_scaled: bool = True  # divide its distances by a scale per level
     duration_weight: float = 1.0
     pitch_weight: float = 1.0
     voicing_weight: float = 1.0
@@ -396,7 +401,8 @@ class System(Programs, CoarseLatents, SingleLoss):
         score = process.score_loss(self.score_loss, error, alpha, sigma, self.snr_cap)
         terms = {"data": jnp.square(error).mean(-1), "score": score.mean(-1)}
         if self.ce_weight:
-            loss, right = ce_rvq(self.restore(rest, x0_hat), codes_btq[..., : self.ce_depth], self.coarse(rest)[0], self.unroll)
+            codes = codes_btq[..., : self.ce_depth]
+            loss, right = ce_rvq(self.restore(rest, x0_hat), codes, self.coarse(rest)[0], self.unroll, self.ce_scaled)
             weight = jnp.square(alpha[..., 0]) if self.ce_by_signal else 1.0
             terms |= {"ce": loss.mean(0) * weight, "ce_accuracy_first": right[0], "ce_accuracy_last": right[-1]}
         return terms

@@ -21,15 +21,17 @@ def level_scales(codebooks_qkc: jax.Array, sample: int = 64) -> jax.Array:
     return jax.lax.scan(level, None, codebooks_qkc)[1]
 
 
-def ce_rvq(z_btc: jax.Array, codes_btq: jax.Array, books: quantize.Books, unroll: int = 1) -> tuple[jax.Array, jax.Array]:
+def ce_rvq(
+    z_btc: jax.Array, codes_btq: jax.Array, books: quantize.Books, unroll: int = 1, scaled: bool = True,
+) -> tuple[jax.Array, jax.Array]:
     """Cross entropy of the stored codes given a predicted latent (section 3.2): (loss, accuracy), each `[q, b, t]`.
 
     The residual of level j subtracts the *true* codes of the levels above; logits are negative squared distances to the
-    level's codes where these are told apart (projected, at length 1, for factorised codes), divided by the level's scale.
+    level's codes where these are told apart (projected, at length 1, for factorised codes), if `scaled` divided by the level's scale.
     `z_btc` is in the codec's units, not normalised. float32; one level at a time, so that the logits of one level are all that is in memory.
     """
     b, t, c = z_btc.shape
-    scales = level_scales(books.keys)
+    scales = level_scales(books.keys) if scaled else jnp.ones(books.keys.shape[0])
 
     def level(residual: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple]:
         own, codes, scale = inputs
