@@ -5,7 +5,8 @@
 
 The prompt is 2 to 30 seconds of the voice to imitate: WAV, FLAC, OGG or MP3 at any rate, mono or not; give `--prompt` several times for
 several recordings of it. The same command with the same seed writes the same samples. A text longer than the model speaks at once is
-spoken sentence by sentence, and the command says so. The format of the output follows its name: .wav, .flac or .ogg.
+cut at the sentence end nearest to its middle until each piece fits, and the command says so; pieces end and begin in silence, faded for 5 ms.
+The format of the output follows its name: .wav, .flac or .ogg.
 
     python -m ns2_jax.synthesize --model=DIR --batch=DATA --out=CORPUS         a data set's texts, each in the voice of another of its recordings
 
@@ -25,7 +26,7 @@ JSON and give it back with `--score=out.json` instead of `--text`.
 
     python -m ns2_jax.synthesize --task=convert --source=me.wav --text="What I say." --prompt=voice.wav --model=DIR --out=out.wav
 
-`--verify` looks for every word in the result with an aligner, speaks once more what lacks one, and reports it.
+`--verify` looks for every word in the result with an aligner, speaks once more (up to `--takes`) what lacks one, and reports both.
 
     python -m ns2_jax.synthesize --task=sing --score=song.musicxml --prompt=voice.wav --model=DIR --out=out.wav
 
@@ -272,10 +273,10 @@ def read_jobs() -> list[Job]:
     return jobs
 
 
-def said(doubts: list, seed: int) -> str:
-    """What `--verify` reports of a take."""
-    again = f", after a second take with seed {seed}" if seed != FLAGS.seed else ""
-    return f"; every word found{again}" if not doubts else f"; doubtful: {', '.join(map(str, doubts))}"
+def said(doubts: list, seed: int, takes: int) -> str:
+    """What `--verify` reports of the take that was kept, of so many."""
+    again = f" (the best of {takes} takes, seed {seed})" if takes > 1 else ""
+    return (f"; doubtful: {', '.join(map(str, doubts))}" if doubts else "; every word found") + again
 
 
 def define_flags() -> None:
@@ -375,19 +376,26 @@ def main(argv: list[str]) -> None:
                 print(f"{', '.join(str(one.voice if isinstance(one, inference.Said) else one) for one in given)}: {'; '.join(heard[prompts].notes)}")
         return heard[prompts]
 
+    alone = filling or continuing or FLAGS.task == "revoice"
+    for job in jobs if FLAGS.batch else ():  # what the last line lacks is said before the first is spoken
+        try:
+            inference.spoken(job.text, model.pronunciations(table), FLAGS.language)
+            if not alone:
+                hear(job.voices)
+        except ValueError as error:
+            raise ValueError(f"--batch={FLAGS.batch}: the line of {job.out}: {error}") from error
     names = ("guidance", "temperature", "sampler", "speed", "pitch_shift")
     options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None} | inference.options_of(FLAGS.option)
     for begin in range(0, len(jobs), inference.ROWS):  # a few at a time, so that files appear while later ones are made
         part = jobs[begin : begin + inference.ROWS]
         start = time.monotonic()
-        alone = filling or continuing or FLAGS.task == "revoice"
         voices = [None if alone or job.speakers else hear(job.voices) for job in part]
         common, found = dict(steps=FLAGS.steps, lexicon=table, language=FLAGS.language, **options), {}
         requests = [(job.text, voice) for job, voice in zip(part, voices)]
         if FLAGS.verify:
             takes = inference.speak_checked(model, aligner, requests, FLAGS.seed, FLAGS.takes, **common)
-            speeches = [speech for speech, _, _ in takes]
-            found = {job.out: said(doubts, seed) for job, (_, doubts, seed) in zip(part, takes)}
+            speeches = [speech for speech, *_ in takes]
+            found = {job.out: said(*rest) for job, (_, *rest) in zip(part, takes)}
         elif continuing:
             recordings = [(job.prompts[0], job.text) for job in part]
             speeches = inference.continue_all(model, recordings, FLAGS.seed, FLAGS.seconds or 3.0, consent=consent, **common)

@@ -68,15 +68,17 @@ def test_what_is_doubtful_is_spoken_once_more(monkeypatch):
 
     toy = tiny.toy()
     voice = (np.sin(np.arange(4000) * 0.7).astype(np.float32) * 0.3, 800)
-    wrong = {("hello", 0): 2, ("hello", 1): 1, ("yes", 0): 0, ("no", 0): 1, ("no", 1): 1}
+    wrong = {("hello", 0): 2, ("hello", 1): 1, ("hello", 2): 1, ("yes", 0): 0, ("no", 0): 1, ("no", 1): 1, ("no", 2): 0}
     made = {}
     speak = toy.speak_batch
     monkeypatch.setattr(toy, "speak_batch", lambda requests, seed, **options: [
         made.setdefault(id(one), (one, text.strip(".").lower(), seed))[0] for one, (text, _) in zip(speak(requests, seed, **options), requests)])
     monkeypatch.setattr(checking, "check", lambda aligner, one: [checking.Doubt("x", "missing", 0, 1)] * wrong[made[id(one)][1:]])
     takes = inference.speak_checked(toy, None, [("Hello.", voice), ("Yes.", voice), ("No.", voice)], 0)
-    assert [(len(doubts), seed) for _, doubts, seed in takes] == [(1, 1), (0, 0), (1, 0)]
-    assert [made[id(one)][1:] for one, _, _ in takes] == [("hello", 1), ("yes", 0), ("no", 0)]
+    assert [(len(doubts), *rest) for _, doubts, *rest in takes] == [(1, 1, 2), (0, 0, 1), (1, 0, 2)]
+    assert [made[id(one)][1:] for one, *_ in takes] == [("hello", 1), ("yes", 0), ("no", 0)]
+    takes = inference.speak_checked(toy, None, [("Hello.", voice), ("No.", voice)], 0, most=3)
+    assert [(len(doubts), *rest) for _, doubts, *rest in takes] == [(1, 1, 3), (0, 2, 3)]
 
 
 def test_the_command_reports(tmp_path):
@@ -89,3 +91,4 @@ def test_the_command_reports(tmp_path):
     for doubt in takes[0][1]:  # of an untrained model
         assert str(doubt) in out
     assert ("every word found" in out) == (not takes[0][1])
+    assert (f"(the best of 2 takes, seed {takes[0][2]})" in out) == (takes[0][3] == 2)

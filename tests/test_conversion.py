@@ -77,11 +77,15 @@ def test_text_of_another_recording_is_refused_where_it_cannot_fit(folder, aligne
         inference.convert_all(model, aligner, [((files.read(SOURCE, 16000)[:8000], 16000), TEXT * 3, str(tiny.SPEECH))], 0, 2)
     with pytest.raises(ValueError, match="target_pitch='high'; expected one of"):
         inference.convert_all(model, aligner, [(str(SOURCE), TEXT, str(tiny.SPEECH))], target_pitch="high")
+    with pytest.raises(ValueError, match="target_pitch='shifted' moves .* there is no prompt"):
+        inference.convert_all(model, aligner, [(str(SOURCE), TEXT, None)], target_pitch="shifted")
     with pytest.raises(ValueError, match="does not convert"):
         inference.convert_all(aligner, aligner, [(str(SOURCE), TEXT, str(tiny.SPEECH))])
 
 
-def test_the_command(folder, tmp_path):
+def test_the_command(folder, tmp_path, monkeypatch):
+    pitches, convert_all = [], inference.convert_all
+    monkeypatch.setattr(inference, "convert_all", lambda *args, **options: pitches.append(args[5]) or convert_all(*args, **options))
     common = [f"--model={folder}", f"--text={TEXT}", f"--prompt={tiny.SPEECH}", "--steps=2"]
     code, out, err = run(NAME, *common, "--task=convert", f"--source={SOURCE}", f"--out={tmp_path}/a.wav", "--times=srt")
     assert code == 0 and (tmp_path / "a.srt").exists(), err
@@ -89,6 +93,7 @@ def test_the_command(folder, tmp_path):
     (tmp_path / "list.tsv").write_text(f"{tmp_path}/b.wav\t{TEXT}\t{SOURCE}\t{tiny.SPEECH}\n")
     code, out, err = run(NAME, f"--model={folder}", "--steps=2", "--task=enhance", f"--batch={tmp_path}/list.tsv")
     assert code == 0 and (tmp_path / "b.wav").exists(), err
+    assert pitches == ["predicted", "kept"]  # of convert, of enhance
     before = sorted(tmp_path.iterdir())
     for args, message in (
             (["--task=convert"], "--source is missing"),

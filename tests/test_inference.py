@@ -104,6 +104,13 @@ def test_long_text_is_spoken_whole_in_pieces(toy):
     assert len(speech.audio) == speech.ends[-1]
     assert all(begin < end for _, begin, end in speech.words)
     assert [b for _, b, _ in speech.words] == sorted(b for _, b, _ in speech.words)
+    fade = np.sin(np.pi / 2 * np.array([0.25, 0.5, 0.75, 1.0])) ** 2  # 5 ms at 800 Hz
+    joints = [i for i in range(len(speech.phones) - 1) if speech.phones[i] == speech.phones[i + 1] == "sil"]
+    assert len(joints) == len(speech.pieces) - 1
+    for i in joints:  # one piece has ended in silence when the next begins in it
+        at, before, after = speech.ends[i], speech.audio[speech.ends[i - 1]], speech.audio[speech.ends[i + 1] - 1]
+        np.testing.assert_allclose(speech.audio[at - 4 : at], before * fade[::-1], rtol=0.4)
+        np.testing.assert_allclose(speech.audio[at : at + 4], after * fade, rtol=0.4)
 
 
 def test_total_over_the_largest_bucket_is_split_even_if_the_phones_fit():

@@ -41,6 +41,17 @@ def test_it_speaks_one_and_a_list(model, tmp_path):
     assert soundfile.info(str(tmp_path / "a.wav")).samplerate == 16000
 
 
+def test_its_controls_are_the_models(model, tmp_path, monkeypatch):
+    seen, speak = {}, inference.Model.speak_batch
+    monkeypatch.setattr(inference.Model, "speak_batch", lambda self, *args, **options: seen.update(options) or speak(self, *args, **options))
+    controls = {"steps": 2, "speed": 1.25, "temperature": 0.5, "guidance": 1.5, "pitch_shift": 2.0, "sampler": "ddim"}
+    code, _, err = run(NAME, f"--model={model}", "--text=Hello, you.", f"--prompt={tiny.SPEECH}", f"--out={tmp_path}/a.wav", "--seed=3",
+                       *(f"--{name}={value}" for name, value in controls.items()))
+    assert code == 0 and controls.items() <= seen.items(), err
+    said = inference.load(model).speak("Hello, you.", str(tiny.SPEECH), seed=3, **controls)
+    np.testing.assert_allclose(files.read(tmp_path / "a.wav", 16000), said.audio, atol=2e-4)
+
+
 @pytest.mark.parametrize("change,message", [
     ({"model": None}, "--model=DIR is missing"),
     ({"model": "nowhere"}, "nowhere does not exist"),
@@ -87,12 +98,15 @@ def test_it_refuses(model, codec, tmp_path, change, message):
     ("TMP/a.wav\tHello.\tPROMPT\nTMP/b.wav\t\tPROMPT\n", "the text for TMP/b.wav is empty"),
     ("TMP/a.wav\tHello.\tPROMPT\nTMP/b.wav\tHello.\tnowhere.wav\n", "nowhere.wav: no such audio file"),
     ("TMP/a.wav\tHello.\tPROMPT\nTMP/a.wav\tYes.\tPROMPT\n", "written by two lines"),
+    ("TMP/a.wav\tHello.\tPROMPT\nTMP/b.wav\t!?\tPROMPT\n", "the line of TMP/b.wav: there is no pronounceable word"),
+    ("TMP/a.wav\tHello.\tPROMPT\nTMP/b.wav\tYes.\tTMP/silent.wav\n", "the line of TMP/b.wav: TMP/silent.wav"),
 ])
 def test_a_bad_list_is_refused_before_its_first_line_is_spoken(model, tmp_path, text, message):
     text, message = (x.replace("TMP", str(tmp_path)).replace("PROMPT", str(tiny.SPEECH)) for x in (text, message))
     (tmp_path / "list.tsv").write_text(text)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
     assert message in refused(NAME, f"--model={model}", f"--batch={tmp_path}/list.tsv")
-    assert [path.name for path in tmp_path.iterdir()] == ["list.tsv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.tsv", "silent.wav"]
 
 
 def test_a_score_is_written_changed_and_spoken_and_prompts_may_be_several(model, tmp_path):

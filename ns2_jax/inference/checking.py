@@ -67,16 +67,16 @@ def check(aligner: Model, speech: Speech) -> list[Doubt]:
 
 def speak_checked(
     model: Model, aligner: Model, requests: Sequence[tuple[Any, Prompt]], seed: int = 0, most: int = 2, **options: Any
-) -> list[tuple[Speech, list[Doubt], int]]:
+) -> list[tuple[Speech, list[Doubt], int, int]]:
     """`Model.speak_batch`; what is doubtful is spoken again with the next seeds, `most` times in all, and the take with the fewest doubts is
-    kept: for each request (speech, doubts, the seed of the take)."""
-    takes = [(speech, check(aligner, speech), seed) for speech in model.speak_batch(requests, seed, **options)]
+    kept: for each request (speech, doubts, the seed of the take, how many takes there were)."""
+    takes = [(speech, check(aligner, speech), seed, 1) for speech in model.speak_batch(requests, seed, **options)]
     for later in range(seed + 1, seed + most):
-        again = [i for i, (_, doubts, _) in enumerate(takes) if doubts]
+        again = [i for i, (_, doubts, *_) in enumerate(takes) if doubts]
         if not again:
             break
         for i, speech in zip(again, model.speak_batch([requests[i] for i in again], later, **options)):
             doubts = check(aligner, speech)
-            if len(doubts) < len(takes[i][1]):
-                takes[i] = speech, doubts, later
+            better = len(doubts) < len(takes[i][1])
+            takes[i] = ((speech, doubts, later) if better else takes[i][:3]) + (later - seed + 1,)
     return takes

@@ -66,6 +66,9 @@ def convert_all(
         score = listen(model, aligner, audio, front.words(text, table, language))
         codes[i] = model.encode(audio)
         heard, given = model.hear(prompt), {**options, "target_pitch": target_pitch, "steps": steps}
+        if target_pitch == "shifted" and not len(heard.codes):
+            raise ValueError("target_pitch='shifted' moves the source's pitch to the prompt's, and there is no prompt; give one, or another of "
+                             f"{PITCHES}")
         origins.append(provenance.origin(model, (provenance.digest(source), *heard.digests), seed, given, heard.consent))
         pieces += speech.pieces_of(model, i, score, seed, heard.codes)
         if target_pitch == "shifted":
