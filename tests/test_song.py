@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 
 import numpy as np
@@ -49,6 +50,10 @@ def test_musicxml_is_notes_in_seconds(xml, tmp_path):
         archive.writestr("META-INF/container.xml", '<container><rootfiles><rootfile full-path="a.xml"/></rootfiles></container>')
         archive.writestr("a.xml", PIECE)
     assert song.read(tmp_path / "song.mxl") == notes
+    whole = (tmp_path / "song.mxl").read_bytes()
+    (tmp_path / "song.mxl").write_bytes(whole.replace(b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"))
+    with pytest.raises(ValueError, match="song.mxl: not MusicXML: .*encrypted"):
+        song.read(tmp_path / "song.mxl")
 
 
 def test_midi_is_the_same_song(xml, tmp_path):
@@ -98,6 +103,46 @@ def test_verses_elisions_and_notes_behind_a_rest(tmp_path):
     score = song.score(song.read(musicxml(tmp_path, two + only + elided + alone)))
     assert [w.text for w in score.words if w.text] == ["one", "the", "end"]
     assert sum(score.seconds) == pytest.approx(2 + 2 * song.EDGE)  # 4 beats of 0.5 s; the note behind the rest has no vowel
+
+
+def sung(tmp_path, *lyrics: str) -> inference.Score:
+    return song.score(song.read(musicxml(tmp_path, "".join(note("A", 4, 1, *lyric.split("|")) for lyric in lyrics))))
+
+
+@pytest.mark.parametrize("lyrics,wrong", [
+    (["21", "go"], "21"), (["7", "go"], "7"), (["go", "1."], "1."), (["1. 21", "go"], "21"), (["go 3 times"], "3"), (["1 go"], "1"), (["½"], "½"),
+    (["1. -", "go"], "1."),
+])
+def test_numbers_are_refused_not_left_out(tmp_path, lyrics, wrong):
+    with pytest.raises(ValueError, match=rf"a\.musicxml: the lyric '{re.escape(wrong)}' at .* is a number; write numbers and abbreviations as words"):
+        sung(tmp_path, *lyrics)
+    assert song.score(song.read(tmp_path / "a.musicxml"), "go")  # other words are sung to the same notes
+
+
+def test_a_verse_number_before_a_word_is_not_sung(tmp_path):
+    assert [w.text for w in sung(tmp_path, "1. Lit|begin", "tle|end", "12.\N{NO-BREAK SPACE}star").words] == ["", "little", "star", ""]
+
+
+def test_the_file_of_lyrics_that_cannot_be_sung_is_named(tmp_path):
+    for lyrics, message in ((["B4"], "1 words under the notes, but 2 spoken ones"), ([""], "no lyrics; give the words with --text")):
+        with pytest.raises(ValueError, match=rf"a\.musicxml: .*{message}"):
+            sung(tmp_path, *lyrics)
+    notes = song.read(musicxml(tmp_path, note("A", 9, 1, "go")))
+    with pytest.raises(ValueError, match=r"a\.musicxml: .*expected one or more of 0 to 5000 Hz"):
+        song.score(notes)
+
+
+@pytest.mark.parametrize("sign", ["-", "_", "__", "!", "…", "-|end"])
+def test_a_sign_holds_the_syllable_before(tmp_path, sign):
+    plain, signed = sung(tmp_path, "go", "", "on"), sung(tmp_path, "go" + "|begin" * sign.endswith("end"), sign, "on !")
+    assert [w.text for w in plain.words] == ["", "go", "on", ""] and [w.text for w in signed.words] == ["", "go", "on", ""]
+    assert signed.seconds == plain.seconds and signed.hz == plain.hz
+    with pytest.raises(ValueError, match=rf"a\.musicxml: the lyric '{re.escape(sign[0])}.* is a sign that holds the syllable before, and there is"):
+        sung(tmp_path, sign, "go")
+
+
+def test_a_sign_that_is_said_is_sung(tmp_path):
+    assert [w.text for w in sung(tmp_path, "rock", "&amp;", "roll").words if w.text] == ["rock", "and", "roll"]
 
 
 @pytest.mark.parametrize("lyrics,ends", [
@@ -181,12 +226,17 @@ def test_it_is_sung_as_it_is_written(xml):
     ("a.mxl", "no archive", "not MusicXML"), ("a.mid", "no midi", "not a MIDI file"), ("a.abc", "X:1", "expected a song as .musicxml"),
     ("a.musicxml", "<score-partwise><part><measure/></part></score-partwise>", "there is no note in it"),
     ("a.musicxml", PIECE.replace("<duration>4", "<duration>four"), "damaged MusicXML"),
+    ("a.musicxml", PIECE.replace("<octave>5", "<octave>99999"), "damaged MusicXML: a note in octave 99999; expected 0 to 9"),
+    ("a.musicxml", PIECE.replace("<octave>5", f"<octave>{'9' * 400}"), "damaged MusicXML"),
+    ("a.musicxml", PIECE.replace("<duration>4", "<duration>1e12"), "it ends at 5e.11 s; expected at most 3600"),
+    ("a.xml", '<?xml version="1.0" encoding="foo"?>' + PIECE, "not MusicXML: unknown encoding"),
+    ("a.xml", '<?xml version="1.0" encoding="utf-7"?>' + PIECE, "not MusicXML: multi-byte encodings"),
 ])
 def test_what_is_no_song_is_refused(tmp_path, name, content, message):
     if name.endswith(".mid"):
         pytest.importorskip("mido")
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / name))}: .*{message}"):
         song.read(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         song.read(tmp_path / ("no" + name))

@@ -11,7 +11,9 @@ import dataclasses
 import itertools
 import math
 import os
+import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ SUFFIXES = (".musicxml", ".xml", ".mxl", ".mid", ".midi")
 CONSONANT = 0.07  # seconds, where there is room; all of a syllable's take at most half of the note
 EDGE = 0.2  # seconds of silence before and after
 BREATH = 0.06  # seconds; a shorter rest is sung through
+LONGEST = 3600.0  # seconds of a song
 STEP = 0.0125  # seconds between two values of the pitch that is written
 VOICELESS = frozenset("p t k f th s sh ch hh".split())
 SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
@@ -34,13 +37,15 @@ SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 
 @dataclasses.dataclass
 class Note:
-    """From `start` to `end` in seconds at `hz`; `syllable` begins on it ("" holds the one before), and `ends` its word or does not."""
+    """From `start` to `end` in seconds at `hz`; `syllable` begins on it ("" or a sign such as "_" holds the one before), and `ends` its word or
+    does not. `file` is named in errors."""
 
     start: float
     end: float
     hz: float
     syllable: str = ""
     ends: bool = True
+    file: str = dataclasses.field(default="the song", compare=False)
 
 
 def hertz(midi: float) -> float:
@@ -65,7 +70,9 @@ def read(path: str | os.PathLike) -> list[Note]:
         before.end = min(before.end, after.start)
         if before.end <= before.start:
             raise ValueError(f"{path}: two notes begin at {before.start:.2f} s; a voice sings one at a time")
-    return notes
+    if notes[-1].end > LONGEST:
+        raise ValueError(f"{path}: it ends at {notes[-1].end:g} s; expected at most {LONGEST:g}")
+    return [dataclasses.replace(note, file=str(path)) for note in notes]
 
 
 def _musicxml(path: Path) -> list[Note]:
@@ -77,7 +84,8 @@ def _musicxml(path: Path) -> list[Note]:
                 root = ElementTree.fromstring(archive.read(inside))
         else:
             root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, zipfile.BadZipFile, KeyError, StopIteration) as error:
+    except (ElementTree.ParseError, LookupError, ValueError, StopIteration,  # LookupError and ValueError: encodings that it cannot read
+            zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:  # RuntimeError: a password, or another compression
         raise ValueError(f"{path}: not MusicXML: {error}") from error
     if root.tag != "score-partwise":
         raise ValueError(f"{path}: its root is <{root.tag}>; expected <score-partwise>, as most programs export it")
@@ -86,7 +94,7 @@ def _musicxml(path: Path) -> list[Note]:
     try:
         tempos: list[tuple[float, float]] = []
         voices = [voice for part in root.findall("part") for voice in _part(part, tempos)]
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{path}: damaged MusicXML: {error}") from error
     if wrong := [tempo for _, tempo in tempos if not 0 < tempo < 1e4]:
         raise ValueError(f"{path}: damaged MusicXML: a tempo of {wrong[0]:g} beats a minute")
@@ -132,6 +140,8 @@ def _part(part: ElementTree.Element, tempos: list[tuple[float, float]]) -> list[
         if (pitch := item.find("pitch")) is not None:
             notes = voices.setdefault(item.findtext("voice", "1"), [])
             midi = 12 * (int(pitch.findtext("octave")) + 1) + SEMITONES[pitch.findtext("step")] + float(pitch.findtext("alter") or 0)
+            if not 0 <= midi <= 132:
+                raise ValueError(f"a note in octave {pitch.findtext('octave')}; expected 0 to 9")
             if any(tie.get("type") == "stop" for tie in item.findall("tie")) and notes and notes[-1].hz == hertz(midi):
                 notes[-1].end = beat + length
             else:
@@ -140,6 +150,9 @@ def _part(part: ElementTree.Element, tempos: list[tuple[float, float]]) -> list[
                 lyric = next((lyric for lyric in lyrics if lyric.get("number") == verse), None)
                 text = "" if lyric is None else " ".join((text.text or "").strip() for text in lyric.findall("text")).strip()
                 places = ["single"] if lyric is None else ["single", *(item.text for item in lyric.findall("syllabic"))]
+                if places[-1] == "end" and not _spoken(text):  # a sign that holds the syllable before, which then ends the word
+                    for before in [note for note in notes if _spoken(note.syllable)][-1:]:
+                        before.ends = True
                 notes.append(Note(beat, beat + length, hertz(midi), text, places[-1] in ("single", "end")))
         beat += length
     return list(voices.values())
@@ -208,10 +221,10 @@ def _underlay(notes: list[Note], words: list[tuple[int, str]], near: float) -> N
 
 
 def words_of(notes: Sequence[Note]) -> str:
-    """The lyrics as text."""
+    """The lyrics as text. Raises ValueError for numbers, and where a sign that holds a syllable has none before it."""
     out = ""
     for note in _one_word_each(notes):
-        if note.syllable and note.syllable != "_":
+        if note.syllable:
             out += note.syllable + (" " if note.ends else "")
     return out.strip()
 
@@ -220,15 +233,18 @@ def score(notes: Sequence[Note], text: str | None = None, lexicon: Any = None) -
     """The notes sung with the words of `text`, else with their own lyrics. English.
 
     A word takes the notes of its syllables in the file; with `text`, one note for each vowel of its phones, and the last word what is
-    left. Raises ValueError where there are no lyrics, or more syllables than notes.
+    left. Raises ValueError where there are no lyrics, numbers in them, or more syllables than notes, and as `Score`.
     """
     own = text is None
     said = words_of(notes) if own else text
     if not said.strip():
-        raise ValueError("the song has no lyrics; give the words with --text")
+        raise ValueError(f"{notes[0].file if notes else 'the song'}: no lyrics; give the words with --text")
     words = [word for word in front.words(said, lexicon) if word.phones != (inventory.SILENCE,)]
     groups = _by_syllable(notes, words) if own else _by_vowel(notes, words)
-    return _timed(words, groups)
+    try:
+        return _timed(words, groups)
+    except ValueError as error:
+        raise ValueError(f"{notes[0].file}: {error}") from error
 
 
 def _vowels(word: front.Word) -> list[int]:
@@ -253,7 +269,7 @@ def _by_syllable(notes: Sequence[Note], words: Sequence[front.Word]) -> list[lis
     """Word -> vowel -> its notes, from the syllables that the file puts under them."""
     held: list[list[list[Note]]] = [[]]  # word -> syllable -> notes
     for note in _one_word_each(notes):
-        if note.syllable and note.syllable != "_":
+        if note.syllable:
             held[-1].append([note])
             if note.ends:
                 held.append([])
@@ -261,8 +277,8 @@ def _by_syllable(notes: Sequence[Note], words: Sequence[front.Word]) -> list[lis
             sung.append(note)  # what stands alone after a rest has no vowel: it is left out
     held = [word for word in held if word]
     if len(held) != len(words):
-        raise ValueError(f"the lyrics are {len(held)} words under the notes, but {len(words)} spoken ones ({' '.join(word.text for word in words)}); "
-                         "write numbers and abbreviations as words")
+        raise ValueError(f"{notes[0].file}: the lyrics are {len(held)} words under the notes, but {len(words)} spoken ones "
+                         f"({' '.join(word.text for word in words)}); write numbers and abbreviations as words")
     groups = []
     for word, syllables in zip(words, held):
         number = len(_vowels(word))
@@ -278,16 +294,36 @@ def _by_syllable(notes: Sequence[Note], words: Sequence[front.Word]) -> list[lis
     return groups
 
 
+def _spoken(lyric: str) -> list[str]:
+    """Its words less signs that nobody says: "-", "__" and "!" go, "&" stays."""
+    def said(word: str) -> bool:
+        try:
+            return any(map(str.isalnum, word)) or bool(front.normalise(word))
+        except ValueError:
+            return False
+    return [word for word in lyric.split() if said(word)]
+
+
 def _one_word_each(notes: Sequence[Note]) -> Iterable[Note]:
-    """Notes on which several words are sung ("of the"), divided between them; verse numbers ("1.") are no words."""
+    """Notes on which several words are sung ("of the"), divided between them. A verse number ("1." before a word) is left out, and a sign
+    holds the syllable before. Raises ValueError for other numbers, which may be several words, and for a sign before the first word."""
+    begun = False
     for note in notes:
-        words = [word for word in note.syllable.split() if not word.rstrip(".").isdecimal()]
+        words = _spoken(note.syllable)
+        words = words[1:] if len(words) > 1 and re.fullmatch(r"\d+\.", words[0]) else words
+        if wrong := next((word for word in words if any(map(str.isnumeric, word)) and not any(map(str.isalpha, word))), None):
+            raise ValueError(f"{note.file}: the lyric {wrong!r} at {note.start:.2f} s is a number; write numbers and abbreviations as words")
+        if note.syllable and not words and not begun:
+            raise ValueError(f"{note.file}: the lyric {note.syllable!r} at {note.start:.2f} s is a sign that holds the syllable before, and there is "
+                             "none; begin with a word, or give the words with --text")
+        begun = begun or bool(words)
         if len(words) < 2:
             yield dataclasses.replace(note, syllable=words[0] if words else "")
             continue
         each = (note.end - note.start) / len(words)
         for k, word in enumerate(words):
-            yield Note(note.start + k * each, note.start + (k + 1) * each, note.hz, word, k < len(words) - 1 or note.ends)
+            start, end = note.start + k * each, note.start + (k + 1) * each
+            yield dataclasses.replace(note, start=start, end=end, syllable=word, ends=k < len(words) - 1 or note.ends)
 
 
 def _timed(words: Sequence[front.Word], groups: Sequence[Sequence[Sequence[Note]]]) -> Score:
