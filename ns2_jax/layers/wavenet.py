@@ -122,8 +122,9 @@ class WaveNet(nn.Module):
     `blocks` blocks in groups of `len(dilations)` (scanned), the last of each group listening to the prompt; left-over
     blocks follow without attention. `queries=0` lets the blocks attend to the prompt's frames themselves (the paper's
     ablation). `remat` names what is kept for the backward pass besides each group's input, of "conv", "film", "gate" (or
-    "nothing"); the rest is computed again. An empty tuple keeps everything. Receptive field: 1 + groups * sum(dilations) *
-    (kernel - 1) frames, plus four per attention block for `film="conv"`.
+    "nothing"); the rest is computed again. An empty tuple keeps everything. Receptive field, frames: 1 plus dilation *
+    (kernel - 1) of every block, left-over ones too; with `film="conv"` at least 4 of each that listens (beside its own
+    convolution, not after it).
     """
 
     channels: int

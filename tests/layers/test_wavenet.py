@@ -87,14 +87,22 @@ def test_listens_to_time_condition_and_visible_prompt(variables):
     assert differs(prompt_buc=args["prompt_buc"].at[1, 3:].add(1.0)) == 0.0
 
 
-def test_receptive_field_is_as_documented():
-    """Linear FiLM: 1 + 2 * (2 groups of 1 + 2, and a tail of 1) = 15 frames for kernel 3."""
-    net = NET.clone(film="linear")
-    variables, args = start(net), arguments(40)
-    args["mask_bt"] = jnp.ones((2, 40), bool)
-    moved = jnp.abs(run(net)(variables, **(args | {"z_btc": args["z_btc"].at[:, 20].add(1.0)})) - run(net)(variables, **args)).max((0, 2))
-    reach = np.flatnonzero(np.asarray(moved) > 1e-6)
-    assert (reach.min(), reach.max()) == (13, 27)
+def reach(net: WaveNet, size: int) -> tuple[int, int]:
+    """First and last of `size` frames that the middle one's output depends on."""
+    args, variables = arguments(size), start(net)
+    args["mask_bt"] = jnp.ones((2, size), bool)
+    slope = jax.jit(jax.grad(lambda z: net.apply(variables, **(args | {"z_btc": z}))[:, size // 2].sum()))(args["z_btc"])
+    touched = np.flatnonzero(np.asarray(jnp.abs(slope).max((0, 2))))
+    return touched.min() - size // 2, touched.max() - size // 2
+
+
+@pytest.mark.parametrize("changes,frames", [
+    ({"film": "linear"}, 1 + 2 * (2 + 4) + 2),  # two groups, and a block left over
+    ({"dilations": (2, 1)}, 1 + 2 * (4 + 4) + 4),  # FiLM's convolutions see further than the block's own
+    ({"dilations": (2, 2, 2), "blocks": 7}, 1 + 2 * 3 * 4 + 4),  # as `base` of NaturalSpeech 2, whose 40 blocks make 161 frames
+], ids=["linear", "short", "base"])
+def test_receptive_field_is_as_documented(changes, frames):
+    assert reach(NET.clone(**changes), frames + 20) == (-(frames // 2), frames // 2)
 
 
 @pytest.mark.parametrize("changes", [{}, {"queries": 0}], ids=["queries", "prompt"])
