@@ -312,7 +312,7 @@ def define_flags() -> None:
     flags.DEFINE_float("guidance", None, "Strength of classifier-free guidance; the system's own if left out.")
     flags.DEFINE_float("temperature", None, "Scale of the starting noise; the system's own if left out.", lower_bound=0.0)
     flags.DEFINE_float("speed", None, "Tempo, as a factor; 1.2 speaks faster.", lower_bound=0.25, upper_bound=4.0)
-    flags.DEFINE_float("pitch_shift", None, "Semitones to add to the pitch that the system predicts.")
+    flags.DEFINE_float("pitch_shift", None, "Semitones to add to the pitch, be it predicted or that of a --score or song.")
     flags.DEFINE_alias("pitch", "pitch_shift")
     flags.DEFINE_string("sampler", None, "Name of the sampler; the system's own if left out.")
     flags.DEFINE_string("lexicon", None, "File of pronunciations that win over every other source.")
