@@ -5,7 +5,7 @@
 
 The prompt is 2 to 30 seconds of the voice to imitate: WAV, FLAC, OGG or MP3 at any rate, mono or not; give `--prompt` several times for
 several recordings of it. The same command with the same seed writes the same samples. A text longer than the model speaks at once is
-cut at the sentence end nearest to its middle until each piece fits, and the command says so; pieces end and begin in silence, faded for 5 ms.
+cut at the sentence end nearest to its middle until each piece fits, and the command says so; the pieces are cross-faded.
 The format of the output follows its name: .wav, .flac or .ogg.
 
     python -m ns2_jax.synthesize --model=DIR --batch=DATA --out=CORPUS         a data set's texts, each in the voice of another of its recordings

@@ -12,7 +12,7 @@ from commands import refused, run
 
 from ns2_jax import inference
 from ns2_jax.audio import files
-from ns2_jax.inference import conversion
+from ns2_jax.inference import conversion, prompts
 from ns2_jax.maths import pitch
 from ns2_jax.text import front
 
@@ -81,6 +81,17 @@ def test_text_of_another_recording_is_refused_where_it_cannot_fit(folder, aligne
         inference.convert_all(model, aligner, [(str(SOURCE), TEXT, None)], target_pitch="shifted")
     with pytest.raises(ValueError, match="does not convert"):
         inference.convert_all(aligner, aligner, [(str(SOURCE), TEXT, str(tiny.SPEECH))])
+
+
+def test_text_of_another_recording_is_doubted(aligner, caplog):
+    """The right text, and one of as many words."""
+    audio, said = files.read(SOURCE, 16000), "Every morning the old man walks slowly to the quiet river."
+    with caplog.at_level("WARNING"):
+        prompts.times(aligner, audio, 16000, front.words(TEXT))
+    assert not caplog.messages
+    with caplog.at_level("WARNING"):
+        prompts.times(aligner, audio, 16000, front.words(said))
+    assert len(caplog.messages) == 1 and "nats a frame; below 0.60" in caplog.messages[0] and "every morning" in caplog.messages[0]
 
 
 def test_the_command(folder, tmp_path, monkeypatch):

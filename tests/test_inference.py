@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ns2_jax import inference
 from ns2_jax.audio import files
 from ns2_jax.inference import provenance, revoicing
+from ns2_jax.inference import speech as speaking
 from ns2_jax.runtime import mesh as meshes
 from ns2_jax.text import front
 from ns2_jax.text.phones import IDS
@@ -104,13 +105,53 @@ def test_long_text_is_spoken_whole_in_pieces(toy):
     assert len(speech.audio) == speech.ends[-1]
     assert all(begin < end for _, begin, end in speech.words)
     assert [b for _, b, _ in speech.words] == sorted(b for _, b, _ in speech.words)
-    fade = np.sin(np.pi / 2 * np.array([0.25, 0.5, 0.75, 1.0])) ** 2  # 5 ms at 800 Hz
-    joints = [i for i in range(len(speech.phones) - 1) if speech.phones[i] == speech.phones[i + 1] == "sil"]
-    assert len(joints) == len(speech.pieces) - 1
-    for i in joints:  # one piece has ended in silence when the next begins in it
-        at, before, after = speech.ends[i], speech.audio[speech.ends[i - 1]], speech.audio[speech.ends[i + 1] - 1]
-        np.testing.assert_allclose(speech.audio[at - 4 : at], before * fade[::-1], rtol=0.4)
-        np.testing.assert_allclose(speech.audio[at : at + 4], after * fade, rtol=0.4)
+
+
+def joint(levels, gaps=((0, 0), (0, 0)), frames=(3, 4)):
+    """Two pieces at constant levels, "a" and "b" between silences, as one speech of the toy: 4 samples a frame, faded over 4 samples."""
+    pieces = []
+    for word, level, gap, last in zip("ab", levels, gaps, frames):
+        words = [front.Word("", inference.PAUSE), front.Word(word, ("aa",)), front.Word("", inference.PAUSE)]
+        durations = np.array([2, 3, last])
+        made = {"audio": np.full(200, level, np.float32)}  # of the whole bucket: what follows the piece is nobody's
+        made["audio"][4 * durations.sum() :] = 99.0
+        pieces.append(speaking.Piece(0, words, 0, np.zeros((0, 2), np.int32), gap=gap, durations=durations, f0=np.full(durations.sum(), level), out=made))
+    return speaking.join(tiny.toy(), pieces)
+
+
+def test_pieces_are_cross_faded_where_they_meet():
+    made, end = joint((0.2, 0.6)), 4 * 8
+    rise = np.sin(np.pi / 4 * (np.arange(8) + 0.5) / 4) ** 2  # over 5 ms on either side of the joint
+    np.testing.assert_allclose(made.audio[end - 4 : end + 4], 0.2 + 0.4 * rise, atol=1e-6)
+    np.testing.assert_array_equal(made.audio[: end - 4], np.float32(0.2))
+    np.testing.assert_array_equal(made.audio[end + 4 :], np.float32(0.6))
+    np.testing.assert_allclose(joint((1.0, 1.0)).audio, 1.0, atol=1e-6)  # no dip: the gains are 1 in sum
+    for one, where in (((1.0, 0.0), np.s_[:]), ((0.0, 1.0), np.s_[::-1])):  # each goes on past the joint
+        np.testing.assert_allclose(joint(one).audio[end - 4 : end + 4][where], 1 - rise, atol=1e-6)
+    left, right = np.arange(9.0, dtype=np.float32), 20 + np.arange(7.0, dtype=np.float32)
+    one, two = speaking.joints([left, right], [False], 2)
+    rise = np.sin(np.pi / 4 * (np.arange(4) + 0.5) / 2) ** 2
+    np.testing.assert_allclose(np.concatenate([one[-2:], two[:2]]), (1 - rise) * [7, 8, 8, 7] + rise * [21, 20, 20, 21], rtol=1e-6)
+    assert left[-1] == 8  # what was given is what it was
+
+
+def test_pieces_fade_into_a_rest_between_them():
+    made, end = joint((0.2, 0.6), gaps=((0, 5), (0, 0))), 4 * 8
+    np.testing.assert_array_equal(made.audio[end : end + 20], 0.0)
+    out, into = made.audio[end - 4 : end], made.audio[end + 20 : end + 24]
+    assert (np.diff(out) < 0).all() and (np.diff(into) > 0).all() and out[-1] < 0.03 and into[0] < 0.06
+    np.testing.assert_allclose(into / 0.6, out[::-1] / 0.2, rtol=1e-5)
+
+
+def test_a_joint_moves_nothing():
+    """Lengths, ends of phones, words and pitch are those of the pieces one after the other."""
+    for gap in (0, 5):
+        made = joint((0.2, 0.6), gaps=((0, gap), (0, 0)))
+        np.testing.assert_array_equal(made.ends, 4 * np.cumsum([2, 3, 3 + gap, 2, 3, 4]))
+        begin = 4 * (8 + gap)
+        assert made.words == (("a", 8, 20), ("b", begin + 8, begin + 20)) and len(made.audio) == begin + 36 == 4 * len(made.f0)
+        assert made.score.seconds == pytest.approx([n / 200 for n in (2, 3, 3 + gap, 2, 3, 4)])
+        np.testing.assert_allclose(made.f0, np.repeat([0.2, 0, 0.6], [8, gap, 9]), rtol=1e-6)
 
 
 def test_total_over_the_largest_bucket_is_split_even_if_the_phones_fit():

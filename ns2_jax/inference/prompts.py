@@ -139,7 +139,7 @@ def voice(model: Model, prompt: Prompt | None) -> Heard:
 def times(aligner: Model, audio: np.ndarray, rate: int, words: front.Words) -> tuple[front.Words, np.ndarray]:
     """(the words that are there: a pause that nobody makes is not, the ends of their phones in samples at `rate`).
 
-    Raises ValueError for audio that is too short for them.
+    Logs a warning for words that are hardly heard in it. Raises ValueError for audio that is too short for them.
     """
     from ns2_jax.inference import aligning  # here, because it imports the model, which imports this
 
@@ -147,6 +147,10 @@ def times(aligner: Model, audio: np.ndarray, rate: int, words: front.Words) -> t
     found = aligning.align(aligner, spoken, inventory.ids([phone for word in words for phone in word.phones]))
     if found.score < aligning.SHORTEST:
         raise ValueError(f"{len(audio) / rate:.2f} s hold fewer frames than the text has phones; is it the text of this recording?")
+    if found.score < aligning.DOUBTFUL:
+        logging.warning(
+            "the text says little about its recording (%.2f nats a frame; below %.2f it is as a rule that of another, or there is much noise): "
+            "when its words are said is uncertain: %.60r", found.score, aligning.DOUBTFUL, " ".join(word.text for word in words if word.text))
     there, kept, at = found.durations > 0, [], 0
     for word in words:
         if there[at : at + len(word.phones)].all():

@@ -1,12 +1,13 @@
 """Speaking: texts become pieces that fit a bucket, pieces become durations and pitch, then audio, then one `Speech` a text.
 
-Length is predicted first, unless a `Score` gives it; a text over the largest bucket is split at a sentence end, a pause or between two
-words, and spoken in pieces.
+Length is predicted first, unless a `Score` gives it; a text over the largest bucket is cut in two at a sentence end, else at a pause, else
+between two words, and its halves again until all fit. These pieces are cross-faded.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import numbers
 import os
 import zlib
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 Voice = str | os.PathLike | tuple[np.ndarray, int]
 Prompt = Voice | Said | Heard | Sequence[Voice | Said]
 PAUSE = (inventory.SILENCE,)
-FADE = 0.005  # seconds at both sides of a joint between two pieces
+FADE = 0.005  # seconds on either side of a joint between two pieces
 PITCH_SHIFT = 24.0  # semitones up or down, at most
 
 
@@ -350,17 +351,30 @@ def _sample(model: Model, pieces: list[Piece], options: Mapping[str, Any], attem
             attempt(piece.request, accept, piece, out)
 
 
+def joints(sounds: Sequence[np.ndarray], rests: Sequence[bool], fade: int) -> list[np.ndarray]:
+    """`sounds`, each float32 `[s]`, to be played one after the other: with equal gain faded into each other over `fade` samples on either side
+    of every joint, where both go on past it as their own mirror image, so that nothing moves. Where `rests[k]` says that plain silence will
+    stand between sounds k and k + 1, one fades out into it and the other in from it."""
+    sounds = [np.array(sound, np.float32) for sound in sounds]
+    for one, two, rest in zip(sounds[:-1], sounds[1:], rests, strict=True):
+        n = min(fade, len(one), len(two))
+        up = np.sin(np.pi / 4 * (np.arange(2 * n) + 0.5) / max(n, 1)).astype(np.float32) ** 2
+        end, start = one[len(one) - n :].copy(), two[:n].copy()
+        if rest:
+            one[len(one) - n :], two[:n] = end * up[1::2][::-1], start * up[1::2]
+        else:
+            one[len(one) - n :] = (1 - up[:n]) * end + up[:n] * start[::-1]
+            two[:n] = (1 - up[n:]) * end[::-1] + up[n:] * start
+    return sounds
+
+
 def join(model: Model, pieces: list[Piece]) -> Speech:
-    """The pieces one after the other. Each begins and ends with its own silence; a joint is faded over FADE, or its breath may click."""
+    """The pieces one after the other, joined in the silence with which each begins and ends (`joints`): all lengths and times stay."""
     audio, f0, ends, phones, words = [], [], [], [], []
     spoken, hz, durations, period = [], [], [], model.hop / model.rate
-    begin, fade = 0, np.sin(np.linspace(0, np.pi / 2, round(FADE * model.rate) + 1, dtype=np.float32)[1:]) ** 2
-    for k, piece in enumerate(pieces):
-        samples = np.array(piece.out["audio"][: piece.durations.sum() * model.hop], np.float32)
-        if k:
-            samples[: len(fade)] *= fade[: len(samples)]
-        if k < len(pieces) - 1 and len(fade):
-            samples[-len(fade) :] *= fade[::-1][-len(samples) :]
+    begin, sounds = 0, [piece.out["audio"][: piece.durations.sum() * model.hop] for piece in pieces]
+    rests = [bool(one.gap[1] or two.gap[0]) for one, two in itertools.pairwise(pieces)]
+    for piece, samples in zip(pieces, joints(sounds, rests, round(FADE * model.rate))):
         before, after = piece.gap
         lengths = piece.durations.copy()
         lengths[0], lengths[-1] = lengths[0] + before, lengths[-1] + after
