@@ -34,8 +34,8 @@ A model that goes on from its prompt (VALL-E) must know what that says: `--promp
 `--task=continue` keeps the first `--seconds` of the prompt, a recording whose whole text is `--text`, and says the rest. Options of the system's
 own are given as `--option=NAME=VALUE` (VALL-E: top_p, best_of, repetition_window and others).
 
-`sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt. The text
-is what the source says: an aligner finds its phones there. Lines of `--batch` have the source before the prompts.
+`sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt, or with `--wiener` its
+sound as well: only what the model does not say again is taken away. The text is what the source says: an aligner finds its phones there. Lines of `--batch` have the source before the prompts.
 
     python -m ns2_jax.synthesize --task=edit --source=me.wav --said="I like tea." --text="I like coffee." --model=DIR --out=out.wav
 
@@ -186,6 +186,8 @@ def read_jobs() -> list[Job]:
         raise ValueError("--at_once goes with --task=dialogue")
     if not changing and FLAGS.target_pitch is not None:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
+    if FLAGS.wiener and FLAGS.task != "enhance":
+        raise ValueError("--wiener goes with --task=enhance")
     if singing and not FLAGS.language.lower().startswith("en"):
         raise ValueError(f"--language={FLAGS.language}: --task=sing knows English only")
     if FLAGS.score is not None and FLAGS.speed is not None:
@@ -307,6 +309,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("verify", False, "Look whether every word was said, speak again where not, and report.")
     flags.DEFINE_integer("takes", 2, "At most so many, with --verify.", lower_bound=1)
     flags.DEFINE_enum("target_pitch", None, inference.PITCHES, "Pitch of what a source becomes; convert: predicted, enhance: kept.")
+    flags.DEFINE_bool("wiener", False, "Of --task=enhance: the source itself, filtered by what the model makes of it.")
     flags.DEFINE_integer("seed", 0, "Seed of the noise.")
     flags.DEFINE_integer("steps", None, "Sampler steps; the system's own number if left out.", lower_bound=1, upper_bound=10000)
     flags.DEFINE_float("guidance", None, "Strength of classifier-free guidance; the system's own if left out.")
@@ -326,7 +329,7 @@ def speak_corpus(table: Mapping[str, tuple[str, ...]]) -> None:
         if not FLAGS[name].value:
             raise ValueError(f"--{name}=DIR is missing")
     without = ("text", "score", "source", "said", "prompt", "prompt_text", "seconds", "consent", "task", "verify", "times", "takes", "language",
-               "at_once", "target_pitch")
+               "at_once", "target_pitch", "wiener")
     if named := next((name for name in without if FLAGS[name].value != FLAGS[name].default), None):
         raise ValueError(f"--{named} does not go with --batch={FLAGS.batch}, a data set that holds texts, their languages and voices")
     cluster.start(lambda line: None)
@@ -416,7 +419,7 @@ def main(argv: list[str]) -> None:
         else:
             pitch = FLAGS.target_pitch or ("predicted" if FLAGS.task == "convert" else "kept")
             speeches = inference.convert_all(model, aligner, [(job.source, job.text, voice) for job, voice in zip(part, voices)], FLAGS.seed,
-                                             FLAGS.steps, pitch, table, FLAGS.language, **options)  # fmt: skip
+                                             FLAGS.steps, pitch, table, FLAGS.language, FLAGS.wiener, **options)  # fmt: skip
         seconds = time.monotonic() - start
         for job, speech in zip(part, speeches):
             inference.write(job.out, speech)

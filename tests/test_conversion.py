@@ -12,6 +12,7 @@ from commands import refused, run
 
 from ns2_jax import inference
 from ns2_jax.audio import files
+from ns2_jax.evals import codec_quality
 from ns2_jax.inference import conversion, prompts
 from ns2_jax.maths import pitch
 from ns2_jax.text import front
@@ -71,6 +72,24 @@ def test_a_long_source_in_pieces_is_as_long_as_it_was(folder, aligner):
     assert np.mean((f0[:n] > 0) == (made.f0[:n] > 0)) > 0.9  # nothing has drifted
 
 
+def test_the_filter_takes_noise_and_leaves_speech():
+    """What was made is the clean speech, half as loud: noise goes, speech stays, 20 dB is the most that goes; silence stays silence."""
+    clean, random = files.read(SOURCE, 16000), np.random.default_rng(0)
+    clean = np.concatenate([clean, np.zeros(16000)]).astype(np.float32)
+    noise = random.normal(size=len(clean)).astype(np.float32) * np.sqrt(np.square(clean).mean() / 10)  # 10 dB
+    out = conversion.filtered(clean + noise, clean / 2, 16000)
+    assert out.dtype == np.float32 and len(out) == len(clean)
+    assert codec_quality.si_sdr(clean, out) > codec_quality.si_sdr(clean, clean + noise) + 4
+    fall = 10 * np.log10(np.square(out[-12000:]).mean() / np.square(noise[-12000:]).mean())
+    assert -20.5 < fall < -15
+    other = conversion.filtered(clean + noise, np.roll(clean, 8000), 16000)  # says other things: speech is lost
+    assert codec_quality.si_sdr(clean, other) < codec_quality.si_sdr(clean, out) - 4
+    assert codec_quality.si_sdr(clean, conversion.filtered(clean, clean / 2, 16000)) > 15  # where there is no noise
+    for made in (clean[:-3000], np.append(clean, clean[:500])):
+        assert len(conversion.filtered(clean + noise, made, 16000)) == len(clean)
+    assert not conversion.filtered(np.zeros(16000, np.float32), np.zeros(16000, np.float32), 16000).any()
+
+
 def test_text_of_another_recording_is_refused_where_it_cannot_fit(folder, aligner):
     model = inference.load(folder)
     with pytest.raises(ValueError, match="fewer frames than the text has phones"):
@@ -105,12 +124,18 @@ def test_the_command(folder, tmp_path, monkeypatch):
     code, out, err = run(NAME, f"--model={folder}", "--steps=2", "--task=enhance", f"--batch={tmp_path}/list.tsv")
     assert code == 0 and (tmp_path / "b.wav").exists(), err
     assert pitches == ["predicted", "kept"]  # of convert, of enhance
+    code, out, err = run(NAME, *common, "--task=enhance", "--wiener", f"--source={SOURCE}", f"--out={tmp_path}/d.wav")
+    assert code == 0 and json.loads((tmp_path / "d.wav.json").read_text()), err
+    heard, plain, source = (files.read(path, 16000) for path in (tmp_path / "d.wav", tmp_path / "b.wav", SOURCE))
+    alike = lambda x: np.corrcoef(x[: len(source)], source[: len(x)])[0, 1]
+    assert alike(heard) > 0.5 > alike(plain)  # the source, less of it; a model that knows nothing
     before = sorted(tmp_path.iterdir())
     for args, message in (
             (["--task=convert"], "--source is missing"),
             (["--task=convert", "--source=nowhere.wav"], "nowhere.wav: no such audio file (the source for"),
             (["--task=tts", f"--source={SOURCE}"], "--source goes with --task=convert"),
             (["--task=convert", f"--source={SOURCE}", "--speed=2"], "--speed does not go with --task=convert"),
+            (["--task=convert", f"--source={SOURCE}", "--wiener"], "--wiener goes with --task=enhance"),
             (["--target_pitch=kept"], "--target_pitch goes with --task=convert")):
         assert message in refused(NAME, *common, f"--out={tmp_path}/c.wav", *args)
     assert sorted(tmp_path.iterdir()) == before

@@ -95,6 +95,12 @@ def test_enhancement_is_held_to_the_clean_recording(model, corpus, noisy, tmp_pa
     for item, recording, source, prompt in zip(clean.items, clean.recordings, clean.sources, clean.prompts, strict=True):
         assert np.corrcoef(recording, source)[0, 1] > 0.5 and not np.allclose(recording, source, atol=1e-3)
         assert item["prompt"].split("-")[0] == item["id"].split("-")[0] and len(prompt) > 16000
+    code, out, err = run(NAME, "--task=enhance", f"--model={model}", f"--data={noisy}", f"--clean={corpus}", f"--out={tmp_path}/w", "--steps=1",
+                         "--limit=2", "--evals=codec_quality", "--wiener")
+    assert code == 0, err
+    filtered = scored(tmp_path / "w")
+    assert filtered["stoi_synthesis"]["fingerprint"]["sampler"]["wiener"] is True and filtered["stoi_noisy"] == lines["stoi_noisy"]
+    assert filtered["stoi_synthesis"]["value"] > lines["stoi_synthesis"]["value"]  # the model knows nothing yet, the source is speech
     with pytest.raises(ValueError, match="has no utterance"):
         changed.cleaned(found, str(noisy))
 
@@ -139,6 +145,7 @@ def test_refused(model, corpus, noisy, tmp_path):
     assert "--task=enhance needs --clean=DIR" in refused(NAME, "--task=enhance", *there)
     assert "--clean goes with --task=enhance" in refused(NAME, "--task=convert", f"--clean={corpus}", *there)
     assert "--clean goes with --task=enhance" in refused(NAME, f"--clean={corpus}", *there)
+    assert "--wiener goes with --task=enhance" in refused(NAME, "--task=convert", "--wiener", *there)
     assert "needs --task=sing" in refused(NAME, "--evals=intonation", *there)
     assert "needs --task=convert" in refused(NAME, "--evals=voice_change", *there)
     codec = tiny.write_model("codec", tmp_path / "codec")

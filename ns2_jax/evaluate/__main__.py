@@ -78,6 +78,7 @@ def define_flags() -> None:
                        lower_bound=0.0)
     flags.DEFINE_string("clean", None, "The data set that --data was made of, for --task=enhance and dialogue.")
     flags.DEFINE_string("aligner", str(inference.ALIGNER), "Run or export of an aligner, for --task=convert, enhance and dialogue.")
+    flags.DEFINE_bool("wiener", False, "Of --task=enhance: the source itself, filtered by what the model makes of it.")
     flags.DEFINE_string("prompt_text", None, "What the prompt of --list=hard:PROMPT says, for a model that goes on from it.")
     flags.DEFINE_integer("rerank", 1, "Takes of which the best, by --recogniser and voice, is scored too, as condition reranked.", lower_bound=1)
     flags.DEFINE_string("prompts", None, "Their surroundings, reverberant:SECONDS or noisy:DB: is that taken over? (--evals=room)")
@@ -130,6 +131,8 @@ def read_flags() -> tuple[str | None, Path | None]:
         raise ValueError(f"--{beside[0]} does not go with --task=dialogue, which takes --model, --data and --clean")
     if FLAGS.at_once and FLAGS.task != "dialogue":
         raise ValueError("--at_once goes with --task=dialogue")
+    if FLAGS.wiener and FLAGS.task != "enhance":
+        raise ValueError("--wiener goes with --task=enhance")
     if FLAGS.prompts:
         surroundings.read(FLAGS.prompts)
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None
@@ -208,7 +211,8 @@ def main(argv: list[str]) -> None:
     ask = job.Ask(
         evals=tuple(FLAGS.evals or ()), rivals=tuple(FLAGS.rivals or ()), samplers=tuple(FLAGS.samplers or ()),
         by_steps=tuple(map(int, FLAGS.by_steps or ())), levels=FLAGS.levels and tuple(map(int, FLAGS.levels)),
-        sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option),
+        sampler={name: FLAGS[name].value for name in SAMPLER if FLAGS[name].value is not None} | inference.options_of(FLAGS.option) | (
+            {"wiener": True} if FLAGS.wiener else {}),
         **{name: FLAGS[name].value for name in ("task", "data", "split", "list", "wavs", "limit", "seed", "recogniser", "takes",
                                               "save_audio", "clean", "aligner", "prompt_text", "prompts", "rerank", "seconds", "prompt_seconds",
                                               "at_once", "true_times")})

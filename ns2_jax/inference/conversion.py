@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.signal
 
 from ns2_jax.audio import files
 from ns2_jax.inference import prompts, provenance, speech
@@ -48,10 +49,11 @@ def listen(model: Model, aligner: Model, audio: np.ndarray, words: front.Words) 
 
 def convert_all(
     model: Model, aligner: Model, requests: Sequence[tuple[speech.Voice, str, speech.Prompt]], seeds: int | Sequence[int] = 0,
-    steps: int | None = None, target_pitch: str = "predicted", lexicon: Any = None, language: str = "en", **options: Any,
+    steps: int | None = None, target_pitch: str = "predicted", lexicon: Any = None, language: str = "en", wiener: bool = False, **options: Any,
 ) -> list[speech.Speech]:
     """Every (source, its text, prompt of the target) -> the source's words at the source's times in the sound of the prompt.
 
+    `wiener` gives the source itself, `filtered` by what was made of it: for enhancement, where both are the same voice.
     Raises ValueError for a model that does not convert, text that cannot be that of its source, `target_pitch` that is none of PITCHES.
     """
     if "convert" not in model.programs:
@@ -61,11 +63,13 @@ def convert_all(
     seeds = speech.each_seed(seeds, len(requests))
     table, pieces, means, origins = model.pronunciations(lexicon), [], {}, []
     codes: dict[int, np.ndarray] = {}
+    audios: list[np.ndarray] = []
     for i, ((source, text, prompt), seed) in enumerate(zip(requests, seeds, strict=True)):
         audio = source_audio(model, source)
         score = listen(model, aligner, audio, front.words(text, table, language))
         codes[i] = model.encode(audio)
-        heard, given = model.hear(prompt), {**options, "target_pitch": target_pitch, "steps": steps}
+        audios.append(audio)
+        heard, given = model.hear(prompt), {**options, "target_pitch": target_pitch, "steps": steps, "wiener": wiener}
         if target_pitch == "shifted" and not len(heard.codes):
             raise ValueError("target_pitch='shifted' moves the source's pitch to the prompt's, and there is no prompt; give one, or another of "
                              f"{PITCHES}")
@@ -114,7 +118,30 @@ def convert_all(
         for piece, out in zip(group, model.run("convert", rows, keys, sizes, steps=steps, **options, **speech.windows(model, room))):
             speech.accept(piece, out)
     mine = lambda i: [piece for piece in placed if piece.request == i]
-    return [dataclasses.replace(speech.join(model, mine(i)), origin=origins[i]) for i in range(len(requests))]
+    made = [dataclasses.replace(speech.join(model, mine(i)), origin=origins[i]) for i in range(len(requests))]
+    if wiener:
+        made = [dataclasses.replace(one, audio=filtered(audio, one.audio, model.rate)) for one, audio in zip(made, audios)]
+    return made
+
+
+def filtered(noisy: np.ndarray, made: np.ndarray, rate: int) -> np.ndarray:
+    """`noisy` `[s]` without what is not in `made` `[s']`, the same speech generated clean: float32 `[s]`.
+
+    A Wiener filter, `(S / (S + N)) ^ 1/2` of power spectra (Lim and Oppenheim 1979, "power spectrum filtering"), not of the paper: it keeps the
+    source's own sound where generated latents would replace it. S is `made`, as loud as the source where it is loudest; N, one spectrum for
+    all of the recording, the source's in the fifth of the frames where there is least of S. At most 20 dB are taken.
+    """
+    size, hop = round(0.032 * rate), round(0.008 * rate)
+    made = np.pad(made[: len(noisy)], (0, max(len(noisy) - len(made), 0)))
+    spectra = lambda x: scipy.signal.stft(x, rate, nperseg=size, noverlap=size - hop)[2]
+    heard = spectra(noisy)
+    power, voice = np.square(np.abs(heard)) + 1e-12, np.square(np.abs(spectra(made))) + 1e-12
+    loud = voice >= np.quantile(voice, 0.9)
+    voice *= np.exp(np.median(np.log(power[loud] / voice[loud])))
+    quiet = voice <= np.quantile(voice, 0.2, axis=1, keepdims=True)
+    noise = (quiet * power).sum(1, keepdims=True) / quiet.sum(1, keepdims=True)
+    gain = np.sqrt(voice / (voice + noise)).clip(0.1)
+    return scipy.signal.istft(gain * heard, rate, nperseg=size, noverlap=size - hop)[1][: len(noisy)].astype(np.float32)
 
 
 def _mean_pitch(model: Model, audio: np.ndarray) -> float:
