@@ -132,8 +132,8 @@ def filtered(noisy: np.ndarray, made: np.ndarray, rate: int) -> np.ndarray:
     all of the recording, the source's in the fifth of the frames where there is least of S. At most 20 dB are taken.
     """
     size, hop = round(0.032 * rate), round(0.008 * rate)
-    made = np.pad(made[: len(noisy)], (0, max(len(noisy) - len(made), 0)))
-    spectra = lambda x: scipy.signal.stft(x, rate, nperseg=size, noverlap=size - hop)[2]
+    room = max(len(noisy), size)
+    spectra = lambda x: scipy.signal.stft(np.pad(x[:room], (0, max(room - len(x), 0))), rate, nperseg=size, noverlap=size - hop)[2]
     heard = spectra(noisy)
     power, voice = np.square(np.abs(heard)) + 1e-12, np.square(np.abs(spectra(made))) + 1e-12
     loud = voice >= np.quantile(voice, 0.9)
