@@ -34,8 +34,10 @@ A model that goes on from its prompt (VALL-E) must know what that says: `--promp
 `--task=continue` keeps the first `--seconds` of the prompt, a recording whose whole text is `--text`, and says the rest. Options of the system's
 own are given as `--option=NAME=VALUE` (VALL-E: top_p, best_of, repetition_window and others).
 
-`sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt, or with `--wiener` its
-sound as well: only what the model does not say again is taken away. The text is what the source says: an aligner finds its phones there. Lines of `--batch` have the source before the prompts.
+`sing` takes notes and lyrics from MusicXML or MIDI (`--text` where the file has no lyrics). `convert` keeps the source's words and times in
+the voice of the prompt; `enhance` its pitch too, in the sound of a clean prompt, or with `--wiener` its sound as well: only what the model
+does not say again is taken away. The text is what the source says: an aligner finds its phones there. Lines of `--batch` have the source
+before the prompts.
 
     python -m ns2_jax.synthesize --task=edit --source=me.wav --said="I like tea." --text="I like coffee." --model=DIR --out=out.wav
 
@@ -188,6 +190,10 @@ def read_jobs() -> list[Job]:
         raise ValueError("--target_pitch goes with --task=convert or --task=enhance")
     if FLAGS.wiener and FLAGS.task != "enhance":
         raise ValueError("--wiener goes with --task=enhance")
+    if FLAGS.wiener and FLAGS.target_pitch not in (None, "kept"):
+        raise ValueError(f"--target_pitch={FLAGS.target_pitch} does not go with --wiener, which filters the source as it is")
+    if "wiener" in inference.options_of(FLAGS.option):
+        raise ValueError("--option=wiener: it is a flag of its own, --wiener")
     if singing and not FLAGS.language.lower().startswith("en"):
         raise ValueError(f"--language={FLAGS.language}: --task=sing knows English only")
     if FLAGS.score is not None and FLAGS.speed is not None:

@@ -146,6 +146,7 @@ def test_refused(model, corpus, noisy, tmp_path):
     assert "--clean goes with --task=enhance" in refused(NAME, "--task=convert", f"--clean={corpus}", *there)
     assert "--clean goes with --task=enhance" in refused(NAME, f"--clean={corpus}", *there)
     assert "--wiener goes with --task=enhance" in refused(NAME, "--task=convert", "--wiener", *there)
+    assert "--option=wiener: it is a flag of its own" in refused(NAME, "--task=convert", "--option=wiener=True", *there)
     assert "needs --task=sing" in refused(NAME, "--evals=intonation", *there)
     assert "needs --task=convert" in refused(NAME, "--evals=voice_change", *there)
     codec = tiny.write_model("codec", tmp_path / "codec")

@@ -131,8 +131,10 @@ def read_flags() -> tuple[str | None, Path | None]:
         raise ValueError(f"--{beside[0]} does not go with --task=dialogue, which takes --model, --data and --clean")
     if FLAGS.at_once and FLAGS.task != "dialogue":
         raise ValueError("--at_once goes with --task=dialogue")
-    if FLAGS.wiener and FLAGS.task != "enhance":
-        raise ValueError("--wiener goes with --task=enhance")
+    if FLAGS.wiener and (FLAGS.task != "enhance" or "speed" in (FLAGS.evals or ())):
+        raise ValueError("--wiener goes with --task=enhance, and not with --evals=speed")
+    if "wiener" in inference.options_of(FLAGS.option):
+        raise ValueError("--option=wiener: it is a flag of its own, --wiener")
     if FLAGS.prompts:
         surroundings.read(FLAGS.prompts)
     out = Path(FLAGS.out) if FLAGS.out else Path(FLAGS.workdir) / "evaluation" if FLAGS.workdir else None

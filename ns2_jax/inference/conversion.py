@@ -58,6 +58,8 @@ def convert_all(
     """
     if "convert" not in model.programs:
         raise ValueError(f"{model.name} does not convert; it offers {sorted(model.programs)}")
+    if wiener and target_pitch != "kept":
+        raise ValueError(f"wiener filters the source, whose pitch must be kept: target_pitch={target_pitch!r}; expected 'kept'")
     if target_pitch not in PITCHES:
         raise ValueError(f"target_pitch={target_pitch!r}; expected one of {PITCHES}")
     seeds = speech.each_seed(seeds, len(requests))
@@ -135,9 +137,9 @@ def filtered(noisy: np.ndarray, made: np.ndarray, rate: int) -> np.ndarray:
     room = max(len(noisy), size)
     spectra = lambda x: scipy.signal.stft(np.pad(x[:room], (0, max(room - len(x), 0))), rate, nperseg=size, noverlap=size - hop)[2]
     heard = spectra(noisy)
-    power, voice = np.square(np.abs(heard)) + 1e-12, np.square(np.abs(spectra(made))) + 1e-12
-    loud = voice >= np.quantile(voice, 0.9)
-    voice *= np.exp(np.median(np.log(power[loud] / voice[loud])))
+    power, voice = np.square(np.abs(heard)) + 1e-12, np.square(np.abs(spectra(made)))
+    loud = (voice >= np.quantile(voice, 0.9)) & (voice > 1e-12)
+    voice = voice * np.exp(np.median(np.log(power[loud] / voice[loud]))) if loud.any() else voice
     quiet = voice <= np.quantile(voice, 0.2, axis=1, keepdims=True)
     noise = (quiet * power).sum(1, keepdims=True) / quiet.sum(1, keepdims=True)
     gain = np.sqrt(voice / (voice + noise)).clip(0.1)
